@@ -1,0 +1,44 @@
+# Two commands do everything: `make demo` and `make test`. Both build .venv first if it is not there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb))
+
+.PHONY: demo test setup lab notebooks export clean check-machine
+
+demo: $(READY)  ## the main job on the embedded set; ends by naming the page to open
+	$(BIN)/wsss demo
+
+test: $(READY)  ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+
+setup: $(READY)  ## build .venv alone
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+notebooks: $(READY)  ## execute the library notebooks in place and clean them
+	@for nb in $(NBS); do echo $$nb; WSSS_PROGRESS=off $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace $$nb || exit 1; $(BIN)/nbdev_clean --fname $$nb; done
+
+export: $(READY)  ## nbs/ -> wsss_nb/
+	$(BIN)/nbdev_export
+
+clean:  ## remove .venv and what the runs left (recipes stay)
+	rm -rf $(VENV) build *.egg-info
+	find runs -mindepth 1 -maxdepth 1 ! -name recipes -exec rm -rf {} +
+
+$(READY): settings.ini setup.py pyproject.toml | check-machine
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing torch, torchvision and the rest into $(VENV) (a few GB, some minutes) ..."
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -c "from wsss_nb.core import check_torch_pair; check_torch_pair()"
+	@touch $@
+
+check-machine:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or newer (Debian, Ubuntu: apt-get install python3 python3-venv python3-dev)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is too old: Python 3.10 or newer is needed; name another with make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { echo "A C++ compiler is missing (pydensecrf needs one): install it (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++)"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "Python.h is missing (pydensecrf needs it): install Python's headers (Debian, Ubuntu: apt-get install python3-dev; Fedora: dnf install python3-devel)"; exit 1; }
