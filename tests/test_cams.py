@@ -42,7 +42,7 @@ def test_gradient_maps_of_a_nonlinear_head_match_a_slow_loop(weights):
             x = f[n:n + 1].clone().requires_grad_()
             head(x)[0, k].backward()
             g = x.grad[0]
-            if weights is cams.grad_weights: w = [g[d].sum() / 20 for d in range(3)]
+            if weights is cams.grad_weights: w = [20 * g[d].mean() for d in range(3)]
             else:
                 w = []
                 for d in range(3):
