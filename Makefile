@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb))
 
-.PHONY: demo test setup lab notebooks export clean check-machine
+.PHONY: demo test setup lab notebooks export readme clean check-machine
 
 demo: $(READY)  ## the main job on the embedded set; ends by naming the page to open
 	$(BIN)/wsss demo
@@ -23,6 +23,9 @@ notebooks: $(READY)  ## execute the library notebooks in place and clean them
 
 export: $(READY)  ## nbs/ -> wsss_nb/
 	$(BIN)/nbdev_export
+
+readme: $(READY)  ## nbs/index.ipynb -> README.md
+	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 
 clean:  ## remove .venv and what the runs left (recipes stay)
 	rm -rf $(VENV) build *.egg-info

@@ -115,8 +115,7 @@ class CamNet(Localiser):
         return self.head(features).mean((2, 3))
 
     def forward(self, batch):
-        loss = multilabel_loss(self.scores(self.backbone(batch['image'])[-1]), batch['labels'])
-        return dict(loss=loss, classification=loss)
+        return dict(loss=multilabel_loss(self.scores(self.backbone(batch['image'])[-1]), batch['labels']))
 
     def raw_maps(self, images):
         features = self.backbone(images)[-1]

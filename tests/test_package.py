@@ -1,0 +1,82 @@
+"""The package as somebody has it who only installed it: no notebook tools, the stage notebooks inside, the README's lines at work."""
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKED = ('nbdev', 'fastcore', 'execnb', 'IPython', 'ipykernel', 'jupyterlab', 'papermill', 'nbconvert', 'nbformat')
+BLOCK = f'''
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {BLOCKED!r}: raise ImportError(f'{{name}} was imported')
+sys.meta_path.insert(0, Blocked())
+'''
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp('wheel')
+    r = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(out), str(ROOT)], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    return next(out.glob('*.whl'))
+
+
+def python(code, site, cwd): return subprocess.run([sys.executable, '-S', '-c', f'import sys; sys.path[:0] = {[str(site)] + [p for p in sys.path if "site-packages" in p]!r}\n' + BLOCK + code], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture(scope='module')
+def site(wheel, tmp_path_factory):
+    out = tmp_path_factory.mktemp('site')
+    zipfile.ZipFile(wheel).extractall(out)
+    return out
+
+
+def test_the_wheel_holds_the_stages_and_the_recipes(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f'wsss_nb/stages/{s}.ipynb' for s in ('train', 'masks', 'segment', 'evaluate', 'report')} <= names
+    assert {f'wsss_nb/recipe_files/{p.name}' for p in (ROOT / 'runs/recipes').glob('*.yaml')} <= names
+    assert {f'wsss_nb/{p.relative_to(ROOT / "wsss_nb")}' for p in (ROOT / 'wsss_nb').rglob('*.py')} <= names
+
+
+def test_every_module_imports_without_notebook_tools(site, tmp_path):
+    code = '''
+import importlib, pkgutil, wsss_nb
+assert wsss_nb.__file__.startswith({site!r}), wsss_nb.__file__
+names = [m.name for m in pkgutil.walk_packages(wsss_nb.__path__, 'wsss_nb.') if not m.name.endswith('_modidx') and not m.ispkg]
+for n in names: importlib.import_module(n)
+from wsss_nb.recipes import all_recipes, stage_notebook
+assert str(stage_notebook('train')).startswith({site!r}) and 'cam_synthetic' in all_recipes()
+print(len(names))
+'''.format(site=str(site))
+    r = python(code, site, tmp_path)
+    assert r.returncode == 0, r.stderr
+    assert int(r.stdout) > 20
+
+
+def test_the_lines_of_the_readme_turn_tagged_images_into_masks(site, tmp_path):
+    from wsss_nb.data.synthetic import synthetic
+    data = synthetic('train', n=6)
+    (tmp_path / 'photos/holiday').mkdir(parents=True)
+    rows = ['image,tags']
+    for i in range(6):
+        name = f'holiday/beach {i}.png' if i < 2 else f'{i}.png'
+        Image.fromarray(data.image(i)).save(tmp_path / 'photos' / name)
+        rows.append(f'{name},' + ';'.join(data.classes[t - 1] for t in data[i].tags))
+    (tmp_path / 'photos/tags.csv').write_text('\n'.join(rows))
+    code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]
+    small = code.replace("backbone='mobilenet_v2', weights='imagenet'", "backbone='tiny', weights='', crop=64, long_side=(64, 96), epochs=1, device='cpu'")
+    assert small != code
+    r = python(small, site, tmp_path)
+    assert r.returncode == 0, r.stderr
+    masks = sorted((tmp_path / 'out/masks').rglob('*.png'))
+    assert len(masks) == 6
+    for m in masks:
+        image = Image.open(m)
+        assert image.mode == 'P' and set(np.unique(image)) <= set(range(len(data.classes) + 1))

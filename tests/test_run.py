@@ -1,0 +1,252 @@
+"""Runs as a user has them: cached, strict, locked, killed and resumed. Small, on the embedded set."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsss_nb import run as R
+from wsss_nb.cli import main
+from wsss_nb.core import UserError
+from wsss_nb.recipes import STAGES, notebook_parameters, stage_notebook, stage_parameters
+
+SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
+RECIPE = 'stages: [train, masks, segment, evaluate]\n'
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "A finished small run"
+    d = tmp_path_factory.mktemp('runs')
+    (d / 'small.yaml').write_text(RECIPE)
+    R.run_recipe(str(d / 'small.yaml'), SMALL, runs=d / 'runs', say=print)
+    return d
+
+
+def made(d): return sorted(p.parent.name for p in (d / 'runs/stages').glob('*/stage.json'))
+
+
+def test_a_run_leaves_its_record(small):
+    folder = small / 'runs/small'
+    run, metrics = (json.loads((folder / f).read_text()) for f in ('run.json', 'metrics.json'))
+    assert run['state'] == 'done' and list(run['stages']) == ['train', 'masks', 'segment', 'evaluate']
+    for made in run['stages'].values(): assert {'parameters', 'versions', 'code', 'data', 'device', 'seconds'} <= set(made)
+    assert run['stages']['train']['parameters']['seed'] == 0 and run['stages']['train']['data']['train']
+    for n in metrics['numbers']: assert {'what', 'split', 'miou', 'images', 'threshold', 'threshold_from', 'use_image_labels', 'seed', 'device', 'oracle'} <= set(n)
+    assert {(n['what'], n['split'], n['oracle']) for n in metrics['numbers']} == {('masks', 'train', False), ('masks', 'val', False), ('network', 'train', False), ('network', 'val', False), ('score maps', 'train', True), ('score maps', 'val', True)}
+    for stage in run['stages']: assert (folder / f'{stage}.ipynb').stat().st_size > 10_000
+
+
+def test_the_miou_equals_an_independent_count_from_the_pngs(small):
+    from PIL import Image
+    from wsss_nb.data.catalog import open_data
+    data = open_data('synthetic', 'val', limit=12)
+    masks = small / 'runs/stages' / next(s for s in made(small) if s.startswith('masks'))
+    inter, union = np.zeros(len(data.classes) + 1), np.zeros(len(data.classes) + 1)
+    for i, name in enumerate(data.names):
+        p, t = np.array(Image.open(masks / 'val' / f'{name}.png')), data.mask(i)
+        for k in range(len(inter)):
+            a, b = (p == k) & (t != 255), t == k
+            inter[k] += (a & b).sum()
+            union[k] += (a | b).sum()
+    slow = np.mean([i / u for i, u in zip(inter, union) if u])
+    number = next(n for n in json.loads((small / 'runs/small/metrics.json').read_text())['numbers'] if n['what'] == 'masks' and n['split'] == 'val')
+    assert abs(number['miou'] - slow) < 1e-9
+
+
+def test_the_second_run_does_nothing(small):
+    before = {p: p.stat().st_mtime_ns for p in (small / 'runs').rglob('*') if p.is_file() and p.name != '.lock'}
+    said = []
+    R.run_recipe(str(small / 'small.yaml'), SMALL, runs=small / 'runs', say=said.append)
+    assert all('kept' in s for s in said) and len(said) == 4
+    assert before == {p: p.stat().st_mtime_ns for p in (small / 'runs').rglob('*') if p.is_file() and p.name != '.lock'}
+
+
+def test_a_crf_parameter_starts_again_at_the_masks(small):
+    said = []
+    R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
+    assert 'kept' in said[0] and 'kept' not in said[1]
+    assert len(list((small / 'runs/stages').glob('maps-*'))) == 2  # the score maps of both splits were not made again
+    said.clear()
+    R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'masks.crf_iters=5', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
+    assert 'kept' in said[0] and 'kept' not in said[1]
+
+
+def test_the_key_knows_what_can_change_a_number(monkeypatch):
+    p = stage_parameters({'limit': 4})['train']
+    key = R.stage_key('train', p)[0]
+    for neutral in (dict(runs='elsewhere'), dict(workers=3), dict(save_seconds=1.)): assert R.stage_key('train', {**p, **neutral})[0] == key
+    for change in (dict(seed=1), dict(lr=.01), dict(limit=5), dict(device='cpu'), dict(options=dict(kind='grad_cam'))): assert R.stage_key('train', {**p, **change})[0] != key
+    monkeypatch.setattr(R, 'code_digest', lambda *a: 'other')
+    assert R.stage_key('train', p)[0] != key
+
+
+def test_code_counts_from_the_notebook_down():
+    assert {'cams', 'train', 'nets.tiny', 'data.catalog', 'core'} <= set(R.code_modules(['recipes', 'cams', 'data.catalog']))
+    assert not {'run', 'report', 'cli', 'show'} & set(R.code_modules(['recipes', 'evaluate']))
+
+
+# -- strictness
+
+@pytest.mark.parametrize('option, text', [
+    ('train.epoch=3', r"recipe, train: unknown name 'epoch'. Did you mean 'epochs'"),
+    ('trian.epochs=3', r"unknown name 'trian'. Did you mean 'train'"),
+    ('train.epochs=ten', r"train.epochs: expected int .the default is 3., got str 'ten'"),
+    ('train.epochs=1.5', r'train.epochs: expected int'),
+    ('masks.flip=1', r'masks.flip: expected bool'),
+    ('masks.refine=crf', r"masks.refine: expected list .the default is .*got str 'crf'"),
+    ('backbone=mobilnet', r"backbone: unknown name 'mobilnet'. Did you mean 'mobilenet_v2'"),
+    ('method=cma', r"method: unknown name 'cma'. Did you mean 'cam'"),
+    ('options={knd: cam}', r"train.options of cam: unknown name 'knd'. Did you mean 'kind'"),
+    ('masks.refine=[crv]', r"masks.refine: unknown name 'crv'. Did you mean 'crf'"),
+    ('data.name=voc', r"data_name: unknown name 'voc'"),
+    ('train.epochs', r'expected name=value'),
+])
+def test_wrong_names_and_types_are_refused_before_anything_runs(tmp_path, capsys, option, text):
+    import re
+    (tmp_path / 'r.yaml').write_text(RECIPE)
+    assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs'), '-p', option]) == 2
+    err = capsys.readouterr().err
+    assert re.search(text, err) and err.startswith('wsss: ') and err.count('\n') == 1
+    assert not list(tmp_path.glob('runs/stages/*/*.ipynb'))
+
+
+def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
+    assert main(['run', 'cam_synthetik', '--runs', str(tmp_path)]) == 2
+    assert "Did you mean 'cam_synthetic'?" in capsys.readouterr().err
+    assert main(['resume', 'nothing', '--runs', str(tmp_path)]) == 2
+    assert "no run is called 'nothing'" in capsys.readouterr().err
+
+
+def test_a_notebook_without_the_tag_is_refused(tmp_path, monkeypatch):
+    nb = json.loads(stage_notebook('train').read_text())
+    for c in nb['cells']: c['metadata'].pop('tags', None)
+    (tmp_path / 'train.ipynb').write_text(json.dumps(nb))
+    with pytest.raises(UserError, match='expected one cell with the tag `parameters`, found 0; papermill would run it with the defaults'): notebook_parameters(tmp_path / 'train.ipynb')
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_every_parameter_has_a_comment_or_speaks_for_itself(stage):
+    for name, (default, comment) in notebook_parameters(stage_notebook(stage)).items():
+        assert comment or name in ('seed', 'batch_size', 'weight_decay', 'crf_iters', 'pamr_iters', 'pamr_dilations'), name
+
+
+def papermill(*args, cwd): return subprocess.run([sys.executable, '-m', 'papermill', *map(str, args)], cwd=cwd, capture_output=True, text=True)
+
+
+def test_papermill_alone_works_from_any_folder_and_is_strict_too(tmp_path):
+    train = stage_notebook('train')
+    assert papermill(train, tmp_path / 'out.ipynb', '-p', 'method', 'cam', '-p', 'limit', '8', '-p', 'epochs', '1', cwd=tmp_path).returncode == 0
+    assert list(tmp_path.glob('runs/stages/train-*/stage.json'))
+    r = papermill(train, tmp_path / 'bad.ipynb', '-p', 'epoch', '1', cwd=tmp_path)
+    assert r.returncode != 0 and "train: unknown parameter 'epoch'. Did you mean 'epochs'?" in r.stderr
+
+
+# -- failures
+
+def test_a_failing_cell_is_told_in_one_line_and_leaves_the_notebook(small, tmp_path, capsys):
+    (tmp_path / 'small.yaml').write_text(RECIPE)
+    options = [x for o in [*SMALL, 'train.lr=1e30', 'train.optimizer=sgd'] for x in ('-p', o)]
+    assert main(['run', str(tmp_path / 'small.yaml'), '--runs', str(tmp_path / 'runs'), *options]) == 1
+    err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]
+    assert len(err) == 1 and 'train failed in cell' in err[0] and 'images of this batch' in err[0]
+    executed = json.loads((tmp_path / 'runs/small/train.ipynb').read_text())
+    assert any(o['output_type'] == 'error' for c in executed['cells'] for o in c.get('outputs', []))
+    assert json.loads((tmp_path / 'runs/small/run.json').read_text())['state'] == 'stopped in train'
+
+
+def test_two_runs_into_one_folder(tmp_path, capsys):
+    (tmp_path / 'r.yaml').write_text(RECIPE)
+    holder = subprocess.Popen([sys.executable, '-c', f'import time\nfrom wsss_nb.run import locked\nwith locked({str(tmp_path / "runs/r")!r}, "run r"):\n print("held", flush=True); time.sleep(60)'], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == 'held\n'
+    try:
+        assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs')]) == 2
+        assert f'run r: another process (pid {holder.pid}) is working in' in capsys.readouterr().err
+    finally: holder.kill(); holder.wait()
+    with R.locked(tmp_path / 'runs/r', 'run r'): pass  # the lock went with its holder
+
+
+def test_a_full_disk_is_told_with_its_remedy(tmp_path, monkeypatch):
+    import errno
+    from wsss_nb.core import whole_file
+    def full(fd): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match='a.json: the disk is full: free some space and start again, finished work is kept'):
+        with whole_file(tmp_path / 'a.json', 'w') as f: f.write('x')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='POSIX')
+def test_no_permission_is_told(tmp_path, capsys):
+    (tmp_path / 'r.yaml').write_text(RECIPE)
+    locked = tmp_path / 'locked'
+    locked.mkdir()
+    for p in (tmp_path, *tmp_path.parents): 
+        if p.owner() == tmp_path.owner() and p != Path('/'): p.chmod(p.stat().st_mode | 0o055)
+    locked.chmod(0o555)
+    root = os.geteuid() == 0
+    if root: os.seteuid(65534)
+    try: assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(locked / 'runs')]) == 2
+    finally:
+        if root: os.seteuid(0)
+    assert 'no permission to write there: choose another folder or change its permissions' in capsys.readouterr().err
+
+
+def test_a_read_only_runs_folder_is_told(tmp_path, monkeypatch, capsys):
+    import errno
+    (tmp_path / 'r.yaml').write_text(RECIPE)
+    def read_only(self, *a, **k): raise OSError(errno.EROFS, 'Read-only file system')
+    monkeypatch.setattr(Path, 'mkdir', read_only)
+    assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs')]) == 2
+    assert 'the file system is read-only: choose another folder' in capsys.readouterr().err
+
+
+def test_the_kernel_is_this_python(tmp_path, monkeypatch):
+    "A kernel called python3 elsewhere must not be taken"
+    fake = tmp_path / 'share/jupyter/kernels/python3'
+    fake.mkdir(parents=True)
+    (fake / 'kernel.json').write_text(json.dumps(dict(argv=['/bin/false', '{connection_file}'], display_name='wrong', language='python')))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'share/jupyter'))
+    nb = dict(cells=[dict(cell_type='code', id='a', metadata=dict(tags=['parameters']), source='x = 1', outputs=[], execution_count=None),
+                     dict(cell_type='code', id='b', metadata={}, source='import sys; print(sys.executable)', outputs=[], execution_count=None)],
+              metadata=dict(kernelspec=dict(name='python3', display_name='', language='python')), nbformat=4, nbformat_minor=5)
+    (tmp_path / 'n.ipynb').write_text(json.dumps(nb))
+    R.run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'test', tmp_path / '.progress')
+    assert json.loads((tmp_path / 'out.ipynb').read_text())['cells'][-1]['outputs'][0]['text'][0].strip() == sys.executable
+
+
+# -- kill -9
+
+def killed_runs(tmp_path, small, kills, seed):
+    "Kill the same run at random moments until it was killed `kills` times, then let it finish; returns the moments"
+    command = [str(Path(sys.executable).parent / 'wsss'), 'run', str(small / 'small.yaml'), '--runs', str(tmp_path / 'runs')] + [x for o in SMALL for x in ('-p', o)]
+    rng, moments = np.random.default_rng(seed), []
+    for i in range(kills):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        moment = rng.uniform(6, 20)
+        try: child.wait(moment)
+        except subprocess.TimeoutExpired:
+            # every second time the runner alone dies and its kernel has to notice; otherwise everything dies, as in a power cut
+            os.kill(child.pid, signal.SIGKILL) if i % 2 else os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            stages = sorted(p.parent.name.split('-')[0] for p in (tmp_path / 'runs/stages').glob('*/stage.json'))
+            moments.append((round(moment, 1), stages))
+        else: break  # it finished before its moment came
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return moments
+
+
+@pytest.mark.parametrize('seed, kills', [(1, 4), pytest.param(2, 10, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_metrics(small, tmp_path, seed, kills):
+    moments = killed_runs(tmp_path, small, kills, seed)
+    print('killed after (seconds, stages finished):', moments)
+    assert len(moments) >= 2
+    assert (tmp_path / 'runs/small/metrics.json').read_bytes() == (small / 'runs/small/metrics.json').read_bytes()
+    assert not list((tmp_path / 'runs').rglob('*.part'))
