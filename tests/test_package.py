@@ -1,5 +1,6 @@
 """The package as somebody has it who only installed it: no notebook tools, the stage notebooks inside, the README's lines at work."""
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,8 +23,10 @@ sys.meta_path.insert(0, Blocked())
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp('wheel')
-    r = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(out), str(ROOT)], capture_output=True, text=True)
+    out, copy = tmp_path_factory.mktemp('wheel'), tmp_path_factory.mktemp('checkout')
+    for name in ('wsss_nb', 'nbs/run', 'runs/recipes'): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT / name, copy)
+    r = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(out), str(copy)], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     return next(out.glob('*.whl'))
 

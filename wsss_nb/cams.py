@@ -92,11 +92,12 @@ class Localiser(nn.Module):
         new = [p for p in self.parameters() if id(p) not in old]
         return [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], head=False), dict(params=new, head=True)]
 
-    def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True):
+    def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024):
         "A ScoreMaps for each of the images (uint8, of one size): normalised maps of the classes in `labels` [B,K]"
-        device = next(self.parameters()).device
-        maps = normalize(multi_scale(self.raw_maps, images, scales, flip, device))
-        return [ScoreMaps((present.nonzero().flatten() + 1).cpu().numpy(), m[present].cpu().numpy()) for m, present in zip(maps, labels.bool().to(device))]
+        keep = labels.bool().any(0).cpu()
+        if not keep.any(): return [ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32)) for i in images]
+        maps = normalize(multi_scale(lambda x: self.raw_maps(x)[:, keep], images, scales, flip, next(self.parameters()).device, max_side=max_side)).cpu().numpy()
+        return [ScoreMaps(present.nonzero().flatten().numpy() + 1, m[present[keep].numpy()]) for m, present in zip(maps, labels.bool().cpu())]
 
 # %% ../nbs/03_cams.ipynb #40f2bf88
 class CamNet(Localiser):
@@ -121,11 +122,11 @@ class CamNet(Localiser):
         features = self.backbone(images)[-1]
         return self.head(features) if self.weights is None else gradient_maps(features, self.scores, self.weights)
 
-# %% ../nbs/03_cams.ipynb #8bafa767
-def predicted_labels(net, images):
+# %% ../nbs/03_cams.ipynb #103efd2b
+def predicted_labels(net, images, max_side=1024):
     "The classes that the network itself sees in the images (uint8, of one size): positive mean of the raw map"
     device = next(net.parameters()).device
-    return (multi_scale(net.raw_maps, images, (1.,), True, device).mean((2, 3)) > 0).float().cpu()
+    return (multi_scale(net.raw_maps, images, (1.,), True, device, max_side=max_side).mean((2, 3)) > 0).float().cpu()
 
 
 @torch.no_grad()
@@ -137,6 +138,7 @@ def write_score_maps(
     flip=True,
     batch_size=8,  # images of one size at a time
     use_image_labels=True,  # maps of the tagged classes; otherwise of the classes that the network sees
+    max_side=1024,  # images with a longer side are shown with this one
 ):
     "Write the score maps of every image that has none yet"
     net.eval()
@@ -145,8 +147,8 @@ def write_score_maps(
     bar.start_at(len(data) - len(todo))
     for batch in batches_of_one_size(data, batch_size, todo):
         images = [s.image for s in batch]
-        labels = torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]) if use_image_labels else predicted_labels(net, images)
-        for s, maps in zip(batch, net.score_maps(images, labels, scales, flip)): save_maps(Path(folder) / f'{s.name}.npz', *maps)
+        labels = torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]) if use_image_labels else predicted_labels(net, images, max_side)
+        for s, maps in zip(batch, net.score_maps(images, labels, scales, flip, max_side)): save_maps(Path(folder) / f'{s.name}.npz', *maps)
         bar.step(len(batch))
     bar.close()
 
@@ -157,7 +159,7 @@ def tag_ap(net, data, batch_size=8):
     net.eval()
     device, scores, tags = next(net.parameters()).device, [], []
     for batch in batches_of_one_size(data, batch_size):
-        scores.append(multi_scale(net.raw_maps, [s.image for s in batch], (1.,), True, device).mean((2, 3)).cpu())
+        scores.append(multi_scale(net.raw_maps, [s.image for s in batch], (1.,), True, device, max_side=1024).mean((2, 3)).cpu())
         tags.append(torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]))
     scores, tags = torch.cat(scores), torch.cat(tags).bool()
     return float(np.mean([pixel_ap(scores[:, k], tags[:, k]) for k in range(len(data.classes)) if tags[:, k].any()] or [float('nan')]))

@@ -30,12 +30,13 @@ def write_predictions(
     batch_size=8,  # images of one size at a time
     crf='',  # preset of a CRF, '' = none
     workers=0,  # processes for the CRF
+    max_side=1024,  # images with a longer side are shown with this one
 ):
     "Write the prediction of every image that has none yet"
     todo = [i for i, n in enumerate(data.names) if not (Path(out) / f'{n}.png').exists()]
     def predicted():
         for batch in batches_of_one_size(data, batch_size, todo):
-            for s, p in zip(batch, net.predict([s.image for s in batch], scales, flip).cpu().numpy()): yield s.image, p, crf, Path(out) / f'{s.name}.png'
+            for s, p in zip(batch, net.predict([s.image for s in batch], scales, flip, max_side).cpu().numpy()): yield s.image, p, crf, Path(out) / f'{s.name}.png'
     if crf:
         for _ in parallel(with_crf, predicted(), 'predictions, image', len(todo), workers): pass
         return

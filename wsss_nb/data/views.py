@@ -129,12 +129,14 @@ def multi_scale(
     flip=True,
     device='cpu',
     size=None,  # (h, w) of the result: the images' own size if not given
+    max_side=0,  # images with a longer side are shown with this one, 0 = no limit
 ):
     "Sum of the raw maps over scales and mirror images, bilinear at `size`"
     if len({i.shape for i in images}) != 1: raise UserError(f'images: expected one size in a batch, got {sorted({i.shape[:2] for i in images})}.')
-    size, total = size or images[0].shape[:2], 0
+    size, total, long_side = size or images[0].shape[:2], 0, max(images[0].shape[:2])
+    fit = max_side / long_side if 0 < max_side < long_side else 1.
     for s in scales:
-        maps = merge_pairs(maps_of(pair_views(images, s, device, flip)), flip)
+        maps = merge_pairs(maps_of(pair_views(images, s * fit, device, flip)), flip)
         total = total + torch.nn.functional.interpolate(maps, size, mode='bilinear', align_corners=False)
     return total
 

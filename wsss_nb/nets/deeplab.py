@@ -68,7 +68,7 @@ class LightDeepLab(nn.Module):
         old = {id(p) for p in self.backbone.parameters()}
         return [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], head=False), dict(params=[p for p in self.parameters() if id(p) not in old], head=True)]
 
-    def predict(self, images, scales=(1.,), flip=True):
+    def predict(self, images, scales=(1.,), flip=True, max_side=1024):
         "Probabilities [B,K+1,H,W] of uint8 images of one size: the mean over scales and mirror images"
         views = len(scales) * (2 if flip else 1)
-        return multi_scale(lambda x: self.logits(x).softmax(1), images, scales, flip, next(self.parameters()).device) / views
+        return multi_scale(lambda x: self.logits(x).softmax(1), images, scales, flip, next(self.parameters()).device, max_side=max_side) / views

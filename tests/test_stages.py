@@ -1,0 +1,84 @@
+"""Strange images through the stages: one pixel, a very large photograph, no tag, no ground truth."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsss_nb.cams import CamNet, write_score_maps
+from wsss_nb.core import UserError
+from wsss_nb.data.catalog import open_data
+from wsss_nb.data.sample import load_maps
+from wsss_nb.evaluate import write_predictions
+from wsss_nb.nets.deeplab import LightDeepLab, mask_loss
+from wsss_nb.nets.zoo import build
+from wsss_nb.refine.masks import WithMasks, refined_mask, write_masks
+
+
+def folder(tmp_path, sizes):
+    root = tmp_path / 'photos'
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (w, h) in sizes.items(): Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)).save(root / f'{name}.png')
+    (root / 'tags.csv').write_text('image,tags\n' + ''.join(f'{n}.png,{"cat" if i % 2 else "dog;cat"}\n' for i, n in enumerate(sizes)))
+    return open_data('folder', '', str(root))
+
+
+@pytest.mark.parametrize('sizes', [dict(one=(1, 1), thin=(300, 2), two=(2, 3)), pytest.param(dict(large=(6000, 4000)), id='6000x4000')])
+def test_images_of_any_size_get_maps_masks_and_predictions(tmp_path, sizes):
+    data = folder(tmp_path, sizes)
+    torch.manual_seed(0)
+    write_score_maps(CamNet(build('tiny'), 2), data, tmp_path / 'maps')
+    write_masks(data, tmp_path / 'maps', tmp_path / 'masks', steps=['crf'] if 'one' in sizes else [])
+    write_predictions(LightDeepLab(build('tiny'), 2).eval(), data, tmp_path / 'predictions')
+    for name, (w, h) in sizes.items():
+        maps = load_maps(tmp_path / f'maps/{name}.npz')
+        assert maps.maps.shape == (len(data[name].tags), h, w) and np.isfinite(maps.maps).all() and maps.maps.max() <= 1
+        for out in ('masks', 'predictions'): assert Image.open(tmp_path / out / f'{name}.png').size == (w, h)
+
+
+def test_the_network_names_the_classes_where_tags_are_not_to_be_used(tmp_path):
+    data = folder(tmp_path, dict(a=(40, 30)))
+    net = CamNet(build('tiny'), 2)
+    with torch.no_grad(): net.head.weight[0], net.head.weight[1] = net.head.weight[0].abs(), -net.head.weight[1].abs()  # features are not negative
+    write_score_maps(net, data, tmp_path / 'maps', use_image_labels=False)
+    assert load_maps(tmp_path / 'maps/a.npz').keys.tolist() == [1] and data[0].tags == (1, 2)
+
+
+def test_an_image_without_any_tag_is_background(tmp_path):
+    maps = CamNet(build('tiny'), 3).eval().score_maps([np.zeros((4, 5, 3), np.uint8)], torch.zeros(1, 3))[0]
+    mask = refined_mask(np.zeros((4, 5, 3), np.uint8), maps, ['crf'])
+    assert mask.shape == (4, 5) and not mask.any()
+
+
+def test_masks_of_other_images_are_refused(tmp_path):
+    from wsss_nb.data.sample import save_mask
+    data = folder(tmp_path, dict(a=(40, 30)))
+    save_mask(tmp_path / 'masks/a.png', np.zeros((30, 41), np.uint8))
+    with pytest.raises(UserError, match='a.png is 41x30, its image 40x30; were they made from other images'): WithMasks(data, tmp_path / 'masks').mask(0)
+
+
+def test_only_ignored_pixels_give_no_loss_and_no_nan():
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    for kind in ('plain', 'balanced'):
+        loss = mask_loss(logits, torch.full((1, 4, 4), 255), kind)
+        loss.backward()
+        assert loss == 0 and not logits.grad.any()
+
+
+def test_your_own_folder_without_ground_truth_from_tags_to_report(tmp_path):
+    from wsss_nb.cli import main
+    from wsss_nb.data.synthetic import synthetic
+    drawn, root = synthetic('train', n=8), tmp_path / 'my photos'
+    (root / 'sub').mkdir(parents=True)
+    for i in range(8): Image.fromarray(drawn.image(i)).save(root / ('sub' if i % 2 else '.') / f'photo {i}.png')
+    (root / 'tags.csv').write_text('image,tags\n' + ''.join(f'{"sub/" if i % 2 else ""}photo {i}.png,{";".join(drawn.classes[t - 1] for t in drawn[i].tags)}\n' for i in range(8)))
+    assert main(['data', 'check', 'folder', '--root', str(root), '--sheet', str(tmp_path)]) == 0
+    small = ['backbone=tiny', 'weights=', 'train.epochs=1', 'train.batch_size=4', 'train.crop=64', 'train.long_side=[64, 96]', 'segment.epochs=1', 'segment.batch_size=4', 'segment.crop=64', 'masks.scales=[1.0]', 'masks.workers=1']
+    assert main(['run', 'own_folder', '--runs', str(tmp_path / 'runs'), '-p', f'data.root={root}', *[x for o in small for x in ('-p', o)]]) == 0
+    run = json.loads((tmp_path / 'runs/own_folder/run.json').read_text())
+    masks = tmp_path / 'runs/stages' / run['stages']['masks']['folder'] / 'all'
+    assert sorted(p.relative_to(masks).as_posix() for p in masks.rglob('*.png')) == sorted(f'{"sub/" if i % 2 else ""}photo {i}.png' for i in range(8))
+    assert json.loads((tmp_path / 'runs/own_folder/metrics.json').read_text())['numbers'] == []
+    assert 'No ground truth, no numbers' in (tmp_path / 'runs/own_folder/report.html').read_text()
