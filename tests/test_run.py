@@ -13,8 +13,9 @@ import pytest
 
 from wsss_nb import run as R
 from wsss_nb.cli import main
+from wsss_nb.execute import locked, run_notebook
 from wsss_nb.core import UserError
-from wsss_nb.recipes import STAGES, notebook_parameters, stage_notebook, stage_parameters
+from wsss_nb.recipes import STAGES, all_recipes, notebook_parameters, read_recipe, stage_notebook, stage_parameters
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -124,6 +125,18 @@ def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
     assert "no run is called 'nothing'" in capsys.readouterr().err
 
 
+def test_a_dry_run_checks_the_recipe_and_the_data_and_runs_nothing(tmp_path, capsys):
+    assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert 'train: epochs=20' in out and 'synthetic val: 100 images' in out and not list(tmp_path.iterdir())
+    assert main(['run', 'cam_voc12', '--dry-run', '-p', f'data.root={tmp_path}']) == 2
+    assert 'wsss: root: expected' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('recipe', all_recipes())
+def test_every_recipe_is_valid(recipe): assert read_recipe(recipe)['about'] and stage_parameters(read_recipe(recipe))
+
+
 def test_a_notebook_without_the_tag_is_refused(tmp_path, monkeypatch):
     nb = json.loads(stage_notebook('train').read_text())
     for c in nb['cells']: c['metadata'].pop('tags', None)
@@ -148,6 +161,12 @@ def test_papermill_alone_works_from_any_folder_and_is_strict_too(tmp_path):
     assert r.returncode != 0 and "train: unknown parameter 'epoch'. Did you mean 'epochs'?" in r.stderr
 
 
+def test_a_stage_alone_makes_what_it_stands_on(tmp_path):
+    r = papermill(stage_notebook('evaluate'), tmp_path / 'out.ipynb', '-p', 'limit', '8', cwd=tmp_path)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert sorted(p.parent.name.split('-')[0] for p in tmp_path.glob('runs/stages/*/stage.json')) == ['evaluate', 'masks', 'train']
+
+
 # -- failures
 
 def test_a_failing_cell_is_told_in_one_line_and_leaves_the_notebook(small, tmp_path, capsys):
@@ -163,13 +182,13 @@ def test_a_failing_cell_is_told_in_one_line_and_leaves_the_notebook(small, tmp_p
 
 def test_two_runs_into_one_folder(tmp_path, capsys):
     (tmp_path / 'r.yaml').write_text(RECIPE)
-    holder = subprocess.Popen([sys.executable, '-c', f'import time\nfrom wsss_nb.run import locked\nwith locked({str(tmp_path / "runs/r")!r}, "run r"):\n print("held", flush=True); time.sleep(60)'], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, '-c', f'import time\nfrom wsss_nb.execute import locked\nwith locked({str(tmp_path / "runs/r")!r}, "run r"):\n print("held", flush=True); time.sleep(60)'], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == 'held\n'
     try:
         assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs')]) == 2
         assert f'run r: another process (pid {holder.pid}) is working in' in capsys.readouterr().err
     finally: holder.kill(); holder.wait()
-    with R.locked(tmp_path / 'runs/r', 'run r'): pass  # the lock went with its holder
+    with locked(tmp_path / 'runs/r', 'run r'): pass  # the lock went with its holder
 
 
 def test_a_full_disk_is_told_with_its_remedy(tmp_path, monkeypatch):
@@ -185,14 +204,14 @@ def test_a_full_disk_is_told_with_its_remedy(tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='POSIX')
 def test_no_permission_is_told(tmp_path, capsys):
     (tmp_path / 'r.yaml').write_text(RECIPE)
-    locked = tmp_path / 'locked'
-    locked.mkdir()
+    closed = tmp_path / 'closed'
+    closed.mkdir()
     for p in (tmp_path, *tmp_path.parents): 
         if p.owner() == tmp_path.owner() and p != Path('/'): p.chmod(p.stat().st_mode | 0o055)
-    locked.chmod(0o555)
+    closed.chmod(0o555)
     root = os.geteuid() == 0
     if root: os.seteuid(65534)
-    try: assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(locked / 'runs')]) == 2
+    try: assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(closed / 'runs')]) == 2
     finally:
         if root: os.seteuid(0)
     assert 'no permission to write there: choose another folder or change its permissions' in capsys.readouterr().err
@@ -217,7 +236,7 @@ def test_the_kernel_is_this_python(tmp_path, monkeypatch):
                      dict(cell_type='code', id='b', metadata={}, source='import sys; print(sys.executable)', outputs=[], execution_count=None)],
               metadata=dict(kernelspec=dict(name='python3', display_name='', language='python')), nbformat=4, nbformat_minor=5)
     (tmp_path / 'n.ipynb').write_text(json.dumps(nb))
-    R.run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'test', tmp_path / '.progress')
+    run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'test', tmp_path / '.progress')
     assert json.loads((tmp_path / 'out.ipynb').read_text())['cells'][-1]['outputs'][0]['text'][0].strip() == sys.executable
 
 
