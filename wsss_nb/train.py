@@ -124,7 +124,7 @@ class Learner:
         device='auto',
         precision='auto',  # auto (bf16 on CUDA), fp32 or bf16
         channels_last=False,  # memory layout that is faster on recent GPUs
-        compile=False,  # torch.compile
+        compile=False,  # torch.compile for the backbone
         workers=0,  # processes that prepare batches
         folder=None,  # where the checkpoint lives; none is written if not given
         save_seconds=60.,  # between checkpoints
@@ -137,7 +137,7 @@ class Learner:
         self.accelerator = Accelerator(cpu=self.device.type == 'cpu', mixed_precision=mixed, gradient_accumulation_steps=accumulate, step_scheduler_with_optimizer=False)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.raw_net = net.to(self.device, memory_format=self.layout)
-        if compile: self.raw_net.compile()
+        if compile: getattr(self.raw_net, 'backbone', self.raw_net).compile()  # not the whole: names and progress change in every batch
         groups = parameter_groups(self.raw_net, lr, head_lr, weight_decay)
         self.net, self.optimizer = self.accelerator.prepare(self.raw_net, make_optimizer(groups, optimizer, momentum))
         self.views, self.order = Views(data, view, seed), lambda first: Batches(len(data), batch_size, epochs, seed, first)
