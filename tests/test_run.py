@@ -269,3 +269,15 @@ def test_a_killed_run_ends_with_the_same_metrics(small, tmp_path, seed, kills):
     assert len(moments) >= 2
     assert (tmp_path / 'runs/small/metrics.json').read_bytes() == (small / 'runs/small/metrics.json').read_bytes()
     assert not list((tmp_path / 'runs').rglob('*.part'))
+
+
+def test_prune_leaves_what_a_run_stands_on(small, capsys):
+    shutil.copytree(small / 'runs', small / 'copy')
+    shutil.copytree(next((small / 'copy/stages').glob('train-*')), small / 'copy/stages/train-old')
+    before = {p.name for p in (small / 'copy/stages').iterdir()}
+    assert main(['prune', '--runs', str(small / 'copy')]) == 0 and 'train-old' in capsys.readouterr().out
+    assert before == {p.name for p in (small / 'copy/stages').iterdir()}
+    assert main(['prune', '--yes', '--runs', str(small / 'copy')]) == 0
+    left = {p.name for p in (small / 'copy/stages').iterdir()}
+    assert 'train-old' not in left and {p.name for p in (small / 'copy/stages').iterdir()} >= {v['folder'] for f in (small / 'copy').glob('*/run.json') for v in json.loads(f.read_text())['stages'].values()}
+    assert any(n.startswith('maps-') for n in left)

@@ -4,7 +4,7 @@
 __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_modules', 'notebook_code', 'code_digest',
            'open_split', 'data_fingerprints', 'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'begin',
            'make_stage', 'execute', 'code_version', 'copy_whole', 'record', 'run_recipe', 'dry_run', 'list_runs',
-           'resume']
+           'resume', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #f8bdd11f
 import ast, json, os, shutil, time
@@ -262,3 +262,17 @@ def resume(run_name, runs=''):
         known = [r['name'] for r in list_runs(runs)]
         raise UserError(f'no run is called {run_name!r} in {runs_folder(runs)}.{nearest(run_name, known)}')
     return run_recipe(run_name, runs=runs, run_name=run_name, recipe=load_json(file)['recipe'])
+
+# %% ../nbs/08_run.ipynb #8981a13b
+def unused(runs=''):
+    "The folders of the store that no run stands on, with their sizes in bytes"
+    store, used = runs_folder(runs) / 'stages', set()
+    for f in runs_folder(runs).glob('*/run.json'): used |= {v['folder'] for v in load_json(f)['stages'].values()}
+    for f in [store / n / 'stage.json' for n in used if n.startswith('masks-')]: used |= set(load_json(f)['results']['maps'].values()) if f.exists() else set()
+    size = lambda folder: sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
+    return {f: size(f) for f in sorted(store.glob('*')) if f.name not in used and not is_locked(f)}
+
+
+def prune(runs=''):
+    "Delete them"
+    for f in unused(runs): shutil.rmtree(f)
