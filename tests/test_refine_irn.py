@@ -8,7 +8,7 @@ import torch
 from wsss_nb.core import UserError
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.nets.zoo import build
-from wsss_nb.refine import irn
+from wsss_nb.refine import instances, irn
 from wsss_nb.refine.walk import at_sources, chebyshev, directions, from_grid, pair_labels, power, transition, walk
 
 GOLDENS = Path(__file__).parent / 'goldens'
@@ -137,11 +137,11 @@ def test_arrows_lead_to_centres_and_shifts_of_the_field_are_taken_out():
     y, x = torch.meshgrid(torch.arange(20.), torch.arange(30.), indexing='ij')
     left = x < 15
     field = torch.stack([9 - y, torch.where(left, 7 - x, 22 - x)])
-    end = irn.converge(field)
+    end = instances.converge(field)
     assert (end - torch.stack([torch.full_like(x, 9), torch.where(left, 7, 22)])).abs().max() < 1e-3
-    found = irn.clusters(field)
+    found = instances.clusters(field)
     assert set(np.unique(found)) == {1, 2} and (found[:, :15] == found[9, 7]).all() and (found[:, 15:] == found[9, 22]).all()
-    assert (irn.clusters(torch.full((2, 4, 5), 9.)) == 0).all()
+    assert (instances.clusters(torch.full((2, 4, 5), 9.)) == 0).all()
 
 
 @pytest.fixture(scope='module')
@@ -166,10 +166,10 @@ def test_instances_split_one_class_by_its_centres(net, monkeypatch):
     field[0, 1] = torch.where(x < 6, 2 - x, 9 - x)
     monkeypatch.setattr(net, 'predict', lambda images: ((x == 6).float().expand(1, 8, 12) * .999, field))
     cam = np.ones((1, 32, 48), np.float32)
-    found = irn.instances(net, np.zeros((32, 48, 3), np.uint8), ScoreMaps(np.array([5]), cam))
+    found = instances.instances(net, np.zeros((32, 48, 3), np.uint8), ScoreMaps(np.array([5]), cam))
     assert [i.tag for i in found] == [5, 5] and not (found[0].mask & found[1].mask).any()
     assert {tuple(np.flatnonzero(i.mask.any(0))[[0, -1]] // 26) for i in found} == {(0, 0), (1, 1)}
-    assert irn.instances(net, np.zeros((32, 48, 3), np.uint8), ScoreMaps(np.array([5]), 0 * cam)) == []
+    assert instances.instances(net, np.zeros((32, 48, 3), np.uint8), ScoreMaps(np.array([5]), 0 * cam)) == []
 
 
 def test_the_backbone_stays_as_it_is_and_the_mean_shift_is_subtracted(net):
