@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # must stand before torch is imported; see below
+os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # must stand before torch is imported; see below
 import numpy as np
 import torch
 from tqdm import tqdm
