@@ -52,7 +52,7 @@ class StageFailed(UserError):
 def own_kernel():
     "Make a kernel of this very Python known to Jupyter for a while; yields its name"
     with tempfile.TemporaryDirectory() as d:
-        save_json(Path(d) / 'kernels/wsss-nb/kernel.json', dict(argv=[sys.executable, '-m', 'ipykernel_launcher', '--log-level=ERROR', '-f', '{connection_file}'], display_name='wsss_nb', language='python'))
+        save_json(Path(d) / 'kernels/wsss-nb/kernel.json', dict(argv=[sys.executable, '-m', 'ipykernel_launcher', '--log-level=CRITICAL', '-f', '{connection_file}'], display_name='wsss_nb', language='python'))
         before = os.environ.get('JUPYTER_PATH')
         os.environ['JUPYTER_PATH'] = d + (os.pathsep + before if before else '')
         try: yield 'wsss-nb'
