@@ -66,7 +66,7 @@ def watched(what, file):
     def follow():
         last = 0.
         while not stop.wait(1):
-            if not tty and time.monotonic() - last < 30: continue
+            if before == 'off' or not tty and time.monotonic() - last < 30: continue
             last = time.monotonic()
             text = f'{what}  {last - start:4.0f} s  ' + (file.read_text(encoding='utf-8') if file.exists() else 'starting')
             print('\r\033[K' + text[:shutil.get_terminal_size().columns - 1] if tty else text, end='' if tty else '\n', file=sys.stderr, flush=True)
