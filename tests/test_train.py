@@ -164,3 +164,13 @@ def test_channels_last_changes_the_layout_and_not_the_result(): assert np.allclo
 
 @pytest.mark.slow
 def test_compile_changes_the_speed_and_not_the_result(): assert np.allclose(tiny_losses(), tiny_losses(compile=True), atol=1e-3)
+
+
+def test_what_stands_on_the_backbone_learns_faster():
+    from wsss_nb.cams import CamNet
+    from wsss_nb.nets.zoo import build
+    net = CamNet(build('tiny'), 3)
+    net.backbone.freeze('layer1')
+    old, new = parameter_groups(net, .1, 10., 1e-4)
+    assert (old['lr'], new['lr']) == (.1, 1.) and [p.shape for p in new['params']] == [net.head.weight.shape]
+    assert sum(p.numel() for p in old['params']) == sum(p.numel() for n, p in net.backbone.named_parameters() if not n.startswith('layer1'))

@@ -86,12 +86,6 @@ class Localiser(nn.Module):
         "Raw maps [B,K,h,w] of test views"
         raise NotImplementedError
 
-    def groups(self):
-        "Parameter groups: the backbone at the learning rate, new layers at `head_lr` times it"
-        old = {id(p) for p in self.backbone.parameters()}
-        new = [p for p in self.parameters() if id(p) not in old]
-        return [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], head=False), dict(params=new, head=True)]
-
     def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024):
         "A ScoreMaps for each of the images (uint8, of one size): normalised maps of the classes in `labels` [B,K]"
         keep = labels.bool().any(0).cpu()

@@ -63,11 +63,6 @@ class LightDeepLab(nn.Module):
         known = batch['mask'] != 255
         return dict(loss=mask_loss(logits, batch['mask'], self.loss), background=mean_over(logits.detach().argmax(1) == 0, known))
 
-    def groups(self):
-        "Parameter groups: the backbone at the learning rate, the decoder at `head_lr` times it"
-        old = {id(p) for p in self.backbone.parameters()}
-        return [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], head=False), dict(params=[p for p in self.parameters() if id(p) not in old], head=True)]
-
     def predict(self, images, scales=(1.,), flip=True, max_side=1024):
         "Probabilities [B,K+1,H,W] of uint8 images of one size: the mean over scales and mirror images"
         views = len(scales) * (2 if flip else 1)
