@@ -78,6 +78,16 @@ def test_bands_do_not_show(monkeypatch):
     for a, b in zip(banded, whole): assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_threads_are_given_back():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        P.pamr(torch.rand(1, 3, 4, 4), torch.rand(1, 1, 4, 4))
+        with pytest.raises(RuntimeError), P.one_thread(): raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(threads)
+
+
 def test_one_pixel_and_one_colour():
     assert torch.allclose(P.pamr(torch.rand(1, 3, 1, 1), torch.full((1, 2, 1, 1), .3)), torch.full((1, 2, 1, 1), .3))
     flat = P.affinity(torch.ones(1, 3, 7, 7), (1, 2))
