@@ -242,21 +242,25 @@ def test_the_kernel_is_this_python(tmp_path, monkeypatch):
 
 # -- kill -9
 
+def same_metrics(a, b): return (a / 'runs/small/metrics.json').read_bytes() == (b / 'runs/small/metrics.json').read_bytes()
+
+
 def killed_runs(tmp_path, small, kills, seed):
-    "Kill the same run at random moments until it was killed `kills` times, then let it finish; returns the moments"
+    "Kill the same run at random moments, let it finish, and begin anew until it was killed `kills` times; returns the moments"
     command = [str(Path(sys.executable).parent / 'wsss'), 'run', str(small / 'small.yaml'), '--runs', str(tmp_path / 'runs')] + [x for o in SMALL for x in ('-p', o)]
     rng, moments = np.random.default_rng(seed), []
-    for i in range(kills):
+    while len(moments) < kills:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        moment = rng.uniform(6, 20)
-        try: child.wait(moment)
+        moment = rng.uniform(5, 20)
+        try: assert child.wait(moment) == 0
         except subprocess.TimeoutExpired:
             # every second time the runner alone dies and its kernel has to notice; otherwise everything dies, as in a power cut
-            os.kill(child.pid, signal.SIGKILL) if i % 2 else os.killpg(child.pid, signal.SIGKILL)
+            os.kill(child.pid, signal.SIGKILL) if len(moments) % 2 else os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            stages = sorted(p.parent.name.split('-')[0] for p in (tmp_path / 'runs/stages').glob('*/stage.json'))
-            moments.append((round(moment, 1), stages))
-        else: break  # it finished before its moment came
+            moments.append((round(moment, 1), sorted(p.parent.name.split('-')[0] for p in (tmp_path / 'runs/stages').glob('*/stage.json'))))
+        else:  # it finished before its moment came
+            assert same_metrics(tmp_path, small)
+            shutil.rmtree(tmp_path / 'runs')
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return moments
@@ -266,8 +270,7 @@ def killed_runs(tmp_path, small, kills, seed):
 def test_a_killed_run_ends_with_the_same_metrics(small, tmp_path, seed, kills):
     moments = killed_runs(tmp_path, small, kills, seed)
     print('killed after (seconds, stages finished):', moments)
-    assert len(moments) >= 2
-    assert (tmp_path / 'runs/small/metrics.json').read_bytes() == (small / 'runs/small/metrics.json').read_bytes()
+    assert len(moments) == kills and same_metrics(tmp_path, small)
     assert not list((tmp_path / 'runs').rglob('*.part'))
 
 
