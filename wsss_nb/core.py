@@ -3,11 +3,13 @@
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'check_name', 'seed_everything', 'rng', 'random_state', 'set_random_state', 'pick_device',
            'device_name', 'disk_error', 'make_folder', 'whole_file', 'plain', 'save_json', 'load_json', 'digest',
-           'file_sha256', 'versions', 'Progress', 'cores', 'parallel', 'spread', 'check_torch_pair']
+           'file_sha256', 'versions', 'Progress', 'cores', 'parallel', 'workers_of', 'spread', 'check_torch_pair']
 
-# %% ../nbs/00_core.ipynb #cd788b9e
+# %% ../nbs/00_core.ipynb #9906ba76
 import difflib, errno, hashlib, json, multiprocessing, os, platform, random, sys, time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -224,7 +226,7 @@ def parallel(
     what='',  # for the progress line
     total=None,  # how many items there are
     workers=0,  # processes, 0 = one per core
-    few=24,  # this many items or fewer are not worth a process
+    few=8,  # this many items or fewer are not worth a process
 ):
     "Yield f(item) for every item, in order, computed in parallel with a progress line"
     total = len(items) if total is None and hasattr(items, '__len__') else total
@@ -234,17 +236,28 @@ def parallel(
         for result in (map(f, items) if workers == 1 else spread(f, items, workers)):
             yield result
             bar.step()
+    except BrokenProcessPool: raise UserError(f'{what}: a worker process was killed, most likely for want of memory; use fewer workers.') from None
     finally: bar.close()
+
+
+def workers_of(f):
+    "How processes that call f are started"
+    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['wsss_nb.core', getattr(f, 'func', f).__module__])
+    return context
 
 
 def spread(f, items, workers):
     "f over the items in `workers` processes, in order, with a short queue ahead"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), torch.set_num_threads, (1,)) as pool:
-        waiting = []
+    pool = ProcessPoolExecutor(workers, workers_of(f), torch.set_num_threads, (1,))
+    try:
+        waiting = deque()
         for x in items:
             waiting.append(pool.submit(f, x))
-            if len(waiting) >= 4 * workers: yield waiting.pop(0).result()
-        for w in waiting: yield w.result()
+            if len(waiting) >= 2 * workers: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(wait=True, cancel_futures=True)
 
 # %% ../nbs/00_core.ipynb #8ef28d3f
 def check_torch_pair():

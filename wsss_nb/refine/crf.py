@@ -3,19 +3,16 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'check_image', 'check_maps', 'unary_from_probs', 'unary_from_labels', 'infer_pydensecrf',
            'kernels', 'infer_torch', 'mean_field', 'pick_backend', 'infer', 'dense_crf', 'check_labels',
-           'crf_from_labels', 'run_with', 'in_order', 'crf_many']
+           'crf_from_labels', 'on_item', 'crf_many']
 
-# %% ../../nbs/refine/crf.ipynb #4b67a2a3
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+# %% ../../nbs/refine/crf.ipynb #2dfe03ba
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
+from functools import partial
 
 import numpy as np
 import torch
 
-from ..core import Progress, UserError, check_name, cores, pick_device
+from ..core import UserError, check_name, parallel, pick_device
 from .lattice import Lattice
 
 # %% ../../nbs/refine/crf.ipynb #7059cd63
@@ -28,14 +25,15 @@ class Preset:
     sxy: float  # the bilateral kernel's reach in pixels
     srgb: float  # and in 8-bit colour steps
     compat: float
+    unary: str = 'scores'  # what the code base starts from: scores, or hard labels
     confidence: float = .7  # probability of a hard label
     undecided: float = 0.  # a pixel whose best probability stays below this becomes 255
 
 
 PRESETS = {
     'psa': Preset('PSA, SEAM, single-stage, ToCo', 3, 3, 80, 13, 10),
-    'irn': Preset('IRN, AdvCAM, SIPE', 3, 3, 50, 5, 10),
-    'icd': Preset('ICD', 3, 3, 80, 13, 10, confidence=.5, undecided=.1),
+    'irn': Preset('IRN, AdvCAM, SIPE', 3, 3, 50, 5, 10, unary='labels'),
+    'icd': Preset('ICD', 3, 3, 80, 13, 10, unary='labels', confidence=.5, undecided=.1),
     'deeplab_v2': Preset('DeepLabV2 ResNet-101, test', 1, 3, 67, 3, 4),
     'largefov': Preset('DeepLab-LargeFOV VGG16, test', 3, 3, 121, 5, 4),
     'deeplab_v2_vgg': Preset('DeepLabV2 VGG', 2, 2, 65, 3, 4),
@@ -195,20 +193,10 @@ def crf_from_labels(
     q = infer(image, unary_from_labels(labels, num_classes, confidence), preset, iters, backend, device)
     return np.where(q.max(0) < p.undecided, 255, q.argmax(0)).astype(np.uint8)
 
-# %% ../../nbs/refine/crf.ipynb #c3e30658
-def run_with(function, item, settings):
+# %% ../../nbs/refine/crf.ipynb #2bae9e43
+def on_item(function, settings, item):
     "One item of `crf_many`, in a worker"
-    torch.set_num_threads(1)
     return function(*item, **settings)
-
-
-def in_order(pool, function, items, settings, ahead):
-    "Results in the order of the items, with at most `ahead` of them under way"
-    under_way = deque()
-    for item in items:
-        under_way.append(pool.submit(run_with, function, item, settings))
-        if len(under_way) >= ahead: yield under_way.popleft().result()
-    while under_way: yield under_way.popleft().result()
 
 
 def crf_many(
@@ -219,11 +207,5 @@ def crf_many(
     **settings,  # passed on: preset, iters, backend ...
 ):
     "Yield `function(*item, **settings)` for each item, in order, from several processes"
-    workers, total = workers or cores(), len(items) if hasattr(items, '__len__') else None
-    if workers == 1 or pick_backend(settings.get('backend', 'auto')) == 'torch':
-        yield from Progress((function(*item, **settings) for item in items), what, total)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context('fork' if 'fork' in get_all_start_methods() else 'spawn'))
-    try: yield from Progress(in_order(pool, function, items, settings, 2 * workers), what, total)
-    except BrokenProcessPool: raise UserError(f'{what}: a worker process was killed, most likely for want of memory; use fewer workers.') from None
-    finally: pool.shutdown(wait=True, cancel_futures=True)
+    here = pick_backend(settings.get('backend', 'auto')) == 'torch'
+    return parallel(partial(on_item, function, settings), items, what, workers=1 if here else workers)
