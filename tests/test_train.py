@@ -155,7 +155,7 @@ def test_bf16_on_cuda_stays_close_to_fp32():
 
 def tiny_losses(**kw):
     from wsss_nb.data.synthetic import synthetic
-    from wsss_nb.recipes import localiser_learner
+    from wsss_nb.methods import localiser_learner
     return [h['loss'] for h in localiser_learner(synthetic('train', n=8), backbone='tiny', weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu', **kw).fit()]
 
 

@@ -38,8 +38,11 @@ def epoch_order(n, seed, epoch):
 
 class Batches:
     "The batches of all epochs from step `first` on, as lists of (epoch, index); incomplete batches are dropped"
-    def __init__(self, n, batch_size, epochs, seed, first=0):
-        self.n, self.size, self.epochs, self.seed, self.first = n, min(batch_size, n), epochs, seed, first
+    def __init__(self, n, batch_size, epochs, seed, first=0,
+        rank=0, processes=1,  # this process takes every `processes`-th image of a batch
+    ):
+        self.n, self.size, self.epochs, self.seed, self.first, self.rank, self.processes = n, min(batch_size, n), epochs, seed, first, rank, processes
+        if self.size % processes: raise UserError(f'batch_size: {self.size} images cannot be shared evenly by {processes} processes; choose a multiple of {processes}.')
         self.per_epoch = n // self.size
 
     def __len__(self): return self.per_epoch * self.epochs - self.first
@@ -48,7 +51,7 @@ class Batches:
         for epoch in range(self.first // self.per_epoch, self.epochs):
             order = epoch_order(self.n, self.seed, epoch)
             skip = self.first % self.per_epoch if epoch == self.first // self.per_epoch else 0
-            for b in range(skip, self.per_epoch): yield [(epoch, i) for i in order[b * self.size:(b + 1) * self.size]]
+            for b in range(skip, self.per_epoch): yield [(epoch, i) for i in order[b * self.size:(b + 1) * self.size][self.rank::self.processes]]
 
 
 class Views(torch.utils.data.Dataset):
@@ -96,7 +99,7 @@ class NanGuard(Callback):
         bad = [k for k, v in losses.items() if not math.isfinite(v)]
         if bad:
             raise UserError(f'training stopped at step {learner.step}: {bad[0]} is {losses[bad[0]]}; images of this batch: {", ".join(batch["name"][:8])}. '
-                            f'Lower lr (now {learner.optimizer.param_groups[0]["lr"]:.2g}), use precision=fp32, or look at these images.')
+                            f'Lower lr (now {learner.optimizer.param_groups[0]["lr"]:.2g}), use precision=fp32, or look at these images' + ('; on sparse pseudo masks use loss=balanced.' if 'background' in losses else '.'))
 
 
 class OnlyBackground(Callback):
@@ -117,7 +120,7 @@ class Learner:
         data,  # a Data
         view,  # (data, i, rng) -> dict of tensors: one training view
         epochs=5,
-        batch_size=16,
+        batch_size=16,  # images of a step, over all processes
         lr=0.1,  # of the backbone
         head_lr=10.,  # factor for new layers
         optimizer='sgd',  # sgd or adamw
@@ -141,12 +144,14 @@ class Learner:
         self.device = pick_device(device)
         mixed = 'bf16' if precision == 'bf16' or (precision == 'auto' and self.device.type == 'cuda' and torch.cuda.is_bf16_supported()) else 'no'
         self.accelerator = Accelerator(cpu=self.device.type == 'cpu', mixed_precision=mixed, gradient_accumulation_steps=accumulate, step_scheduler_with_optimizer=False)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        if processes > 1: self.device = self.accelerator.device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.raw_net = net.to(self.device, memory_format=self.layout)
         if compile: getattr(self.raw_net, 'backbone', self.raw_net).compile()  # not the whole: names and progress change in every batch
         groups = parameter_groups(self.raw_net, lr, head_lr, weight_decay)
         self.net, self.optimizer = self.accelerator.prepare(self.raw_net, make_optimizer(groups, optimizer, momentum))
-        self.views, self.order = Views(data, view, seed), lambda first: Batches(len(data), batch_size, epochs, seed, first)
+        self.views, self.order = Views(data, view, seed), lambda first: Batches(len(data), batch_size, epochs, seed, first, rank, processes)
         self.schedule, self.clip, self.seed, self.workers = SCHEDULES[check_name(schedule, SCHEDULES, 'schedule')], clip, seed, workers
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks]
         self.steps, self.per_epoch = len(self.order(0)), self.order(0).per_epoch
@@ -160,13 +165,15 @@ def one_step(self: Learner, batch):
     for g in self.optimizer.param_groups: g['lr'] = g['base_lr'] * factor
     batch = {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
     batch['image'] = batch['image'].contiguous(memory_format=self.layout)
-    batch['progress'] = self.step / self.steps
+    batch.update(progress=self.step / self.steps, step=self.step, per_epoch=self.per_epoch)
     with self.accelerator.accumulate(self.net), self.accelerator.autocast():
         losses = self.net(batch)
         self.accelerator.backward(losses['loss'])
         if self.clip and self.accelerator.sync_gradients: self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+    if self.accelerator.num_processes > 1:  # the same numbers, and the same decisions, everywhere
+        losses = self.accelerator.reduce({k: torch.as_tensor(v, dtype=torch.float32, device=self.device).detach() for k, v in losses.items()}, 'mean')
     losses = {k: float(v.detach()) if torch.is_tensor(v) else float(v) for k, v in losses.items()}
     self.step += 1
     for c in self.callbacks: c.after_step(self, batch, losses)
@@ -187,7 +194,7 @@ def fit(self: Learner):
         losses = self.one_step(batch)
         self.history.append(dict(step=self.step, epoch=self.step / self.per_epoch, **losses))
         bar.note(f'loss {losses["loss"]:.4f}')
-        if self.folder and self.step < self.steps and time.monotonic() - saved >= self.save_seconds: self.save(); saved = time.monotonic()
+        if self.folder and self.step < self.steps and self.accelerator.sync_gradients and time.monotonic() - saved >= self.save_seconds: self.save(); saved = time.monotonic()
     self.raw_net.eval()
     if self.folder: self.save()
     for c in self.callbacks: c.after_fit(self)
@@ -200,7 +207,8 @@ Learner.one_step, Learner.fit = one_step, fit
 def read_checkpoint(path):
     "A checkpoint of ours; nothing in the file is executed"
     if not Path(path).exists(): raise UserError(f'{path}: no such checkpoint; run the training first.')
-    state = read_torch(path)
+    try: state = read_torch(path)
+    except UserError as e: raise UserError(f'{e} It is a checkpoint of ours: delete {Path(path).parent} and start the run again.') from None
     if not isinstance(state, dict) or not {'net', 'settings', 'step'} <= set(state): raise UserError(f'{path}: not a checkpoint written by wsss_nb; weights of a backbone are given as weights=.')
     return state
 
@@ -213,6 +221,7 @@ def same_settings(ours, theirs, path):
 
 def save(self: Learner):
     "Write the checkpoint, whole"
+    if not self.accelerator.is_main_process: return
     state = dict(net=self.raw_net.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, steps=self.steps,
                  random=random_state(), history=self.history, settings=self.settings)
     with whole_file(self.folder / 'checkpoint.pt') as f: torch.save(state, f)
