@@ -96,7 +96,7 @@ def read_torch(path):
         code = re.search(r'GLOBAL ([\w.]+)', str(e))
         raise UserError(f'weights: {path} holds Python code besides numbers{f" ({code[1]})" if code else ""}, and it was not run; '
                         'if you trust its origin, load it yourself and save its state_dict alone, best as .safetensors.') from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as e:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
         raise UserError(f'weights: {path} is damaged or cut off ({str(e).splitlines()[0][:90] if str(e) else type(e).__name__}); get it again.') from None
 
 
