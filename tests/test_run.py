@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from wsss_nb import run as R
+from wsss_nb import stage as S
 from wsss_nb.cli import main
 from wsss_nb.execute import locked, run_notebook
 from wsss_nb.core import UserError
@@ -81,16 +82,16 @@ def test_a_crf_parameter_starts_again_at_the_masks(small):
 
 def test_the_key_knows_what_can_change_a_number(monkeypatch):
     p = stage_parameters({'limit': 4})['train']
-    key = R.stage_key('train', p)[0]
-    for neutral in (dict(runs='elsewhere'), dict(workers=3), dict(save_seconds=1.)): assert R.stage_key('train', {**p, **neutral})[0] == key
-    for change in (dict(seed=1), dict(lr=.01), dict(limit=5), dict(device='cpu'), dict(options=dict(kind='grad_cam'))): assert R.stage_key('train', {**p, **change})[0] != key
+    key = S.stage_key('train', p)[0]
+    for neutral in (dict(runs='elsewhere'), dict(workers=3), dict(save_seconds=1.)): assert S.stage_key('train', {**p, **neutral})[0] == key
+    for change in (dict(seed=1), dict(lr=.01), dict(limit=5), dict(device='cpu'), dict(options=dict(kind='grad_cam'))): assert S.stage_key('train', {**p, **change})[0] != key
     monkeypatch.setattr(R, 'code_digest', lambda *a: 'other')
-    assert R.stage_key('train', p)[0] != key
+    assert S.stage_key('train', p)[0] != key
 
 
 def test_code_counts_from_the_notebook_down():
-    assert {'cams', 'train', 'nets.tiny', 'data.catalog', 'core'} <= set(R.code_modules(['recipes', 'cams', 'data.catalog']))
-    assert not {'run', 'report', 'cli', 'show'} & set(R.code_modules(['recipes', 'evaluate']))
+    assert {'cams', 'train', 'nets.tiny', 'data.catalog', 'core'} <= set(S.code_modules(['recipes', 'cams', 'data.catalog']))
+    assert not {'run', 'report', 'cli', 'show'} & set(S.code_modules(['recipes', 'evaluate']))
 
 
 # -- strictness

@@ -72,7 +72,7 @@ def multilabel_loss(scores, labels):
 
 class Localiser(nn.Module):
     "A network that is trained with image tags and gives a score map per class"
-    own_background = False  # True if channel 0 of its score maps is a background of its own
+    reading = {}  # what is only decided at test time: setting -> default
 
     def __init__(self, backbone, num_classes):
         super().__init__()
@@ -82,28 +82,26 @@ class Localiser(nn.Module):
         "Losses of a batch of training views (`image`, `labels`, `valid`): a dict whose `loss` is minimised"
         raise NotImplementedError
 
-    def raw_maps(self, images):
+    def raw_maps(self, images, **reading):
         "Raw maps [B,K,h,w] of test views"
         raise NotImplementedError
 
-    def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024):
+    def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, **reading):
         "A ScoreMaps for each of the images (uint8, of one size): normalised maps of the classes in `labels` [B,K]"
         keep = labels.bool().any(0).cpu()
         if not keep.any(): return [ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32)) for i in images]
-        maps = normalize(multi_scale(lambda x: self.raw_maps(x)[:, keep], images, scales, flip, next(self.parameters()).device, max_side=max_side)).cpu().numpy()
+        maps = normalize(multi_scale(lambda x: self.raw_maps(x, **reading)[:, keep], images, scales, flip, next(self.parameters()).device, max_side=max_side)).cpu().numpy()
         return [ScoreMaps(present.nonzero().flatten().numpy() + 1, m[present[keep].numpy()]) for m, present in zip(maps, labels.bool().cpu())]
 
-# %% ../nbs/03_cams.ipynb #40f2bf88
+# %% ../nbs/03_cams.ipynb #fedfc267
 class CamNet(Localiser):
     "The CAM baseline: a linear classifier at every position, whose mean is the class score"
+    reading = dict(kind='cam')  # cam, grad_cam or grad_cam_pp
     kinds = dict(cam=None, grad_cam=grad_weights, grad_cam_pp=grad_pp_weights)
 
-    def __init__(self, backbone, num_classes,
-                 kind='cam',  # the test-time map: cam, grad_cam or grad_cam_pp
-                 ):
+    def __init__(self, backbone, num_classes):
         super().__init__(backbone, num_classes)
         self.head = nn.Conv2d(backbone.channels[-1], num_classes, 1, bias=False)
-        self.weights = self.kinds[check_name(kind, self.kinds, 'kind')]
 
     def scores(self, features):
         "Class scores [B,K]: means of the raw maps"
@@ -112,9 +110,9 @@ class CamNet(Localiser):
     def forward(self, batch):
         return dict(loss=multilabel_loss(self.scores(self.backbone(batch['image'])[-1]), batch['labels']))
 
-    def raw_maps(self, images):
-        features = self.backbone(images)[-1]
-        return self.head(features) if self.weights is None else gradient_maps(features, self.scores, self.weights)
+    def raw_maps(self, images, kind='cam'):
+        features, weights = self.backbone(images)[-1], self.kinds[check_name(kind, self.kinds, 'kind')]
+        return self.head(features) if weights is None else gradient_maps(features, self.scores, weights)
 
 # %% ../nbs/03_cams.ipynb #103efd2b
 def predicted_labels(net, images, max_side=1024):
@@ -133,6 +131,7 @@ def write_score_maps(
     batch_size=8,  # images of one size at a time
     use_image_labels=True,  # maps of the tagged classes; otherwise of the classes that the network sees
     max_side=1024,  # images with a longer side are shown with this one
+    reading=None,  # settings of the method at test time, by name
 ):
     "Write the score maps of every image that has none yet"
     net.eval()
@@ -142,7 +141,7 @@ def write_score_maps(
     for batch in batches_of_one_size(data, batch_size, todo):
         images = [s.image for s in batch]
         labels = torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]) if use_image_labels else predicted_labels(net, images, max_side)
-        for s, maps in zip(batch, net.score_maps(images, labels, scales, flip, max_side)): save_maps(Path(folder) / f'{s.name}.npz', *maps)
+        for s, maps in zip(batch, net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))): save_maps(Path(folder) / f'{s.name}.npz', *maps)
         bar.step(len(batch))
     bar.close()
 

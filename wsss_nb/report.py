@@ -14,7 +14,8 @@ from .core import UserError, load_json, nearest, whole_file
 from .data.sample import read_mask
 from .execute import run_notebook
 from .recipes import stage_notebook
-from .run import list_runs, open_split, runs_folder
+from .run import list_runs
+from .stage import open_split, runs_folder
 from .show import LINES, Chart, clean, colorize, grid, legend, plot_curves
 
 # %% ../nbs/09_report.ipynb #da38d469

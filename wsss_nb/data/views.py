@@ -92,12 +92,17 @@ def multi_hot(tags, num_classes):
 
 
 class TrainingViews:
-    "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask`"
-    def __init__(self, crop, long_side=None, scale=None, flip=True, fill=(0.485, 0.456, 0.406), masks=False):
-        self.masks, self.settings = masks, dict(crop=crop, long_side=long_side, scale=scale, flip=flip, fill=fill)
+    "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask` or `regions`"
+    def __init__(self, crop, long_side=None, scale=None, flip=True, fill=(0.485, 0.456, 0.406),
+        masks=False,  # the mask of each image as well
+        regions=None,  # (data, i) -> [H,W] at most 255 regions of each image as well; padding is region 255
+    ):
+        self.masks, self.regions, self.settings = masks, regions, dict(crop=crop, long_side=long_side, scale=scale, flip=flip, fill=fill)
 
     def __call__(self, data, i, rng):
-        view = training_view(data.image(i), rng, mask=data.mask(i) if self.masks else None, **self.settings)
+        ids = data.mask(i) if self.masks else self.regions(data, i) if self.regions else None
+        view = training_view(data.image(i), rng, mask=ids, **self.settings)
+        if self.regions: view['regions'] = view.pop('mask')
         tags = data.records[i].tags
         return view if tags is None else dict(view, labels=multi_hot(tags, len(data.classes)))
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['path', 'along', 'boundary_weights', 'boundary_walk', 'boundary_labels', 'pair_boundary', 'boundary_loss',
-           'displacement_loss', 'irn_losses', 'stages', 'lateral', 'fit', 'IRNet', 'mean_shift', 'prepared', 'refine']
+           'displacement_loss', 'irn_losses', 'stages', 'lateral', 'fit', 'IRNet', 'mean_shift', 'prepared', 'refine',
+           'write_irn']
 
 # %% ../../nbs/refine/irn.ipynb #270061dc
 "Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019"
@@ -19,6 +20,7 @@ from ..core import Progress, UserError
 from ..data.sample import ScoreMaps
 from ..data.views import as_tensor, batches_of_one_size
 from .crf import check_image, check_maps, crf_from_labels
+from .masks import write_maps
 from .walk import at_sources, batched, directions, ends, from_grid, mean_where, pair_labels, to_grid, walk
 
 # %% ../../nbs/refine/irn.ipynb #c4984b90
@@ -230,3 +232,15 @@ def refine(
     walked = walked / walked.max().clamp(min=1e-5)
     if keys[0] != 0: keys, walked = np.append(0, keys), torch.cat([torch.full_like(walked[:1], threshold), walked])
     return ScoreMaps(keys, walked.cpu().numpy())
+
+
+def write_irn(
+    net,  # IRNet
+    data,  # a Data
+    maps_folder,  # with <image id>.npz
+    out,  # for <image id>.npz
+    workers=0,
+    **settings,  # of `refine`: threshold, power, radius, beta, log2_steps
+):
+    "Write the maps after the walk of every image that has none yet"
+    write_maps(data, maps_folder, out, lambda image, maps: refine(net, image, maps, **settings), 'IRN walk, image')

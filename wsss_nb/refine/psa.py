@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['alike', 'pair_affinity', 'affinity_weights', 'affinity_walk', 'with_power_background', 'confident_labels',
-           'affinity_losses', 'AffinityNet', 'refine']
+           'affinity_losses', 'AffinityNet', 'refine', 'write_psa']
 
 # %% ../../nbs/refine/psa.ipynb #2d90d8fc
 "Ahn and Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation*, CVPR 2018"
@@ -17,6 +17,7 @@ from ..core import UserError
 from ..data.sample import ScoreMaps
 from ..data.views import as_tensor
 from .crf import check_image, check_maps, dense_crf
+from .masks import write_maps
 from .walk import at_sources, batched, directions, from_grid, mean_where, pair_labels, pair_map, to_grid, walk
 
 # %% ../../nbs/refine/psa.ipynb #7b1328ed
@@ -152,3 +153,15 @@ def refine(
     features = net.eval().features(as_tensor(image)[None].to(device)).float()
     walked = affinity_walk(to_grid(torch.from_numpy(cams)[None].to(device), net.stride), features, radius, beta, log2_steps, border)
     return ScoreMaps(keys, from_grid(walked, size, net.stride)[0].cpu().numpy())
+
+
+def write_psa(
+    net,  # AffinityNet
+    data,  # a Data
+    maps_folder,  # with <image id>.npz
+    out,  # for <image id>.npz
+    workers=0,
+    **settings,  # of `refine`: alpha, radius, beta, log2_steps, border
+):
+    "Write the maps after the walk of every image that has none yet"
+    write_maps(data, maps_folder, out, lambda image, maps: refine(net, image, maps, **settings), 'PSA walk, image')
