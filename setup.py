@@ -8,8 +8,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 s = config['DEFAULT']
-extras = {name: s[f'{name}_requirements'].split() for name in ('notebooks', 'dev')}
-extras['dev'] = extras['notebooks'] + extras['dev']
+extras = {name: s[f'{name}_requirements'].split() for name in ('notebooks', 'onnx', 'dev')}
+extras['dev'] = extras['notebooks'] + extras['onnx'] + extras['dev']
 
 # The stage notebooks and the recipes live beside the package and travel inside it: wsss_nb/stages and wsss_nb/recipe_files.
 packages = ['wsss_nb'] + ['.'.join(p.parent.relative_to(here).parts) for p in sorted((here / 'wsss_nb').glob('*/__init__.py'))]

@@ -134,3 +134,16 @@ def test_rank16_keeps_the_order_of_all_finite_float16():
 def test_mistakes_are_named(call, text):
     with pytest.raises(UserError) as e: call()
     assert text in str(e.value)
+
+
+def test_the_papers_table_has_their_columns():
+    from wsss_nb.data.voc import VOC_CLASSES
+    from wsss_nb.metrics import papers_table
+    iou = np.linspace(0, 1, 21)
+    iou[[3, 20]] = np.nan
+    head, rule, line = (l.strip('| ').split(' | ') for l in papers_table({'ours': iou}, VOC_CLASSES).splitlines())
+    assert head == ['background', *VOC_CLASSES, 'mIoU'] and len(rule) == 23 and line[0] == 'ours' and line[1] == '0.00' and line[2] == '5.00' and line[4] == line[21] == '–'
+    assert line[-1] == f'{100 * np.mean([i / 20 for i in range(20) if i != 3]):.2f}'
+    rows = papers_table({'a, b': iou, 'c': iou}, VOC_CLASSES, 'csv').splitlines()
+    assert rows[0] == ',background,' + ','.join(VOC_CLASSES) + ',mIoU' and rows[1].startswith('"a, b",0.00,5.00,10.00,,20.00') and len(rows) == 3
+    with pytest.raises(UserError, match=r"papers_table: 'c' has 3 values, expected 21: background, aeroplane"): papers_table({'a': iou, 'c': iou[:3]}, VOC_CLASSES)
