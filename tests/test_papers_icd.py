@@ -1,0 +1,290 @@
+"ICD: golden values of the equations and of the authors' code, closed forms, gradients, and data from which it cannot learn"
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conformity import check_localiser
+from wsss_nb.core import UserError
+from wsss_nb.data.sample import Data, Record
+from wsss_nb.metrics import pixel_ap
+from wsss_nb.nets.zoo import build
+from wsss_nb.papers import icd as I
+
+G, OPS, RULE = ({k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / f'goldens/{n}.npz').items()} for n in ('icd', 'icd_ops_official', 'icd_seeds_official'))
+
+
+def close(a, b, atol=1e-9): torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+# golden values
+
+@pytest.mark.parametrize('labels', ['', '_single_only'])
+@pytest.mark.parametrize('kind, name', [('square', 'bu'), ('abs', 'abs'), ('sigmoid', 'sig')])
+def test_golden_bottom_up(kind, name, labels):
+    w = G['w_raw'].clone().requires_grad_()
+    close(I.directional_scores(G['feat'], w).detach(), G['raw_scores'])
+    loss = I.bottom_up_loss(G['feat'], w, G['labels' + labels], kind)
+    close(loss.detach(), G[f'loss_{name}{labels}'])
+    if kind != 'sigmoid': close(torch.autograd.grad(loss, w)[0], G[f'grad_w_raw_{name}{labels}'])
+
+
+@pytest.mark.parametrize('mode, name', [('official', 'code'), ('paper', 'paper')])
+def test_golden_sign_and_single_seed(mode, name):
+    aligner = I.SignAligner(5, mode=mode).double()
+    close(aligner(G['sign_b0_score'], G['sign_b0_cam'], G['sign_b0_labels']), G[f'sign_b0_{name}_out'])
+    close(aligner.means, G[f'sign_b0_{name}_moving'])
+    assert torch.equal(I.seeds(G['seed_scores'][:1], G['seed_cams'][:1], [8], mode), G[f'seed_single_{name}'])
+
+
+def test_golden_superpixels_and_top_down():
+    close(I.superpixel_mean(G['sp_score'], G['sp_labels']), G['sp_avg'])
+    x = G['td_logits'].clone().requires_grad_()
+    loss = I.top_down_loss(x, G['B'], G['td_image_labels'])
+    close(loss.detach(), G['loss_td'])
+    close(torch.autograd.grad(loss, x)[0], G['grad_td'])
+
+
+def test_golden_official_vote_target_and_warm_up():
+    close(I.superpixel_vote(OPS['sp_score'], OPS['sp_superpixel'], OPS['sp_label']), OPS['sp_out'], 1e-6)
+    x, (target, counts) = OPS['td_data'].clone().requires_grad_(), I.refined_target(OPS['td_score'])
+    for step in range(6):
+        assert abs(I.warm_up(step, 4) - float(OPS['td_warmup_scales'][step])) < 1e-7
+        loss = len(x) * I.warm_up(step, 4) * I.top_down_loss(x, target, OPS['td_label'], counts)
+        close(torch.autograd.grad(loss, x)[0], OPS['td_grads_6_steps'][step], 1e-7)
+
+
+@pytest.mark.parametrize('case', ['single', 'multi2'])
+@pytest.mark.parametrize('mode', I.MODES)
+def test_golden_seeds_and_their_maps(case, mode):
+    icd, cam, ids = RULE[f'{case}_icd_full'], RULE[f'{case}_cam_full'], RULE[f'{case}_labels0'] + 1
+    seed = I.seeds(icd, cam, ids, mode)
+    if mode == 'official': assert torch.equal(seed, RULE[f'{case}_seed_identity_crf'].long())
+    for dtype in (np.float32, np.float16):
+        m = I.seed_maps(icd, cam, ids, mode)
+        maps = m.maps.astype(dtype)
+        assert np.array_equal(np.where(maps.max(0) > 0, m.keys[maps.argmax(0)], 255), seed) and maps.min() >= 0 and maps.max() <= 1
+
+
+# closed forms and slow evaluations
+
+def test_direction_of_a_known_cloud():
+    f = torch.zeros(1, 2, 1, 4, dtype=torch.float64)
+    f[0, 0, 0] = torch.tensor([3., -3, 1, -1])
+    w = torch.tensor([[2., 0], [0, 5]], dtype=torch.float64)
+    assert I.directional_scores(f, w)[0, 0, 0].tolist() == [3, -3, 1, -1]
+    assert float(I.bottom_up_loss(f, w, torch.ones(1, 2))) == -5 and float(I.bottom_up_loss(f, w, torch.ones(1, 2), 'abs')) == -2
+    assert abs(float(I.bottom_up_loss(f, w[1:], torch.ones(1, 1), 'sigmoid')) - np.log(2)) < 1e-12
+
+
+@pytest.mark.parametrize('mode', I.MODES)
+def test_sign_against_a_loop(mode):
+    r = torch.Generator().manual_seed(0)
+    aligner, want = I.SignAligner(4, mode=mode).double(), np.zeros((4, 2))
+    for _ in range(3):
+        s, cam, y = (torch.randn(3, 4, 2, 3, dtype=torch.float64, generator=r) for _ in range(2)), None, (torch.rand(3, 4, generator=r) > .5).double()
+        s, cam = s
+        s[0, 0] = s[0, 0].abs()  # an empty group
+        y[:, 3] = 0
+        out = aligner(s, cam, y)
+        for c in range(4):
+            if not y[:, c].any(): continue
+            new = np.zeros(2)
+            for i in range(3):
+                for g, side in enumerate((s[i, c] > 0, s[i, c] < 0)):
+                    m = cam[i, c][side].relu() if mode == 'official' else cam[i, c][side]
+                    if y[i, c] and len(m): new[g] += float(m.mean())
+            want[c] = .9 * want[c] + .1 * new / (float(y[:, c].sum()) if mode == 'official' else 3)
+        close(aligner.means, torch.tensor(want))
+        sign = np.where(want[:, 0] >= want[:, 1], 1., -1.)
+        close(out, s * torch.tensor(sign)[:, None, None])
+    aligner.eval()(s, cam, torch.ones(3, 4))
+    close(aligner.means, torch.tensor(want))
+    assert torch.equal(aligner.means[3], torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('size', [(7, 9), (4, 5), (1, 1), (3, 1)])
+def test_superpixel_mean_at_any_size(size):
+    regions, s = torch.randint(0, 4, (2, 7, 9)), torch.randn(2, 3, *size, dtype=torch.float64)
+    hot = F.interpolate(F.one_hot(regions, 4).permute(0, 3, 1, 2).double(), size, mode='bilinear', align_corners=True)
+    means = torch.einsum('brhw,bkhw->bkr', hot, s) / hot.sum((2, 3))[:, None].clamp(min=1e-12)
+    before = s.clone()
+    close(I.superpixel_mean(s, (regions * 97 - 5).int()), torch.einsum('brhw,bkr->bkhw', hot, means))
+    assert torch.equal(s, before) and I.superpixel_mean(s.float(), regions).dtype == torch.float32
+
+
+def test_one_superpixel():
+    s, one, y = torch.randn(2, 3, 4, 5), torch.zeros(2, 32, 40, dtype=torch.uint8), torch.ones(2, 3)
+    close(I.superpixel_mean(s, one), s.mean((2, 3), keepdim=True).expand_as(s), 1e-6)
+    voted = I.superpixel_vote(s, one, y)
+    close(voted, voted[..., :1, :1].expand_as(s), 1e-6)
+    assert ((voted > 0).flatten(2).all(2).sum(1) <= 1).all()
+    target, counts = I.refined_target(torch.zeros(1, 1, 2, 2))
+    assert not target.any() and not counts.any() and I.refined_target(torch.zeros(1, 1, 2, 2), 0)[1].all()
+
+
+def test_vote_by_hand():
+    s = torch.tensor([[[[2., 2, -9, 1, -1, 0]], [[3., 3, 3, -1, -1, -4]], [[9.] * 6]]])
+    out = I.superpixel_vote(s, torch.tensor([[[0, 0, 0, 1, 1, 1]]]), torch.tensor([[1., 1, 0]]))
+    close(out[0, :, 0], torch.tensor([[-3.] * 3 + [-1 / 3] * 3, [3.] * 3 + [-2.] * 3, [0.] * 6]), 1e-6)
+
+
+def test_seeds_by_hand():
+    icd = torch.tensor([[[1., 1, -1, -1, 2]], [[-1., 2, -2, 3, 1]]])
+    cam = torch.tensor([[[4., 1, 9, 0, -1]], [[0., 2, 9, -1, -1]]])
+    assert I.seeds(icd, cam, [3, 7], 'paper').tolist() == [[3, 7, 0, 7, 7]]
+    assert I.seeds(icd, cam, [3, 7]).tolist() == [[3, 7, 0, 255, 255]]
+    assert I.seeds(icd[:1], cam[:1], [3], threshold=.6).tolist() == [[255, 255, 0, 0, 3]]
+    zero = I.seeds(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), [1])
+    assert (zero == 255).all() and (I.seeds(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), [1], 'paper') == 0).all()
+
+
+def test_saliency_replaces_the_background():
+    m = I.seed_maps(torch.randn(2, 5, 6), torch.randn(2, 5, 6), [1, 4], 'paper')
+    out = I.with_saliency(m, np.full((5, 6), .25))
+    assert np.allclose(out.maps[0], .75) and np.array_equal(out.maps[1:], m.maps[1:]) and out.keys.tolist() == [0, 1, 4]
+    with pytest.raises(UserError, match='expected the size of the maps'): I.with_saliency(m, np.zeros((6, 5)))
+
+
+def test_float64_and_zero_vectors():
+    f = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
+    for kind in I.KINDS:
+        w = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+        loss = I.bottom_up_loss(f, w, torch.ones(1, 2), kind)
+        loss.backward()
+        assert loss.dtype == torch.float64 and w.grad.isfinite().all()
+    assert I.unit_scores(f).isfinite().all() and I.SignAligner(3)(f, f, torch.ones(1, 3)).dtype == torch.float64
+
+
+# the network
+
+def batch_of(labels, size=(48, 40), seed=0):
+    g, labels = torch.Generator().manual_seed(seed), torch.as_tensor(labels, dtype=torch.float32)
+    return dict(image=torch.rand(len(labels), 3, *size, generator=g), valid=torch.ones(len(labels), *size, dtype=torch.bool), labels=labels, step=90, per_epoch=10, progress=.9,
+                regions=torch.randint(0, 6, (len(labels), *size), generator=g), name=['x'] * len(labels))
+
+
+def icd(backbone='tiny', **options):
+    torch.manual_seed(0)
+    return I.Icd(build(backbone), 3, **options).train()
+
+
+def test_only_the_bottom_up_loss_reaches_the_directions_and_nothing_else():
+    net, batch = icd(), batch_of([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    out = net(batch)
+    g = torch.autograd.grad(out['bottom_up'], list(net.parameters()), allow_unused=True, retain_graph=True)
+    assert [n for (n, _), x in zip(net.named_parameters(), g) if x is not None] == ['directions']
+    assert g[[n for n, _ in net.named_parameters()].index('directions')][2].eq(0).all()  # a class that never occurs
+    for key in ('cam', 'top_down'):
+        reached = {n for (n, _), x in zip(net.named_parameters(), torch.autograd.grad(out[key], list(net.parameters()), allow_unused=True, retain_graph=True)) if x is not None}
+        assert 'directions' not in reached and 'backbone.layer1.0.weight' in reached and any(n.startswith('branch') for n in reached) == (key == 'top_down')
+    close(out['loss'], out['cam'] + 5 * out['bottom_up'] + out['top_down'], 1e-5)
+
+
+@pytest.mark.parametrize('labels', [[[1, 1, 0], [0, 1, 1]], [[0, 0, 0], [0, 0, 0]]])
+def test_batches_without_a_single_class_or_without_any(labels):
+    net = icd()
+    start = net.directions.detach().clone()
+    out = net(batch_of(labels))
+    out['loss'].backward()
+    assert out['bottom_up'] == 0 and all(torch.isfinite(v) for v in out.values()) and net.directions.grad.eq(0).all()
+    if not np.any(labels): assert out['top_down'] == 0 and net.aligner.means.eq(0).all()
+    assert torch.equal(net.directions, start) and icd(single=False)(batch_of(labels))['bottom_up'] <= 0
+
+
+def test_warm_up_scales_the_top_down_loss():
+    batch = batch_of([[1, 0, 0], [0, 1, 0]])
+    out = icd()({**batch, 'step': 0})
+    close(out['loss'], out['cam'] + 5 * out['bottom_up'] + np.exp(-10) * out['top_down'], 1e-5)
+
+
+@pytest.mark.parametrize('options', [dict(structure=s) for s in I.STRUCTURES] + [dict(features=f) for f in I.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper')])
+def test_every_option_trains_and_reads(options):
+    net, batch = icd(**options), batch_of([[1, 0, 0], [0, 1, 1]], (41, 33))
+    net(batch)['loss'].backward()
+    assert net.directions.grad.abs()[0].sum() > 0 and sum(len(g['params']) for g in net.groups()) == len(list(net.parameters()))
+    net.eval()
+    image = (np.random.default_rng(0).random((33, 41, 3)) * 255).astype(np.uint8)
+    for kind in net.kinds[options.get('structure') == 'none':]:
+        a, b, c = net.score_maps([image] * 3, torch.tensor([[0., 1, 0], [1, 1, 1], [0, 0, 0]]), (1., .5), kind=kind)
+        assert a.keys.tolist() == [0, 2][kind == 'cam':] and b.keys.tolist() == [0, 1, 2, 3][kind == 'cam':] and len(c.keys) == (kind != 'cam')
+        assert a.maps.shape[1:] == (33, 41) and b.maps.dtype == np.float32 and 0 <= b.maps.min() and b.maps.max() <= 1
+
+
+def test_half_precision_convolutions_leave_the_losses_whole():
+    net, batch = icd(), batch_of([[1, 0, 0], [0, 1, 0]])
+    with torch.autocast('cpu', torch.bfloat16): half = net(batch)
+    assert all(v.dtype == torch.float32 for v in half.values()) and abs(half['loss'] - icd()(batch)['loss']) < .1
+    half['loss'].backward()
+    assert net.directions.grad.isfinite().all()
+
+
+def test_groups():
+    net = icd()
+    by = {id(p): g for g in net.groups() for p in g['params']}
+    assert by[id(net.head.weight)]['head'] and by[id(net.branch.head.weight)]['head'] and 'head' not in by[id(net.directions)]
+    assert all(by[id(p)]['decay_mult'] == (p.dim() > 1) for p in net.parameters())
+
+
+@pytest.mark.parametrize('name, conv5, layers, width', [('vgg16', 512, 2, 2560), ('mobilenet_v2', 320, 1, 1600), ('tiny', 96, 1, 224)])
+def test_which_layers_stand_for_conv5_and_fc6(name, conv5, layers, width):
+    with torch.device('meta'): net = I.Icd(build(name), 3)
+    assert net.directions.shape[1] == conv5 and len(net.branch.layers) == layers and net.branch.head.in_channels == width
+
+
+def test_copies_start_as_the_classifiers_layers_and_train_apart():
+    net = icd()
+    a, b = net.backbone.layer4.state_dict(), net.branch.layers[0][0].state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a) and a['0.conv1.0.weight'].data_ptr() != b['0.conv1.0.weight'].data_ptr()
+
+
+@pytest.mark.parametrize('reading', [{}, dict(kind='bottom_up', mode='paper')])
+def test_what_every_method_promises(reading):
+    check_localiser(lambda k: I.Icd(build('tiny'), k, refine='none'), **reading)
+
+
+# data
+
+class Drawn(Data):
+    def __init__(self, tags):
+        super().__init__([Record(f'i{n}', Path(f'i{n}.jpg'), t, Path('m')) for n, t in enumerate(tags)], ['a', 'b', 'c'], 'drawn', 'train')
+
+    def image(self, i): return (np.random.default_rng(i).random((40, 48, 3)) * 255).astype(np.uint8)
+    def mask(self, i): return (np.arange(40 * 48).reshape(40, 48) // 700 % 3).astype(np.uint8)
+
+
+def test_superpixels_are_made_once(tmp_path):
+    data, net = Drawn([(1,), (1, 2)]), icd()
+    regions = net.prepare(data, tmp_path, workers=1, min_size=20, max_regions=5)
+    assert regions(data, 1).shape == (40, 48) and regions(data, 0).max() == 4 and sorted(p.name for p in tmp_path.iterdir()) == ['i0.png', 'i1.png']
+    when = (tmp_path / 'i0.png').stat().st_mtime_ns
+    (tmp_path / 'i1.png').unlink()
+    again = net.prepare(data, tmp_path, workers=1, min_size=20, max_regions=5)
+    assert (tmp_path / 'i0.png').stat().st_mtime_ns == when and again(data, 1).max() == 4
+    assert icd(refine='none').prepare(data, tmp_path / 'none') is None and not (tmp_path / 'none').exists()
+
+
+def test_pixel_ap_pools_the_images_of_a_class():
+    data, net = Drawn([(1,), (1, 2), (3,)]), icd()
+    got = I.pixel_aps(net, data, ('icd', 'cam'))
+    icds = [net.signed_scores([data.image(i)], 'icd', (1.,))[0][0].numpy() for i in range(3)]
+    pooled = np.concatenate([icds[0][0].ravel(), icds[1][0].ravel()]), np.concatenate([data.mask(i).ravel() == 1 for i in (0, 1)])
+    assert abs(got['icd'].ap()[1] - pixel_ap(*pooled)) < 2e-3 and set(got) == {'icd', 'cam'}
+
+
+@pytest.mark.parametrize('call, text', [
+    (lambda: icd().prepare(Drawn([(1, 2), (2, 3), ()]), '.'), 'none of the 3 images has just one; use options.single=false'),
+    (lambda: icd()({k: v for k, v in batch_of([[1, 0, 0]]).items() if k != 'regions'}), 'regions: ICD refines its target by superpixels'),
+    (lambda: I.read_regions('nowhere', Drawn([(1,)]), 0), 'run Icd.prepare on these data'),
+    (lambda: icd(structure='none').eval().signed_scores([np.zeros((32, 32, 3), np.uint8)]), 'use bottom_up or superpixels'),
+    (lambda: icd().eval().signed_scores([np.zeros((32, 32, 3), np.uint8)], 'superpixel'), "Did you mean 'superpixels'"),
+    (lambda: I.bottom_up_loss(torch.ones(1, 2, 1, 1), torch.ones(1, 2), torch.ones(1, 1), 'squared'), "Did you mean 'square'"),
+    (lambda: I.seeds(torch.ones(1, 1, 1), torch.ones(1, 1, 1), [1], 'offical'), "Did you mean 'official'"),
+    (lambda: icd(refine='means'), "Did you mean 'mean'"),
+    (lambda: icd(features='conv'), "features: unknown name 'conv'"),
+])
+def test_messages(call, text):
+    with pytest.raises(UserError) as e: call()
+    assert text in str(e.value)
