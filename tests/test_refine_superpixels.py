@@ -7,8 +7,9 @@ import torch
 
 from wsss_nb.core import UserError
 from wsss_nb.refine import superpixels as S
-from wsss_nb.refine.chain import refine
-from wsss_nb.refine.crf import dense_crf
+from wsss_nb.data.sample import ScoreMaps
+from wsss_nb.refine.chain import from_mask, probabilities, refine, to_mask
+from wsss_nb.refine.crf import crf_from_labels, dense_crf
 from wsss_nb.refine.pamr import pamr
 
 GOLDEN = {k.removeprefix('astro_small_'): v for k, v in np.load(Path(__file__).parent / 'goldens/icd_superpixels_official.npz').items()}
@@ -93,10 +94,10 @@ def test_padding_is_its_own_region():
     (lambda: S.merge_regions(GOLDEN['felz'], GOLDEN['features'] * np.nan), 'NaN'),
     (lambda: S.merge_regions(GOLDEN['felz'] / 1., GOLDEN['features']), 'expected integers'),
     (lambda: S.merge_regions(GOLDEN['felz'], GOLDEN['features'], 0), 'max_regions: expected at least 1'),
-    (lambda: refine(IMAGE, maps(), ['parm']), "Did you mean 'pamr'"),
-    (lambda: refine(IMAGE, maps(), 'crf'), 'expected a list of steps'),
-    (lambda: refine(IMAGE, maps(), [], crf_presets='irn'), "Did you mean 'crf_preset'"),
-    (lambda: refine(IMAGE, maps()[:, 1:], []), 'maps: expected the size of the image'),
+    (lambda: refine(IMAGE, score_maps(0, 4, 9), ['parm']), "Did you mean 'pamr'"),
+    (lambda: refine(IMAGE, score_maps(0, 4, 9), 'crf'), 'expected a list of steps'),
+    (lambda: refine(IMAGE, score_maps(0, 4, 9), [], crf_presets='irn'), "Did you mean 'crf_preset'"),
+    (lambda: refine(IMAGE, ScoreMaps(np.arange(3), maps()[:, 1:]), []), 'maps: expected the size of the image'),
 ])
 def test_messages(call, text):
     with pytest.raises(UserError) as e: call()
@@ -108,10 +109,29 @@ def maps():
     return p / p.sum(0)
 
 
+def score_maps(*keys): return ScoreMaps(np.array(keys), maps())
+
+
 def test_chain_is_its_steps_in_order():
-    x = torch.tensor(IMAGE).permute(2, 0, 1)[None] / 255
-    after_pamr = pamr(x, torch.tensor(maps())[None], 3, (1, 5))[0].numpy()
-    got = refine(IMAGE, maps(), ['pamr', 'crf'], pamr_iters=3, pamr_dilations=[1, 5], crf_preset='irn', crf_iters=2)
-    np.testing.assert_allclose(got, dense_crf(IMAGE, after_pamr, 'irn', 2), atol=1e-5)
-    assert np.array_equal(refine(IMAGE, maps(), []), maps())
-    assert refine(IMAGE, maps(), ['superpixels', 'superpixels', 'pamr']).dtype == np.float32
+    x, m = torch.tensor(IMAGE).permute(2, 0, 1)[None] / 255, score_maps(0, 4, 9)
+    after_pamr = pamr(x, torch.tensor(probabilities(m).maps)[None], 3, (1, 5))[0].numpy()
+    got = refine(IMAGE, m, ['pamr', 'crf'], pamr_iters=3, pamr_dilations=[1, 5], crf_preset='psa', crf_iters=2)
+    np.testing.assert_allclose(got.maps, dense_crf(IMAGE, after_pamr, 'psa', 2), atol=1e-5)
+    assert np.array_equal(refine(IMAGE, m, []).maps, maps()) and got.keys.tolist() == [0, 4, 9]
+    assert refine(IMAGE, m, ['superpixels', 'superpixels', 'pamr']).maps.dtype == np.float32
+
+
+@pytest.mark.parametrize('preset, unary, hard', [('psa', '', False), ('irn', '', True), ('irn', 'scores', False), ('psa', 'labels', True)])
+def test_a_crf_starts_from_what_its_code_base_starts_from(preset, unary, hard):
+    m = score_maps(0, 4, 9)
+    want = np.array([0, 4, 9])[crf_from_labels(IMAGE, maps().argmax(0), 3, preset)] if hard else m.keys[dense_crf(IMAGE, probabilities(m).maps, preset).argmax(0)]
+    assert np.array_equal(to_mask(refine(IMAGE, m, ['crf'], crf_preset=preset, crf_unary=unary)), want)
+
+
+def test_undecided_pixels_stay_undecided_through_a_chain():
+    ids = np.full(IMAGE.shape[:2], 255)
+    ids[:4, :4] = 0
+    m = from_mask(ids, [0, 4, 255])
+    assert (to_mask(m) == ids).all()
+    got = to_mask(refine(IMAGE, m, ['crf'], crf_preset='irn'))
+    assert np.array_equal(got, np.array([0, 4])[crf_from_labels(IMAGE, ids, 2, 'irn')])  # a label that could be anything is decided by its neighbours

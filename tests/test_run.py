@@ -85,7 +85,7 @@ def test_the_key_knows_what_can_change_a_number(monkeypatch):
     key = S.stage_key('train', p)[0]
     for neutral in (dict(runs='elsewhere'), dict(workers=3), dict(save_seconds=1.)): assert S.stage_key('train', {**p, **neutral})[0] == key
     for change in (dict(seed=1), dict(lr=.01), dict(limit=5), dict(device='cpu'), dict(options=dict(kind='grad_cam'))): assert S.stage_key('train', {**p, **change})[0] != key
-    monkeypatch.setattr(R, 'code_digest', lambda *a: 'other')
+    monkeypatch.setattr(S, 'code_digest', lambda *a: 'other')
     assert S.stage_key('train', p)[0] != key
 
 
@@ -285,3 +285,45 @@ def test_prune_leaves_what_a_run_stands_on(small, capsys):
     left = {p.name for p in (small / 'copy/stages').iterdir()}
     assert 'train-old' not in left and {p.name for p in (small / 'copy/stages').iterdir()} >= {v['folder'] for f in (small / 'copy').glob('*/run.json') for v in json.loads(f.read_text())['stages'].values()}
     assert any(n.startswith('maps-') for n in left)
+
+
+# -- tables, bases, and networks of affinities
+
+def test_a_recipe_stands_on_its_base_and_a_table_has_rows(tmp_path, monkeypatch):
+    from wsss_nb.recipes import rows_of
+    (tmp_path / 'ground.yaml').write_text('about: ground\ntrain: {epochs: 7, lr: 0.1}\nmasks: {threshold: 0.3}\n')
+    (tmp_path / 'table.yaml').write_text(f"base: {tmp_path / 'ground.yaml'}\nabout: table\ntrain: {{epochs: 9}}\nrows:\n  a: {{}}\n  b c: {{masks: {{refine: [crf]}}, train: {{seed: 2}}}}\n")
+    recipe = read_recipe(str(tmp_path / 'table.yaml'), ['train.lr=0.2'])
+    rows = rows_of(recipe)
+    assert list(rows) == ['a', 'b_c'] and rows['a']['train'] == dict(epochs=9, lr=.2) and rows['b_c']['train'] == dict(epochs=9, lr=.2, seed=2)
+    assert rows['b_c']['masks'] == dict(threshold=.3, refine=['crf']) and rows['b_c']['about'] == 'table: b c' and rows_of(rows['a']) == {}
+    (tmp_path / 'loop.yaml').write_text('base: loop\n')
+    with pytest.raises(UserError, match='base: expected the name of another recipe'): read_recipe(str(tmp_path / 'loop.yaml'))
+    with pytest.raises(UserError, match='with a name of letters'): rows_of(dict(rows={'a/b': {}}))
+    with pytest.raises(UserError, match=r"masks.reading of cam: .*'knd'.*Did you mean 'kind'"): stage_parameters(dict(masks=dict(reading=dict(knd='cam'))))
+
+
+def test_affinity_networks_are_trained_only_where_a_refinement_walks_with_them():
+    assert list(stage_parameters(dict(masks=dict(refine=['psa', 'crf'])))) == ['train', 'psa', 'masks', 'segment', 'evaluate']
+    assert list(stage_parameters(dict(stages=['train', 'masks'], masks=dict(refine=['pamr', 'irn'])))) == ['train', 'irn', 'masks']
+    assert list(stage_parameters(dict(stages=['train', 'masks']))) == ['train', 'masks']
+
+
+def test_walks_are_stages_and_steps_of_a_table(small, capsys):
+    """PSA and IRN from a recipe: trained once, their walks kept apart from what follows, masks of every image"""
+    (small / 'walks.yaml').write_text('stages: [train, masks, evaluate]\nevaluate: {splits: [val], sweep: false}\nmasks: {splits: [val]}\n'
+                                      'rows:\n  psa: {masks: {refine: [psa]}}\n  chain: {masks: {refine: [pamr, psa, crf]}}\n  irn: {masks: {refine: [irn, crf]}}\n')
+    options = [o for o in SMALL if not o.startswith('segment')] + ['psa.epochs=1', 'irn.epochs=1', 'psa.scales=[1.0]', 'irn.scales=[1.0]', 'psa.batch_size=4', 'irn.batch_size=4', 'masks.psa_log2_steps=3', 'masks.irn_log2_steps=3', 'masks.psa_border=true']
+    assert main(['run', str(small / 'walks.yaml'), '--runs', str(small / 'runs'), *[x for o in options for x in ('-p', o)]]) == 0
+    out = capsys.readouterr().out
+    assert out.count('train     kept') == 3 and 'masks/val' in out  # the localiser is that of the run `small`
+    for row, steps in (('psa', ['train', 'psa', 'masks', 'evaluate']), ('chain', ['train', 'psa', 'masks', 'evaluate']), ('irn', ['train', 'irn', 'masks', 'evaluate'])):
+        run = json.loads((small / f'runs/walks.{row}/run.json').read_text())
+        assert run['state'] == 'done' and list(run['stages']) == steps
+        masks = small / 'runs/stages' / run['stages']['masks']['folder'] / 'val'
+        assert len(list(masks.glob('*.png'))) == 12
+    stages = [p.name for p in (small / 'runs/stages').iterdir()]
+    assert sum(n.startswith('psa-') and (small / 'runs/stages' / n / 'stage.json').exists() for n in stages) == 1 and sum(n.startswith('refined-') for n in stages) == 1
+    assert 'walks' in [p.name for p in (small / 'runs').iterdir()] and (small / 'runs/walks/report.html').exists()
+    assert main(['prune', '--runs', str(small / 'runs')]) == 0
+    assert not any(n in capsys.readouterr().out for n in stages if n.startswith(('psa-', 'irn-', 'refined-')))  # a run stands on its parts

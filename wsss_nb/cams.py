@@ -6,7 +6,7 @@
 __all__ = ['normalize', 'with_background', 'grad_weights', 'grad_pp_weights', 'gradient_maps', 'multilabel_loss', 'Localiser',
            'CamNet', 'predicted_labels', 'write_score_maps', 'tag_ap']
 
-# %% ../nbs/03_cams.ipynb #cbd43e9c
+# %% ../nbs/03_cams.ipynb #f1a5f442
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import Progress, check_name
+from .core import Progress, check_name, trim_memory
 from .data.sample import ScoreMaps, save_maps
 from .data.views import batches_of_one_size, multi_hot, multi_scale
 from .metrics import pixel_ap
@@ -143,6 +143,7 @@ def write_score_maps(
         labels = torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]) if use_image_labels else predicted_labels(net, images, max_side)
         for s, maps in zip(batch, net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))): save_maps(Path(folder) / f'{s.name}.npz', *maps)
         bar.step(len(batch))
+        trim_memory()
     bar.close()
 
 # %% ../nbs/03_cams.ipynb #26fa21eb

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'check_name', 'seed_everything', 'rng', 'random_state', 'set_random_state', 'pick_device',
            'device_name', 'disk_error', 'make_folder', 'whole_file', 'plain', 'save_json', 'load_json', 'digest',
-           'file_sha256', 'versions', 'Progress', 'cores', 'parallel', 'workers_of', 'spread', 'check_torch_pair']
+           'file_sha256', 'versions', 'Progress', 'cores', 'parallel', 'workers_of', 'spread', 'trim_memory',
+           'check_torch_pair']
 
 # %% ../nbs/00_core.ipynb #9906ba76
 import difflib, errno, hashlib, json, multiprocessing, os, platform, random, sys, time
@@ -258,6 +259,16 @@ def spread(f, items, workers):
             if len(waiting) >= 2 * workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
+
+# %% ../nbs/00_core.ipynb #f2e1c346
+def trim_memory(limit=4):
+    "Give freed memory back to the system once this process holds more than `limit` GiB (Linux; elsewhere nothing happens)"
+    try: held = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**30
+    except (OSError, ValueError, AttributeError): return
+    if held > limit:
+        import ctypes
+        try: ctypes.CDLL(None).malloc_trim(0)
+        except AttributeError: pass  # another C library
 
 # %% ../nbs/00_core.ipynb #8ef28d3f
 def check_torch_pair():

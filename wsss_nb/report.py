@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import UserError, load_json, nearest, whole_file
+from .core import UserError, load_json, nearest, whole_file, make_folder
 from .data.sample import read_mask
 from .execute import run_notebook
 from .recipes import stage_notebook
@@ -165,7 +165,7 @@ def make_report(
     pictures=8,
 ):
     "Write the report of some runs; returns the path of the page"
-    folder = Path(out).expanduser() if out else runs_folder(runs) / (names[0] if len(names) == 1 else '')
+    folder = make_folder(Path(out).expanduser() if out else runs_folder(runs) / (names[0] if len(names) == 1 else ''))
     Report(runs, names)  # says what is missing before a kernel starts
     run_notebook(stage_notebook('report'), folder / 'report.ipynb', dict(names=list(names), runs=str(runs_folder(runs)), pictures=pictures), 'report', folder / '.progress')
     executed = [nb for r in Report(runs, names).runs for nb in (runs_folder(runs) / r['name'] / f'{s}.ipynb' for s in r['stages']) if nb.exists()]

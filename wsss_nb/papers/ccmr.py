@@ -113,11 +113,9 @@ def swp(
     large = (sure.double().mean((2, 3)) >= min_area) & (labels > 0)
     return ngwp(scores, mask * (sure | ~large[..., None, None]).to(mask), eps)
 
-# %% ../../nbs/papers/ccmr.ipynb #ddb1ed2c
+# %% ../../nbs/papers/ccmr.ipynb #0db88187
 class MaskNet(Localiser):
     "A backbone and a head that give a softmax mask; the background's score is the constant 1"
-    own_background = True
-
     def __init__(self, backbone, num_classes, head, norm, width):
         super().__init__(backbone, num_classes)
         self.head = HEADS[check_name(head, HEADS, 'head')](backbone.channels, backbone.strides, num_classes, norm, width)
