@@ -166,3 +166,10 @@ IMAGE, ONE = np.zeros((8, 9, 3), np.uint8), np.ones((1, 8, 9), np.float32)
 ])
 def test_bad_input_is_told(net, call, text):
     with pytest.raises(UserError, match=text): call(net)
+
+
+def test_the_grid_has_stride_8_where_the_backbone_has_such_a_stage():
+    from wsss_nb.nets.zoo import build
+    for name, stride, used in (('mobilenet_v2', 16, [1, 3, 4]), ('mobilenet_v2', 8, [2, 3, 4]), ('resnet50', 16, [1, 2, 3]), ('tiny', None, [1, 2, 3])):
+        net = psa.AffinityNet(build(name, stride=stride))
+        assert net.used == used and net.stride == 8, name

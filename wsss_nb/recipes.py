@@ -140,7 +140,7 @@ def check_method(p):
     "Raise at an option or a reading that the method does not have"
     method = p.get('train', {}).get('method')
     if not method: return
-    for k in p['train']['options']: check_name(k, options_of(method_class(method)), f'train.options of {method}')
+    for k in p['train']['options']: check_name(k, options_of(method_class(method)) or ['none'], f'train.options of {method}')
     for s in p:
         for k in p[s].get('reading', {}): check_name(k, method_class(method).reading or ['none'], f'{s}.reading of {method}')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['alike', 'pair_affinity', 'affinity_weights', 'affinity_walk', 'with_power_background', 'confident_labels',
-           'affinity_losses', 'AffinityNet', 'refine', 'write_psa']
+           'affinity_losses', 'used_stages', 'AffinityNet', 'refine', 'write_psa']
 
 # %% ../../nbs/refine/psa.ipynb #2d90d8fc
 "Ahn and Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation*, CVPR 2018"
@@ -94,9 +94,15 @@ def affinity_losses(
     out = dict(background=mean_where(positive, bg), foreground=mean_where(positive, fg), negative=mean_where(negative, neg))
     return dict(loss=out['background'] / 4 + out['foreground'] / 4 + out['negative'] / 2, **out)
 
-# %% ../../nbs/refine/psa.ipynb #21a8bea8
+# %% ../../nbs/refine/psa.ipynb #119e1423
+def used_stages(strides, stride=8):
+    "The last three stages; where all of them are coarser than `stride`, the deepest fine one stands for the first"
+    n, fine = len(strides), [i for i, s in enumerate(strides) if s <= stride]
+    return [fine[-1] if fine and strides[n - 3] > stride else n - 3, n - 2, n - 1]
+
+
 class AffinityNet(nn.Module):
-    "Affinity features on the last three stages of a backbone"
+    "Affinity features on three stages of a backbone"
     def __init__(
         self,
         backbone,  # one of the zoo, trained
@@ -106,17 +112,19 @@ class AffinityNet(nn.Module):
     ):
         super().__init__()
         self.backbone, self.radius = backbone, radius
-        strides, widths = backbone.strides[-3:], (width, 2 * width, 4 * width)
+        self.used, widths = used_stages(backbone.strides, stride), (width, 2 * width, 4 * width)
+        strides = [backbone.strides[i] for i in self.used]
         self.at = next((i for i, s in enumerate(strides) if s >= stride), 2)
         self.stride = strides[self.at]
-        self.sides = nn.ModuleList(nn.Conv2d(c, w, 1, bias=False) for c, w in zip(backbone.channels[-3:], widths))
+        self.sides = nn.ModuleList(nn.Conv2d(backbone.channels[i], w, 1, bias=False) for i, w in zip(self.used, widths))
         self.mix = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
         for f in self.sides: nn.init.kaiming_normal_(f.weight)
         nn.init.xavier_uniform_(self.mix.weight, gain=4)
 
     def features(self, images):
         "Affinity features [B,D,h,w] of images in [0,1]"
-        maps = self.backbone(images)[-3:]
+        maps = self.backbone(images)
+        maps = [maps[i] for i in self.used]
         size = maps[self.at].shape[-2:]
         sides = [F.elu(f(m)) for f, m in zip(self.sides, maps)]
         sides = [m if m.shape[-2:] == size else F.interpolate(m, size, mode='bilinear', align_corners=False) for m in sides]
