@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'check_name', 'seed_everything', 'rng', 'random_state', 'set_random_state', 'pick_device',
            'device_name', 'disk_error', 'make_folder', 'whole_file', 'plain', 'save_json', 'load_json', 'digest',
-           'file_sha256', 'versions', 'Progress', 'cores', 'parallel', 'workers_of', 'spread', 'trim_memory',
+           'file_sha256', 'versions', 'Progress', 'cores', 'parallel', 'worker_context', 'spread', 'trim_memory',
            'check_torch_pair']
 
 # %% ../nbs/00_core.ipynb #9906ba76
@@ -241,17 +241,17 @@ def parallel(
     finally: bar.close()
 
 
-def workers_of(f):
-    "How processes that call f are started"
+def worker_context():
+    "How processes are started"
     if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['wsss_nb.core', getattr(f, 'func', f).__module__])
+    context.set_forkserver_preload([m for m in sys.modules if m.split('.')[0] == 'wsss_nb'])
     return context
 
 
 def spread(f, items, workers):
     "f over the items in `workers` processes, in order, with a short queue ahead"
-    pool = ProcessPoolExecutor(workers, workers_of(f), torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(workers, worker_context(), torch.set_num_threads, (1,))
     try:
         waiting = deque()
         for x in items:
