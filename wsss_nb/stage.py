@@ -184,7 +184,8 @@ def begin(
 ):
     "Check the parameters, make what the stage stands on, and take its folder"
     p = checked(stage, names)
-    for name, before in needed(stage, p).items(): p[name] = p[name] or str(make_stage(before, {**shared(p), **same(p, before)}))
+    for name, before in INPUTS[stage].items():
+        if not p[name] and name in needed(stage, p): p[name] = str(make_stage(before, {**shared(p), **same(p, before)}))
     for name in INPUTS[stage]: p[name] = str(Path(p[name]).expanduser().resolve()) if p[name] else ''
     s = Stage(stage, p)
     s.take(s.folder)
