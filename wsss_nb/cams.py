@@ -90,7 +90,7 @@ class Localiser(nn.Module):
         "A ScoreMaps for each of the images (uint8, of one size): normalised maps of the classes in `labels` [B,K]"
         keep = labels.bool().any(0).cpu()
         if not keep.any(): return [ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32)) for i in images]
-        maps = normalize(multi_scale(lambda x: self.raw_maps(x, **reading)[:, keep], images, scales, flip, next(self.parameters()).device, max_side=max_side)).cpu().numpy()
+        maps = normalize(multi_scale(lambda x: self.raw_maps(x, **{**self.reading, **reading})[:, keep], images, scales, flip, next(self.parameters()).device, max_side=max_side)).cpu().numpy()
         return [ScoreMaps(present.nonzero().flatten().numpy() + 1, m[present[keep].numpy()]) for m, present in zip(maps, labels.bool().cpu())]
 
 # %% ../nbs/03_cams.ipynb #fedfc267

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['minmax_cam', 'erased_region', 'mirrored', 'blur_erase', 'reliable_labels', 'between', 'at_pixels',
            'segmentation_loss', 'multi_dilated_overlay', 'Passes', 'full', 'check_options', 'EcsNet', 'maps', 'shrunk',
-           'passes', 'class_loss', 'forward', 'raw_maps', 'score_maps']
+           'passes', 'class_loss', 'forward', 'raw_maps']
 
 # %% ../../nbs/papers/ecsnet.ipynb #92b61ec2
 from typing import NamedTuple
@@ -17,8 +17,6 @@ from torch import nn
 
 from ..cams import Localiser, multilabel_loss, normalize
 from ..core import UserError, check_name
-from ..data.sample import ScoreMaps
-from ..data.views import multi_scale
 from ..refine.correlation import PixelCorrelation, fit
 
 # %% ../../nbs/papers/ecsnet.ipynb #98d7c097
@@ -213,21 +211,12 @@ def forward(self: EcsNet, batch):
 
 EcsNet.forward = forward
 
-# %% ../../nbs/papers/ecsnet.ipynb #4967b8e7
+# %% ../../nbs/papers/ecsnet.ipynb #c696a7c2
 def raw_maps(self: EcsNet, images, kind='cam'):
     "The raw maps of the classes: H (cam) or E (refined)"
+    check_name(kind, ('refined', 'cam'), 'kind')
     heat, refined = self.maps(images)
     return (refined if kind == 'refined' else heat)[:, 1:]
 
 
-def score_maps(self: EcsNet, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024,
-    kind='refined',  # the map to read: refined (E) or cam (H)
-):
-    "A ScoreMaps for each image: maps of its classes, summed over scales and mirror images, then normalised"
-    check_name(kind, ('refined', 'cam'), 'kind')
-    summed = multi_scale(lambda x: self.raw_maps(x, kind), images, scales, flip, next(self.parameters()).device, max_side=max_side)
-    scores, present = normalize(summed).float().cpu().numpy(), labels.bool().cpu().numpy()
-    return [ScoreMaps(np.flatnonzero(p) + 1, s[p]) for s, p in zip(scores, present)]
-
-
-EcsNet.raw_maps, EcsNet.score_maps = raw_maps, score_maps
+EcsNet.raw_maps = raw_maps

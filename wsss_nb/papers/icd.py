@@ -292,7 +292,7 @@ class Icd(Localiser):
         features = torch.cat([sized_as(normed[i], normed[self.seen[len(self.seen) // 2]]) for i in self.seen], 1)
         return self.head(maps[-1]), features, None if self.branch is None else self.branch(normed[1], maps[self.places[1] + 1:])
 
-    def raw_maps(self, images):
+    def raw_maps(self, images, **reading):
         return self.head(self.backbone(images)[-1])
 
 # %% ../../nbs/papers/icd.ipynb #355ed03f

@@ -196,8 +196,8 @@ class Sipe(Localiser):
             gsc = gsc_loss(cam[:, first:], maps[:, first:], not self.paper)
         return dict(loss=classification + self.gsc * gsc, classification=classification, gsc=gsc)
 
-# %% ../../nbs/papers/sipe.ipynb #8d45dbd4
-def raw_maps(self: Sipe, images):
+# %% ../../nbs/papers/sipe.ipynb #85db9392
+def raw_maps(self: Sipe, images, **reading):
     return self.head(self.backbone(images)[-1])
 
 
