@@ -42,7 +42,7 @@ def finish_report(folder, runs):
     page, record = folder / 'report.html', folder / 'run.json'
     if not page.exists() or page.stat().st_mtime < record.stat().st_mtime: make_report([folder.name], runs)
     for n in load_json(folder / 'metrics.json').get('numbers', []):
-        print(f'{n["what"]:11} {n["split"]:7} mIoU {n["miou"]:.3f}  ({n["classes"]}, {n["images"]} images{", oracle: threshold chosen with ground truth" if n["oracle"] else ""})')
+        print(f'{n["what"]:11} {n["split"]:7} mIoU {n["miou"]:.3f}  ({n["classes"]}, {n["images"]} images{", oracle: chosen with ground truth" if n["oracle"] else ""})')
     print(f'report: {page}')
 
 

@@ -126,7 +126,7 @@ def rows_of(recipe):
 
 CHOICES = dict(method=METHODS, backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=('auto', 'fp32', 'bf16'), loss=('plain', 'balanced'),
                crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=(*STEPS, *NETWORK_STEPS),
-               head=('', *HEADS), norm=('', *NORMS), convs=('', 'plain', 'separable'), fusion=FUSIONS)
+               keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', 'plain', 'separable'), fusion=FUSIONS)
 
 
 def check_choices(stage, p):
@@ -146,8 +146,10 @@ def check_method(p):
 
 
 def default_stages(recipe):
-    "All stages but the report; networks of affinities only where a refinement walks with them"
-    steps = (recipe.get('masks') or {}).get('refine', recipe.get('refine', []))
+    "All stages but the report; no localiser where masks are given; networks of affinities only where a refinement walks with them"
+    masks = recipe.get('masks') or {}
+    steps = masks.get('refine', recipe.get('refine', []))
+    if masks.get('given'): return ['masks', 'segment', 'evaluate']
     return ['train', *(s for s in AFFINITIES if s in steps), 'masks', 'segment', 'evaluate']
 
 

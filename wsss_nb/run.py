@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import UserError, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, is_locked, locked
 from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
-from .stage import Stage, execute, needed, open_split, runs_folder
+from .stage import Stage, execute, needed, open_split, runs_folder, splits_of
 
 # %% ../nbs/08_run.ipynb #6c85866e
 def code_version():
@@ -103,7 +103,7 @@ def dry_row(recipe, say):
     for stage, p in stage_parameters(recipe).items():
         defaults = notebook_parameters(stage_notebook(stage))
         say(f'{stage}: ' + ', '.join(f'{k}={v!r}' for k, v in p.items() if v != defaults[k][0]))
-        for split in dict.fromkeys([*p.get('splits', []), *([p['split']] if 'split' in p else [])]): say(f'  {open_split(p, split)}')
+        for split in splits_of(p): say(f'  {open_split(p, split)}')
 
 
 def list_runs(runs=''):

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_modules', 'notebook_code', 'digest_of',
-           'code_digest', 'needed', 'open_split', 'data_fingerprints', 'stage_key', 'runs_folder', 'checked', 'Stage',
-           'shared', 'same', 'begin', 'make_stage', 'through_networks', 'through_pixels', 'pixel_settings', 'execute']
+           'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of', 'data_fingerprints', 'stage_key',
+           'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
+           'through_pixels', 'pixel_settings', 'execute']
 
 # %% ../nbs/08_stage.ipynb #5f77d424
 import ast, json, os, time
@@ -16,7 +17,7 @@ from .execute import StageFailed, locked, run_notebook
 from .methods import METHODS, NETWORK_STEPS, module_of, network_of, step_settings, write_step
 from .recipes import PACKAGE, notebook_parameters, stage_notebook, typed
 from .refine.chain import SETTINGS, refine
-from .refine.masks import write_maps
+from .refine.masks import WithMasks, write_maps
 
 # %% ../nbs/08_stage.ipynb #0d3bf12b
 NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'cli', 'show'}  # modules that change no number
@@ -79,6 +80,7 @@ NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_clas
 def needed(stage, p):
     "The inputs of a stage that it cannot do without: parameter -> stage"
     steps = {network_of(s) for s in p.get('refine', [])} | {'localiser'}
+    if p.get('given'): return {}
     if stage == 'masks': return {k: before for k, before in INPUTS[stage].items() if k in steps}
     return {k: before for k, before in INPUTS[stage].items() if not (k == 'network' and p['masks'])}
 
@@ -88,10 +90,20 @@ def open_split(p, split):
     return open_data(p['data_name'], '' if split == 'all' else split, p['data_root'], p['data_tags'], p['data_masks'], p['data_classes'], p.get('limit', 0))
 
 
+def given_masks(p, split):
+    "The data of a split with the masks that are given instead of pseudo masks: a folder's, or one's with a folder for each split; else their own"
+    data, folder = open_split(p, split), Path(p.get('given', '')).expanduser()
+    return data if p.get('given', '') in ('', 'truth') else WithMasks(data, folder / split if (folder / split).is_dir() else folder)
+
+
+def splits_of(p):
+    "The splits that a stage's parameters name"
+    return list(dict.fromkeys([*p.get('splits', []), *(p[k] for k in ('split', 'validate') if p.get(k))]))
+
+
 def data_fingerprints(p):
     "Split -> fingerprint, for the splits that the parameters name"
-    splits = [*p.get('splits', []), *([p['split']] if 'split' in p else [])]
-    return {s: open_split(p, s).fingerprint() for s in splits}
+    return {s: given_masks(p, s).fingerprint() for s in splits_of(p)}
 
 
 def stage_key(stage, p):
@@ -128,6 +140,7 @@ class Stage:
     @property
     def stamp(self): return {k: self.parts[k] for k in ('parameters', 'inputs', 'data')}  # what a checkpoint is stamped with
     def data(self, split): return open_split(self.params, split)
+    def given(self, split): return given_masks(self.params, split)
 
     def input(self, name):
         "What is on record of a stage before: its stage.json, with its folder"

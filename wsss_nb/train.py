@@ -201,8 +201,8 @@ def fit(self: Learner):
         bar.note(f'loss {losses["loss"]:.4f}')
         if self.folder and self.step < self.steps and self.accelerator.sync_gradients and time.monotonic() - saved >= self.save_seconds: self.save(); saved = time.monotonic()
     self.raw_net.eval()
-    if self.folder: self.save()
     for c in self.callbacks: c.after_fit(self)
+    if self.folder: self.save()
     return self.history
 
 

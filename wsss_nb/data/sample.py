@@ -91,10 +91,14 @@ class Data:
         "The pixels, uint8 [H,W,3]"
         return read_image(self.records[self.index(i)].image)
 
+    def size(self, i):
+        "(height, width) of the image, without reading its pixels"
+        return image_size(self.records[self.index(i)].image)
+
     def mask(self, i):
         "The class ids, uint8 [H,W], or None"
         r = self.records[self.index(i)]
-        return None if r.mask is None else read_mask(r.mask, len(self.classes), image_size(r.image))
+        return None if r.mask is None else read_mask(r.mask, len(self.classes), self.size(i))
 
     def __getitem__(self, key):
         i = self.index(key)

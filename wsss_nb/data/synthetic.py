@@ -194,6 +194,7 @@ class SyntheticData(Data):
 
     def image(self, i): return self.scene(i).image.copy()
     def mask(self, i): return self.scene(i).mask.copy()
+    def size(self, i): return self.scene(i).mask.shape
     def file_digest(self, i): return digest('synthetic', VERSION, self.seed, self.split, self.number[self.records[i].name])
 
 
