@@ -130,9 +130,21 @@ def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
 def test_a_dry_run_checks_the_recipe_and_the_data_and_runs_nothing(tmp_path, capsys):
     assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert 'train: epochs=20' in out and 'synthetic val: 100 images' in out and not list(tmp_path.iterdir())
+    assert 'synthetic val: 100 images' in out and not list(tmp_path.iterdir())
+    assert 'train: 500 steps of 16 images' in out and 'masks: 500 images in 8 views' in out and 'evaluate: 500 images in 2 views' in out and 'epochs=20' in out
+    train, masks = (next(l for l in out.splitlines() if l.startswith('  out') and f'/{s}-' in l).split()[-1] for s in ('train', 'masks'))
+    assert f'  in        localiser: {train}\n' in out and f'  in        masks: {masks}\n' in out
     assert main(['run', 'cam_voc12', '--dry-run', '-p', f'data.root={tmp_path}']) == 2
     assert 'wsss: root: expected' in capsys.readouterr().err
+
+
+def test_a_dry_run_knows_where_everything_lies(small, capsys):
+    R.dry_run(str(small / 'small.yaml'), SMALL, runs=small / 'runs')
+    out = capsys.readouterr().out
+    assert out.count('there already') == 4
+    for s in made(small): assert f'stages/{s}, there already' in out
+    R.dry_run(str(small / 'small.yaml'), [*SMALL, 'masks.threshold=0.3'], runs=small / 'runs')
+    assert capsys.readouterr().out.count('there already') == 1  # the training alone
 
 
 @pytest.mark.parametrize('recipe', all_recipes())
