@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from conformity import check_localiser
 from wsss_nb.core import UserError
+from wsss_nb.methods import build_localiser
 from wsss_nb.nets.single_stage import ConvHead, SingleStageHead, balanced_mask_loss, pseudo_labels, resize
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers.ccmr import Ccmr, ccmr, focal_penalty, neighbour_affinity, ngwp, prototypes, swp, within
+from wsss_nb.recipes import read_recipe, stage_parameters
 from wsss_nb.refine.pamr import pamr
 
 HERE = Path(__file__).parent / 'goldens'
@@ -295,3 +298,37 @@ def test_raw_maps_have_the_class_score_as_their_mean(pooling):
 def test_options_that_are_none(options, text):
     with pytest.raises(UserError) as e: make(**options)
     assert text in str(e.value)
+
+
+def without_a_say(net, b): torch.nn.init.zeros_(net.head.layers[-1].weight), torch.nn.init.zeros_(net.head.layers[-1].bias)
+def one_flat_map(net, b): net.head.layers[-1].weight.data[1].zero_()
+def no_class(net, b): b['labels'].zero_()
+def every_class(net, b): b['labels'].fill_(1)
+def one_colour(net, b): b['image'].fill_(.5)
+def black(net, b): b['image'].zero_()
+def only_padding(net, b): b['valid'].zero_()
+def one_pixel(net, b): b['valid'].zero_()[..., 5, 7] = True
+
+
+@pytest.mark.parametrize('spoil', [without_a_say, one_flat_map, no_class, every_class, one_colour, black, only_padding, one_pixel])
+@pytest.mark.parametrize('options', [dict(), dict(pooling='average', refinement='pamr'), dict(pooling='ngwp', refinement='ccmr_no_neighbours')])
+def test_bad_batches(options, spoil):
+    net, b = make(**options).train(), batch(progress=.9)
+    spoil(net, b)
+    out = net(b)
+    out['loss'].backward()
+    assert all(v.isfinite() for v in out.values()) and all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    if spoil in (without_a_say, only_padding): assert out['masks'] == 0 and out['taught'] == 0  # no reliable pixel of a class in the batch
+    if spoil is only_padding: assert out['labelled'] == 0
+
+
+def test_the_recipe_for_voc_builds_the_papers_network():
+    stages = stage_parameters(read_recipe('ccmr_voc12'))
+    p, s = stages['train'], stages['segment']
+    with torch.device('meta'): net = build_localiser(p['method'], 20, p['backbone'], '', p['stride'], '', p['options'])
+    assert (net.backbone.name, net.backbone.strides[-1], net.scale, net.iters, net.tau, net.pooling, net.refinement) == ('vgg16', 8, 20., 10, .6, 'swp', 'ccmr') and abs(net.warmup * p['epochs'] - 5) < 1e-9
+    assert abs(p['lr'] * p['head_lr'] - .01) < 1e-9 and p['batch_size'] == 16 and p['schedule'] == 'constant' and stages['masks']['refine'] == ['crf'] and (s['backbone'], s['head']) == ('resnet101', 'v3plus')
+
+
+@pytest.mark.parametrize('options, reading', [(dict(), dict()), (dict(refinement='pamr', pooling='ngwp', norm='group'), dict(kind='refined')), (dict(head='single_stage'), dict())])
+def test_what_every_method_promises(options, reading): check_localiser(lambda k: Ccmr(build('tiny'), k, **{'width': 16, 'dilations': (1, 2), **options}), **reading)

@@ -134,10 +134,10 @@ class MaskNet(Localiser):
         "Probabilities [B,K+1,H,W] of uint8 images of one size: the mean over scales and mirror images"
         return self.mean_mask(images, scales, flip, max_side)
 
-# %% ../../nbs/papers/ccmr.ipynb #aadda3a9
+# %% ../../nbs/papers/ccmr.ipynb #0ebd60d4
 def within(valid):
     "Rows and columns of the rectangle of true values in [h,w]"
-    return tuple(slice(int(a.nonzero()[0]), int(a.nonzero()[-1]) + 1) for a in (valid.any(1), valid.any(0)))
+    return tuple(slice(int(a.nonzero()[0]), int(a.nonzero()[-1]) + 1) if a.any() else slice(0) for a in (valid.any(1), valid.any(0)))
 
 
 class Ccmr(MaskNet):
@@ -178,14 +178,14 @@ class Ccmr(MaskNet):
         image, out = resize(image.to(mask), mask.shape[2:]), torch.zeros_like(mask)
         for i, v in enumerate(valid):
             y, x = within(v)
-            out[i:i + 1, :, y, x] = self.refine(image[i:i + 1, :, y, x], mask[i:i + 1, :, y, x], present[i:i + 1])
+            if v.any(): out[i:i + 1, :, y, x] = self.refine(image[i:i + 1, :, y, x], mask[i:i + 1, :, y, x], present[i:i + 1])
         return out
 
 # %% ../../nbs/papers/ccmr.ipynb #69a2bf45
 def class_scores(self: Ccmr, s, m, valid, refined=None, present=None):
     "Class scores [B,K] of scores and masks [B,K+1,h,w], over the valid pixels"
     inside = valid[:, None].to(s)
-    share = inside / inside.mean((2, 3), keepdim=True)
+    share = inside / inside.mean((2, 3), keepdim=True).clamp(min=1 / inside[0].numel())
     if self.pooling == 'average': y = (s * share).mean((2, 3))
     elif self.pooling == 'swp' and refined is not None: y = swp(s, m * inside, refined, present, self.tau, self.min_area)
     else: y = ngwp(s, m * inside)
@@ -203,7 +203,7 @@ def forward(self: Ccmr, batch):
     if warm: return dict(loss=classes, classes=classes)
     target = pseudo_labels(resize(refined, image.shape[2:])).where(batch['valid'], 255)
     masks = balanced_mask_loss(resize(s, image.shape[2:]), target, labels)
-    return dict(loss=classes + self.mask_weight * masks.mean(), classes=classes, masks=masks.mean(), taught=(masks > 0).float().mean(), labelled=(target[batch['valid']] != 255).float().mean())
+    return dict(loss=classes + self.mask_weight * masks.mean(), classes=classes, masks=masks.mean(), taught=(masks > 0).float().mean(), labelled=(target != 255).sum() / batch['valid'].sum().clamp(min=1))
 
 
 Ccmr.class_scores, Ccmr.forward = class_scores, forward
