@@ -9,8 +9,10 @@ from scipy.ndimage import gaussian_filter
 
 from conformity import check_localiser
 from wsss_nb.core import UserError
+from wsss_nb.methods import build_localiser
 from wsss_nb.nets.zoo import BACKBONES, build
 from wsss_nb.papers import ecsnet as P
+from wsss_nb.recipes import read_recipe, stage_parameters
 from wsss_nb.refine import correlation as C
 
 G = {k: torch.from_numpy(np.array(v)) for k, v in np.load(Path(__file__).parent / 'goldens/ecsnet.npz').items()}
@@ -203,6 +205,26 @@ def test_sides_and_freezing():
 def test_messages(options, text):
     with pytest.raises(UserError) as e: make(**options)
     assert text in str(e.value)
+
+
+def test_a_flat_map_labels_nothing_and_erases_nothing():
+    net, b = make(rates=(2,), theta=.5).train(), a_batch()
+    with torch.no_grad(): net.head.weight[1:3] = 0.
+    b['labels'][1] = torch.tensor([1., 1, 0, 0])  # nothing but flat maps in this image
+    p, losses = net.passes(b['image'], b['labels'], b['valid']), net(b)
+    losses['loss'].backward()
+    assert (p.heat[:, 1:3] == 0).all() and not p.region[1].any() and (p.target[1] == 255).all() and not torch.isin(p.target, torch.tensor([1, 2])).any()
+    assert all(q.grad is None or q.grad.isfinite().all() for q in net.parameters()) and (p.target[2] == 3).any()
+
+
+@pytest.mark.parametrize('recipe, rest', [('ecsnet_voc12', dict(theta=.8, beta=.5, rates=(5, 7, 12), seg_weight=1., centre=False)), ('seam_voc12', dict(er=1., ecr=1., floor=1., scale=.3))])
+def test_the_recipes_for_voc_build_the_papers_network(recipe, rest):
+    stages = stage_parameters(read_recipe(recipe))
+    assert list(stages) == ['train', 'psa', 'masks', 'segment', 'evaluate'] and stages['masks']['refine'] == ['psa'] and stages['masks']['threshold'] == .26
+    p, s = stages['train'], stages['segment']
+    with torch.device('meta'): net = build_localiser(p['method'], 20, p['backbone'], '', p['stride'], '', p['options'])
+    assert rest.items() <= net.o.items() and net.backbone.name == 'resnet38' and net.backbone.frozen == ('stem', 'conv2', 'batch_norm') and (p['batch_size'], p['epochs'], p['crop']) == (8, 8, 448)
+    assert (s['backbone'], s['head'], s['batch_size'], s['epochs'], s['lr'], s['crop']) == ('resnet38', 'v1', 10, 20, .001, 321)
 
 
 @pytest.mark.parametrize('reading', [{}, dict(kind='cam')])

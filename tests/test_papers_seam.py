@@ -69,14 +69,17 @@ def test_the_classification_loss_is_of_both_scales():
     assert torch.allclose(losses['cls'], want, atol=1e-6) and torch.allclose(losses['loss'], sum(losses[k] for k in ('cls', 'er', 'ecr', 'floor')))
 
 
-@pytest.mark.parametrize('what', ['no class', 'one colour', 'tiny crop'])
+@pytest.mark.parametrize('what', ['no class', 'one colour', 'tiny crop', 'a flat map', 'flat maps only', 'nothing but padding'])
 def test_bad_batches(what):
     net, b = make().train(), a_batch(7, 9) if what == 'tiny crop' else a_batch()
     if what == 'no class': b['labels'] = torch.zeros_like(b['labels'])
     if what == 'one colour': b['image'] = torch.full_like(b['image'], .5)
+    if what == 'nothing but padding': b['valid'], b['image'] = torch.zeros_like(b['valid']), net.backbone.mean.expand_as(b['image']).clone()
+    with torch.no_grad(): net.head.weight[{'a flat map': slice(1, 2), 'flat maps only': slice(None)}.get(what, slice(0))] = 0.
     losses = net(b)
     losses['loss'].backward()
     assert all(np.isfinite(float(v.detach())) for v in losses.values()) and all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+    if what == 'flat maps only': assert losses['er'] == 0 and losses['floor'] == 0
 
 
 def test_score_maps():

@@ -7,15 +7,14 @@ __all__ = ['minmax_cam', 'erased_region', 'mirrored', 'blur_erase', 'reliable_la
            'segmentation_loss', 'multi_dilated_overlay', 'Passes', 'full', 'check_options', 'EcsNet', 'maps', 'shrunk',
            'passes', 'class_loss', 'forward', 'raw_maps']
 
-# %% ../../nbs/papers/ecsnet.ipynb #92b61ec2
+# %% ../../nbs/papers/ecsnet.ipynb #782e2e72
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cams import Localiser, multilabel_loss, normalize
+from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
 from ..refine.correlation import PixelCorrelation, fit
 

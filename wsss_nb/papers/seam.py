@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['scaled', 'er_loss', 'strongest', 'hardest_mean', 'floor_loss', 'Seam', 'forward', 'raw_maps']
 
-# %% ../../nbs/papers/seam.ipynb #88310f6e
-import numpy as np
+# %% ../../nbs/papers/seam.ipynb #40b7f76d
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cams import Localiser, multilabel_loss, normalize
+from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
 from ..refine.correlation import PixelCorrelation, fit
 
