@@ -93,9 +93,9 @@ def set_option(recipe, text):
 
 
 def merged(recipe, more):
-    "The recipe with what `more` says instead, section by section"
+    "The recipe with what `more` says instead, section by section; numbers of a paper, and expected ones, are not mixed"
     out = copy.deepcopy(recipe)
-    for k, v in more.items(): out[k] = {**out[k], **v} if isinstance(v, dict) and isinstance(out.get(k), dict) else copy.deepcopy(v)
+    for k, v in more.items(): out[k] = {**out[k], **v} if isinstance(v, dict) and isinstance(out.get(k), dict) and k not in ('paper', 'expected') else copy.deepcopy(v)
     return out
 
 
