@@ -1,4 +1,5 @@
-"ICD: golden values of the equations and of the authors' code, closed forms, gradients, and data from which it cannot learn"
+"ICD: golden values of the equations and of the authors' code, closed forms, gradients, data from which it cannot learn, and the whole line as a recipe"
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,16 @@ import torch.nn.functional as F
 
 from conformity import check_localiser
 from wsss_nb.core import UserError
-from wsss_nb.data.sample import Data, Record
+from wsss_nb.data.catalog import open_data
+from wsss_nb.data.sample import Data, Record, load_maps, read_mask, save_maps
+from wsss_nb.data.views import TrainingViews
 from wsss_nb.metrics import pixel_ap
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers import icd as I
+from wsss_nb.refine import signed as S
+from wsss_nb.refine.chain import refine, to_mask
+from wsss_nb.refine.crf import crf_from_labels
+from wsss_nb.run import run_recipe
 
 G, OPS, RULE = ({k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / f'goldens/{n}.npz').items()} for n in ('icd', 'icd_ops_official', 'icd_seeds_official'))
 
@@ -58,14 +65,14 @@ def test_golden_official_vote_target_and_warm_up():
 
 @pytest.mark.parametrize('case', ['single', 'multi2'])
 @pytest.mark.parametrize('mode', I.MODES)
-def test_golden_seeds_and_their_maps(case, mode):
+def test_golden_seeds_and_their_maps(case, mode, tmp_path):
     icd, cam, ids = RULE[f'{case}_icd_full'], RULE[f'{case}_cam_full'], RULE[f'{case}_labels0'] + 1
     seed = I.seeds(icd, cam, ids, mode)
     if mode == 'official': assert torch.equal(seed, RULE[f'{case}_seed_identity_crf'].long())
-    for dtype in (np.float32, np.float16):
-        m = I.seed_maps(icd, cam, ids, mode)
-        maps = m.maps.astype(dtype)
-        assert np.array_equal(np.where(maps.max(0) > 0, m.keys[maps.argmax(0)], 255), seed) and maps.min() >= 0 and maps.max() <= 1
+    m = S.seed_maps(icd, cam, ids, mode)
+    save_maps(tmp_path / 'm.npz', *m)
+    for maps in (m, load_maps(tmp_path / 'm.npz')):
+        assert np.array_equal(to_mask(maps), seed) and maps.maps.min() >= 0 and maps.maps.max() <= 1
 
 
 # closed forms and slow evaluations
@@ -137,15 +144,57 @@ def test_seeds_by_hand():
     assert I.seeds(icd, cam, [3, 7], 'paper').tolist() == [[3, 7, 0, 7, 7]]
     assert I.seeds(icd, cam, [3, 7]).tolist() == [[3, 7, 0, 255, 255]]
     assert I.seeds(icd[:1], cam[:1], [3], threshold=.6).tolist() == [[255, 255, 0, 0, 3]]
-    zero = I.seeds(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), [1])
-    assert (zero == 255).all() and (I.seeds(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), [1], 'paper') == 0).all()
+    zero = torch.zeros(1, 2, 2)
+    assert (I.seeds(zero, zero, [1]) == 255).all() and (I.seeds(zero, zero, [1], 'paper') == 0).all()
+    assert (to_mask(S.seed_maps(zero, zero, [1])) == 255).all() and (to_mask(S.seed_maps(zero, zero, [1], 'paper')) == 0).all()
 
 
-def test_saliency_replaces_the_background():
-    m = I.seed_maps(torch.randn(2, 5, 6), torch.randn(2, 5, 6), [1, 4], 'paper')
-    out = I.with_saliency(m, np.full((5, 6), .25))
-    assert np.allclose(out.maps[0], .75) and np.array_equal(out.maps[1:], m.maps[1:]) and out.keys.tolist() == [0, 1, 4]
-    with pytest.raises(UserError, match='expected the size of the maps'): I.with_saliency(m, np.zeros((6, 5)))
+def half_decided(dtype=torch.float32):
+    "Scores and CAM of classes 2 and 5 on a picture of three colours: background, class 2, and an object that both claim and no CAM supports"
+    ids = torch.zeros(24, 30, dtype=torch.long)
+    ids[:, 10:20], ids[:, 20:] = 1, 2
+    icd = torch.stack([torch.tensor([-1., 2, 1e-3])[ids], torch.tensor([-2., -1, 1e-3])[ids]]).to(dtype)
+    cam = torch.stack([torch.tensor([0., 3, -1])[ids], torch.tensor([0., 1, -1])[ids]]).to(dtype)
+    return icd, cam, np.array([[90, 110, 180], [190, 90, 80], [80, 160, 90]], np.uint8)[ids]
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_undecided_pixels_have_the_key_255_and_the_mask_has_it_too(tmp_path, dtype):
+    icd, cam, _ = half_decided(dtype)
+    m = S.seed_maps(icd, cam, [2, 5])
+    assert m.keys.tolist() == [0, 2, 5, 255] and np.array_equal(m.maps[3] == 1, m.maps[3] > 0)
+    want = np.repeat([0, 2, 255], 10)[None].repeat(24, 0)
+    save_maps(tmp_path / 'm.npz', *m)
+    assert np.array_equal(to_mask(m), want) and np.array_equal(to_mask(load_maps(tmp_path / 'm.npz')), want)
+    assert S.seed_maps(icd, cam, [2, 5], 'paper').keys.tolist() == [0, 2, 5]  # that mode decides everything
+
+
+def test_the_crf_preset_lets_undecided_pixels_be_anything_and_keeps_the_seed_of_a_single_class():
+    icd, cam, image = half_decided()
+    m = S.seed_maps(icd, cam, [2, 5])
+    got, seed = to_mask(refine(image, m, ['crf'], crf_preset='icd')), to_mask(m)
+    assert (got[:, :20] == seed[:, :20]).all() and (seed[:, 20:] == 255).all() and (got[:, 20:] != 255).all()
+    assert np.array_equal(got, np.array([0, 2, 5])[crf_from_labels(image, np.select([seed == 0, seed == 2], [0, 1], 255), 3, 'icd', 20 / 22)])  # .5 among 21 labels
+    one = S.seed_maps(icd[:1, :, :20], cam[:1, :, :20], [2])
+    assert np.array_equal(to_mask(refine(image[:, :20], one, ['crf'], crf_preset='icd')), seed[:, :20])
+
+
+def test_score_maps_rank_pixels_as_the_scores_do():
+    icd = torch.tensor([[[-30., -29, -1, -1e-6, 0, 1e-6, 1, 15, 15.5, 30]]])
+    p = S.seed_maps(icd, icd, [4], 'paper')
+    assert (np.diff(p.maps[1, 0].astype(np.float16)) > 0).all() and to_mask(p).tolist() == [[0] * 5 + [4] * 5]
+    lost = S.seed_maps(torch.tensor([[[2., 2]], [[1., -1]]]), torch.tensor([[[1., 1]], [[5., 5]]]), [1, 2], 'paper')
+    assert to_mask(lost).tolist() == [[2, 1]] and abs(lost.maps[1, 0, 0] - lost.maps[2, 0, 0] + .001) < 1e-6 and lost.maps[1, 0, 1] > lost.maps[1, 0, 0] > .5
+
+
+def test_saliency_replaces_the_background_and_decides_everything():
+    icd, cam, _ = half_decided()
+    m = S.seed_maps(icd, cam, [2, 5])
+    out = S.with_saliency(m, np.full((24, 30), .25))
+    assert np.allclose(out.maps[0], .75) and np.array_equal(out.maps[1:], m.maps[1:3]) and out.keys.tolist() == [0, 2, 5]
+    assert set(np.unique(to_mask(S.with_saliency(m, np.ones((24, 30)))))) == {2}  # no background, nothing undecided
+    with pytest.raises(UserError, match='expected the size of the maps'): S.with_saliency(m, np.zeros((6, 5)))
+    with pytest.raises(UserError, match='maps with a background first'): S.with_saliency(type(m)(m.keys[1:], m.maps[1:]), np.zeros((24, 30)))
 
 
 def test_float64_and_zero_vectors():
@@ -155,7 +204,7 @@ def test_float64_and_zero_vectors():
         loss = I.bottom_up_loss(f, w, torch.ones(1, 2), kind)
         loss.backward()
         assert loss.dtype == torch.float64 and w.grad.isfinite().all()
-    assert I.unit_scores(f).isfinite().all() and I.SignAligner(3)(f, f, torch.ones(1, 3)).dtype == torch.float64
+    assert S.unit_scores(f).isfinite().all() and I.SignAligner(3)(f, f, torch.ones(1, 3)).dtype == torch.float64
 
 
 # the network
@@ -209,7 +258,8 @@ def test_every_option_trains_and_reads(options):
     image = (np.random.default_rng(0).random((33, 41, 3)) * 255).astype(np.uint8)
     for kind in net.kinds[options.get('structure') == 'none':]:
         a, b, c = net.score_maps([image] * 3, torch.tensor([[0., 1, 0], [1, 1, 1], [0, 0, 0]]), (1., .5), kind=kind)
-        assert a.keys.tolist() == [0, 2][kind == 'cam':] and b.keys.tolist() == [0, 1, 2, 3][kind == 'cam':] and len(c.keys) == (kind != 'cam')
+        keys = [[k for k in m.keys.tolist() if k != 255] for m in (a, b, c)]
+        assert keys == [[0, 2][kind == 'cam':], [0, 1, 2, 3][kind == 'cam':], [0] * (kind != 'cam')]
         assert a.maps.shape[1:] == (33, 41) and b.maps.dtype == np.float32 and 0 <= b.maps.min() and b.maps.max() <= 1
 
 
@@ -266,18 +316,48 @@ def test_superpixels_are_made_once(tmp_path):
     assert icd(refine='none').prepare(data, tmp_path / 'none') is None and not (tmp_path / 'none').exists()
 
 
-def test_pixel_ap_pools_the_images_of_a_class():
-    data, net = Drawn([(1,), (1, 2), (3,)]), icd()
-    got = I.pixel_aps(net, data, ('icd', 'cam'))
-    icds = [net.signed_scores([data.image(i)], 'icd', (1.,))[0][0].numpy() for i in range(3)]
-    pooled = np.concatenate([icds[0][0].ravel(), icds[1][0].ravel()]), np.concatenate([data.mask(i).ravel() == 1 for i in (0, 1)])
-    assert abs(got['icd'].ap()[1] - pixel_ap(*pooled)) < 2e-3 and set(got) == {'icd', 'cam'}
+class Flat(Drawn):
+    def image(self, i): return np.full((40, 48, 3), 60 * i, np.uint8)
+
+
+def test_images_of_one_superpixel(tmp_path):
+    data, net = Flat([(1,), (2,), (1, 3)]), icd()
+    regions = net.prepare(data, tmp_path, workers=1)
+    assert all(not regions(data, i).any() for i in range(3))
+    views = TrainingViews(32, long_side=(24, 40), regions=regions)
+    rows = [views(data, i, np.random.default_rng(i)) for i in range(3)]
+    assert all(set(np.unique(v['regions'])) <= {0, 255} for v in rows)
+    batch = {k: torch.stack([v[k] for v in rows]) for k in rows[0]}
+    out = icd()({**batch, 'step': 90, 'per_epoch': 10})
+    out['loss'].backward()
+    assert all(torch.isfinite(v) for v in out.values())
+    m = net.eval().score_maps([data.image(1)], torch.tensor([[0., 1, 0]]), (1.,), kind='superpixels')[0]
+    assert all(np.ptp(x) < 1e-6 for x in m.maps)
+
+
+def test_a_class_without_an_image_of_its_own_is_told_and_one_that_never_occurs_is_not(tmp_path, capsys):
+    Icd = icd(refine='none')
+    Icd.prepare(Drawn([(1,), (1, 2)]), tmp_path)
+    assert capsys.readouterr().out == 'note: no image has the single tag b, so nothing teaches the direction of these classes; options.single=false learns from all images\n'
+    icd(refine='none', single=False).prepare(Drawn([(1,), (1, 2)]), tmp_path)
+    Icd.prepare(Drawn([(1,), (2,)]), tmp_path)
+    assert capsys.readouterr().out == ''
+
+
+def test_a_class_that_never_occurs_stays_as_it_was():
+    net, batch = icd(), batch_of([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    before = net.directions[2].detach().clone()
+    for _ in range(3):
+        net.zero_grad()
+        net(batch)['loss'].backward()
+        with torch.no_grad(): net.directions -= .1 * net.directions.grad
+    assert torch.equal(net.directions[2], before) and net.aligner.means[2].eq(0).all() and not net.aligner.means[:2].eq(0).all()
 
 
 @pytest.mark.parametrize('call, text', [
     (lambda: icd().prepare(Drawn([(1, 2), (2, 3), ()]), '.'), 'none of the 3 images has just one; use options.single=false'),
     (lambda: icd()({k: v for k, v in batch_of([[1, 0, 0]]).items() if k != 'regions'}), 'regions: ICD refines its target by superpixels'),
-    (lambda: I.read_regions('nowhere', Drawn([(1,)]), 0), 'run Icd.prepare on these data'),
+    (lambda: S.read_regions('nowhere', Drawn([(1,)]), 0), 'make them with keep_regions (ICD: Icd.prepare) on these data'),
     (lambda: icd(structure='none').eval().signed_scores([np.zeros((32, 32, 3), np.uint8)]), 'use bottom_up or superpixels'),
     (lambda: icd().eval().signed_scores([np.zeros((32, 32, 3), np.uint8)], 'superpixel'), "Did you mean 'superpixels'"),
     (lambda: I.bottom_up_loss(torch.ones(1, 2, 1, 1), torch.ones(1, 2), torch.ones(1, 1), 'squared'), "Did you mean 'square'"),
@@ -288,3 +368,34 @@ def test_pixel_ap_pools_the_images_of_a_class():
 def test_messages(call, text):
     with pytest.raises(UserError) as e: call()
     assert text in str(e.value)
+
+
+# the whole line
+
+RECIPE = """
+stages: [train, masks, evaluate]
+limit: 12
+workers: 1
+train: {method: icd, epochs: 1, batch_size: 4}
+masks: {splits: [val], scales: [1.0], refine: [crf], crf_preset: icd}
+evaluate: {splits: [val], pixel_map: true}
+"""
+
+
+def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map(tmp_path):
+    (tmp_path / 'icd.yaml').write_text(RECIPE)
+    folder, said = run_recipe(str(tmp_path / 'icd.yaml'), runs=tmp_path, say=print), []
+    store, data = tmp_path / 'stages', open_data('synthetic', 'val', limit=12)
+    maps = {i: load_maps(next(store.glob('maps-*')) / f'{data.names[i]}.npz') for i in range(len(data))}
+    got, ranked = json.loads((folder / 'metrics.json').read_text())['pixel_map']['val'], {}
+    for i, m in maps.items():
+        truth = data.mask(i)
+        for k, x in zip(m.keys.tolist(), m.maps): ranked.setdefault(k, []).append((x[truth != 255], truth[truth != 255] == k))
+    want = {data.classes[k - 1]: pixel_ap(*map(np.concatenate, zip(*v))) for k, v in ranked.items() if k not in (0, 255)}
+    assert {c: v for c, v in got['classes'].items() if v is not None} == pytest.approx(want) and got['mean'] == pytest.approx(np.mean(list(want.values())))
+    mask, m = read_mask(next(store.glob('masks-*')) / f'val/{data.names[0]}.png'), maps[0]
+    assert np.array_equal(mask, to_mask(refine(data.image(0), m, ['crf'], crf_preset='icd')))
+
+    regions = {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')}
+    run_recipe(str(tmp_path / 'icd.yaml'), ['train.lr=0.001', 'stages=[train]'], runs=tmp_path, run_name='again', say=said.append)
+    assert len(regions) == 12 and regions == {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')} and 'kept' not in said[0]
