@@ -101,3 +101,19 @@ def test_mistakes(coco, tmp_path):
     with pytest.raises(UserError, match='not an instances file of COCO'): coco14(coco)
     path.unlink()
     with pytest.raises(UserError, match='instances_train2014.json: no such file'): coco14(coco)
+
+
+def test_a_network_is_trained_and_evaluated_over_81_classes(coco, tmp_path):
+    from wsss_nb.evaluate import count_masks, number, write_predictions
+    from wsss_nb.methods import segmenter_learner
+    data = coco14(coco)
+    learner = segmenter_learner(data, 'tiny', '', crop=32, batch_size=3, epochs=2, lr=.01, optimizer='adamw')
+    learner.fit()
+    assert learner.raw_net.logits(learner.views[0, 0]['image'][None]).shape[1] == 81
+    write_predictions(learner.raw_net, data, tmp_path / 'out')
+    counts = count_masks(data, tmp_path / 'out')
+    pairs = [(np.array(Image.open(tmp_path / f'out/{n}.png')), data.mask(n)) for n in data.names]
+    assert counts.matrix.shape == (81, 81) and counts.matrix.sum() == sum((t != 255).sum() for _, t in pairs)
+    inter, union = ([sum((f(p == k, t == k) & (t != 255)).sum() for p, t in pairs) for k in range(81)] for f in (np.logical_and, np.logical_or))
+    n = number('network', 'train', counts, data, [])
+    assert n['classes'] == 'bg+80' and abs(n['miou'] - np.mean([i / u for i, u in zip(inter, union) if u])) < 1e-9

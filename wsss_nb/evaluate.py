@@ -15,7 +15,6 @@ from .data.sample import load_maps, read_mask, save_mask
 from .data.views import batches_of_one_size
 from .metrics import Confusion, threshold_sweep
 from .refine.crf import dense_crf
-from .train import Callback
 
 # %% ../nbs/05_evaluate.ipynb #5fe7f3c6
 def with_crf(job):
@@ -63,9 +62,9 @@ def sweep_of(data, folder, thresholds=np.arange(.02, .8, .02)):
     if 0 in load_maps(Path(folder) / f'{data.names[0]}.npz').keys: return None
     return threshold_sweep(pairs, thresholds, len(data.classes) + 1)
 
-# %% ../nbs/05_evaluate.ipynb #0e1c4bba
-class Validation(Callback):
-    "mIoU on images with masks, every few epochs, into the history"
+# %% ../nbs/05_evaluate.ipynb #da734146
+class Validation:
+    "A callback of the Learner: mIoU on images with masks, every few epochs, into the history"
     def __init__(
         self,
         data,  # with masks
@@ -110,7 +109,7 @@ def number(what, split, counts, data, measure, **origin):
     "One number with its origin"
     classes = [0, *(data.classes.index(m) + 1 for m in measure)] if measure else None
     iou = counts.iou()
-    return dict(what=what, split=split, miou=counts.miou(classes), classes=f'bg+{len(measure) or len(data.classes)}', images=len(data), data=data.name, tags=data.tags_from,
+    return dict(what=what, split=split, miou=counts.miou(classes), decided=counts.decided().miou(classes), classes=f'bg+{len(measure) or len(data.classes)}', images=len(data), data=data.name, tags=data.tags_from,
                 iou=dict(zip(['background', *data.classes], iou)), missed=int(counts.missed.sum()), oracle=False, **origin)
 
 
