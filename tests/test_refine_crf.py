@@ -184,5 +184,5 @@ def test_without_pydensecrf(monkeypatch):
 
 def test_a_killed_worker_is_told_in_one_line():
     import os
-    from wsss_nb.core import parallel
+    from wsss_nb.workers import parallel
     with pytest.raises(UserError, match='numbers: a worker process was killed, .* use fewer workers'): list(parallel(os._exit, [1] * 20, 'numbers', workers=2))

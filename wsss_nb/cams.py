@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import Progress, check_name, trim_memory
+from .core import Progress, check_name
+from .workers import trim_memory
 from .data.sample import ScoreMaps, save_maps
 from .data.views import batches_of_one_size, multi_hot, multi_scale
 from .metrics import pixel_ap

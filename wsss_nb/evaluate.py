@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import Progress, UserError, check_name, parallel, whole_file
+from .core import Progress, UserError, check_name, whole_file
+from .workers import parallel
 from .data.sample import load_maps, read_mask, save_mask
 from .data.views import batches_of_one_size
 from .metrics import Confusion, threshold_sweep

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from .core import UserError, check_name, digest, load_json, make_folder, nearest, parallel, plain, save_json, whole_file
+from .core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
+from .workers import parallel
 from .data.folder import by_id, find_images
 from .data.sample import read_image, read_mask, save_mask
 from .data.tags import IMAGES, image_id, to_ids

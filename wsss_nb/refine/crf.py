@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..core import UserError, check_name, parallel, pick_device
+from ..core import UserError, check_name, pick_device
+from ..workers import parallel
 from .lattice import Lattice
 
 # %% ../../nbs/refine/crf.ipynb #7059cd63

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Progress, UserError, digest, parallel
+from ..core import Progress, UserError, digest
+from ..workers import parallel
 from ..data.sample import Data, ScoreMaps, ends, load_maps, read_mask, save_maps, save_mask
 from .chain import refine, to_mask
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..core import UserError, check_name, parallel, whole_file
+from ..core import UserError, check_name, whole_file
+from ..workers import parallel
 from ..data.sample import ScoreMaps
 from .masks import missing
 from .superpixels import superpixels
