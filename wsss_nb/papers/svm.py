@@ -46,13 +46,15 @@ def resize(maps, size):
 
 
 def on_grid(
-    maps,  # ScoreMaps of the classes in the image; a background map is not used
+    maps,  # ScoreMaps of the classes in the image, with or without a background map
     size,  # (h,w) of the features
 ):
-    "The maps [K,h,w] up to the largest id, zeros for absent classes, and the ids of the present ones"
-    present = np.sort(maps.keys[maps.keys > 0])
+    "The maps [K,h,w] up to the largest id, zeros for absent classes, and the ids of the present ones; beside a background map each is its share of the two"
+    classes = (maps.keys > 0) & (maps.keys < 255)
+    present, ids = np.sort(maps.keys[classes]), maps.keys[classes] - 1
     cam = np.zeros((max([0, *present]), *size), np.float32)
-    if len(present): cam[maps.keys[maps.keys > 0] - 1] = resize(np.float32(maps.maps[maps.keys > 0]), size)
+    if len(present): cam[ids] = resize(np.float32(maps.maps[classes]), size)
+    if len(present) and 0 in maps.keys: cam[ids] /= cam[ids] + resize(np.float32(maps.maps[maps.keys == 0]), size) + 1e-5
     return cam, present
 
 # %% ../../nbs/papers/svm.ipynb #2758c1a2
@@ -158,6 +160,7 @@ def check_settings(t_fg=0.2, t_bg=0.05, t_s=0.2, per_class=2500, **svm):
 def choose(z, maps, u, t_fg=0.2, t_bg=0.05, t_s=0.2, per_class=2500):
     "Seed, J, K and notes"
     cam, present = on_grid(maps, z.shape[1:])
+    if 0 in maps.keys: t_fg = t_bg = .5  # the background has a map: the larger one decides
     seed = initial_seed(cam, present, t_fg, t_bg)
     drawn = {c: draw(sampling_probability(cam, seed, c, t_fg), per_class, u) for c in [0, *present]}
     J, notes = np.concatenate(list(drawn.values())), [f'class {c}: no seeds, left out' for c in present if not len(drawn[c])]
