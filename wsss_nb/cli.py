@@ -107,7 +107,7 @@ def demo(a):
     print(f'\nOpen this page: {make_report(DEMO, a.runs)}')
 
 
-DEMO = ['cam_synthetic', 'cam_crf_synthetic']
+DEMO = ['cam_synthetic', 'cam_crf_synthetic', 'sipe_synthetic', 'svm_synthetic']
 
 # %% ../nbs/10_cli.ipynb #a8c660a6
 def predict(a):
