@@ -16,7 +16,8 @@ from wsss_nb import stage as S
 from wsss_nb.cli import main
 from wsss_nb.execute import locked, run_notebook
 from wsss_nb.core import UserError
-from wsss_nb.recipes import STAGES, all_recipes, notebook_parameters, read_recipe, stage_notebook, stage_parameters
+from wsss_nb.methods import check_network
+from wsss_nb.recipes import STAGES, all_recipes, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -148,7 +149,16 @@ def test_a_dry_run_knows_where_everything_lies(small, capsys):
 
 
 @pytest.mark.parametrize('recipe', all_recipes())
-def test_every_recipe_is_valid(recipe): assert read_recipe(recipe)['about'] and stage_parameters(read_recipe(recipe))
+def test_every_recipe_is_valid(recipe):
+    r = read_recipe(recipe)
+    assert r['about']
+    for row in (rows_of(r) or {'': r}).values():
+        for stage, p in stage_parameters(row).items(): check_network(stage, p, 20)
+
+
+def test_a_network_that_cannot_be_built_is_told_by_the_dry_run(tmp_path, capsys):
+    assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path), '-p', 'segment.head=v2', '-p', 'segment.stride=16']) == 2
+    assert 'stride: ' in capsys.readouterr().err
 
 
 def test_a_notebook_without_the_tag_is_refused(tmp_path, monkeypatch):

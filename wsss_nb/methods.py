@@ -2,13 +2,15 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'AFFINITIES', 'NETWORK_STEPS', 'module_of', 'imported_from', 'method_class', 'options_of',
-           'build_localiser', 'build_segmenter', 'localiser_learner', 'segmenter_learner', 'load_trained',
-           'load_localiser', 'load_segmenter', 'build_affinity', 'affinity_learner', 'load_affinity', 'network_of',
-           'step_settings', 'write_step']
+           'build_localiser', 'build_segmenter', 'localiser_learner', 'segmenter_learner', 'check_network',
+           'load_trained', 'load_localiser', 'load_segmenter', 'build_affinity', 'affinity_learner', 'load_affinity',
+           'network_of', 'step_settings', 'write_step']
 
-# %% ../nbs/06_methods.ipynb #c3fc9958
+# %% ../nbs/06_methods.ipynb #c8fde086
 import importlib, inspect
 from pathlib import Path
+
+import torch
 
 from .core import UserError, check_name, load_json, pick_device, seed_everything
 from .data.views import TrainingViews
@@ -94,6 +96,13 @@ def segmenter_learner(data, backbone='mobilenet_v2', weights='imagenet', stride=
     seed_everything(seed)
     net = build_segmenter(len(data.classes), backbone, weights, stride, normalization, head, norm, convs, width, loss, head_lr)
     return Learner(net, data, TrainingViews(crop, scale=scale or None, fill=net.backbone.mean.flatten().tolist(), masks=True), seed=seed, **settings)
+
+# %% ../nbs/06_methods.ipynb #53e7d68d
+def check_network(stage, p, num_classes):
+    "Raise where the network of a train or segment stage cannot be built with these parameters; nothing is computed or read"
+    with torch.device('meta'):
+        if stage == 'train': build_localiser(p['method'], num_classes, p['backbone'], '', p['stride'], '', p['options'])
+        if stage == 'segment': build_segmenter(num_classes, p['backbone'], '', p['stride'], '', p['head'], p['norm'], p['convs'], p['width'], p['loss'])
 
 # %% ../nbs/06_methods.ipynb #cf2dd0f6
 def load_trained(folder, stage, make, device='cpu'):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .core import UserError, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, is_locked, locked
+from .methods import check_network
 from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
 from .stage import INPUTS, Stage, execute, needed, runs_folder, splits_of
 from .train import Batches
@@ -122,6 +123,7 @@ def dry_row(recipe, runs, say):
     "The same for one recipe"
     for s in lined_up(recipe, runs):
         defaults, data = notebook_parameters(stage_notebook(s.stage)), {k: s.data(k) for k in splits_of(s.params)}
+        check_network(s.stage, s.params, len(next(iter(data.values())).classes) if data else 1)
         say(f'{s.stage}: {work(s, data)}')
         for d in data.values(): say(f'  in        {d}')
         for k in INPUTS[s.stage]: say(f'  in        {k}: stages/{Path(s.params[k]).name}') if s.params[k] else None
