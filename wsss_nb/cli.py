@@ -100,14 +100,15 @@ def data_check(a):
 
 def demo(a):
     from wsss_nb.report import make_report
-    from wsss_nb.run import run_recipe
+    from wsss_nb.run import run_table
+    folders = []
     for name in DEMO:
         print(f'-- {name}')
-        run_recipe(name, runs=a.runs)
-    print(f'\nOpen this page: {make_report(DEMO, a.runs)}')
+        folders += run_table(name, runs=a.runs)
+    print(f'\nOpen this page: {make_report([f.name for f in folders], a.runs)}')
 
 
-DEMO = ['cam_synthetic', 'cam_crf_synthetic', 'sipe_synthetic', 'svm_synthetic']
+DEMO = ['cam_synthetic', 'cam_crf_synthetic', 'sipe_synthetic', 'svm_synthetic', 'sipe_synthetic_table']
 
 # %% ../nbs/10_cli.ipynb #a8c660a6
 def predict(a):
