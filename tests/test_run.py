@@ -143,7 +143,8 @@ def test_a_dry_run_knows_where_everything_lies(small, capsys):
     R.dry_run(str(small / 'small.yaml'), SMALL, runs=small / 'runs')
     out = capsys.readouterr().out
     assert out.count('there already') == 4
-    for s in made(small): assert f'stages/{s}, there already' in out
+    run = json.loads((small / 'runs/small/run.json').read_text())
+    for s in run['stages'].values(): assert f'stages/{s["folder"]}, there already' in out
     R.dry_run(str(small / 'small.yaml'), [*SMALL, 'masks.threshold=0.3'], runs=small / 'runs')
     assert capsys.readouterr().out.count('there already') == 1  # the training alone
 

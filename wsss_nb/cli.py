@@ -2,21 +2,22 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'run', 'resume', 'finish_table', 'finish_report', 'list_', 'prune', 'recipes', 'report', 'params',
-           'data_synth', 'data_check', 'demo', 'predict', 'export', 'voc_zip', 'voc_check', 'told', 'parser',
+           'data_synth', 'data_check', 'lane', 'demo', 'predict', 'export', 'voc_zip', 'voc_check', 'told', 'parser',
            'parse_use', 'main']
 
-# %% ../nbs/10_cli.ipynb #bac3bc1b
-import argparse, os, sys
+# %% ../nbs/10_cli.ipynb #df941e38
+import argparse, os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .core import UserError
 
-# %% ../nbs/10_cli.ipynb #4aded24a
+# %% ../nbs/10_cli.ipynb #cb0bdcaa
 def run(a):
     from wsss_nb.run import dry_run, run_table
     if a.dry_run: return dry_run(a.recipe, a.p, a.runs)
     folders = run_table(a.recipe, a.p, a.runs, a.name)
-    finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
+    if a.report: finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
 
 
 def resume(a):
@@ -78,7 +79,7 @@ def params(a):
         print(f'\n{stage}')
         for k, (default, comment) in notebook_parameters(stage_notebook(stage)).items(): print(f'  {k:18} {default!r:28} {comment}')
 
-# %% ../nbs/10_cli.ipynb #b04b9632
+# %% ../nbs/10_cli.ipynb #7ceda68e
 def data_synth(a):
     from wsss_nb.data.synthetic import write_voc
     print(f'written: {write_voc(a.out)}')
@@ -98,17 +99,27 @@ def data_check(a):
     return 1 if shared or not all(r.ok for r in reports) else 0
 
 
+DEMO = [['cam_synthetic', 'cam_crf_synthetic'], ['sipe_synthetic', 'svm_synthetic', 'sipe_synthetic_table']]  # side by side; what shares stages goes one after the other
+
+
+def lane(names, runs, threads):
+    "Execute recipes one after the other, each in a process with so many threads; their lines begin with their names"
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), WSSS_PROGRESS='off')
+    for name in names:
+        command = [sys.executable, '-c', 'import sys; from wsss_nb.cli import main; sys.exit(main(sys.argv[1:]))', 'run', name, '--no-report', '--runs', str(runs)]
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
+            for line in p.stdout: print(f'{name}: {line}', end='', flush=True)
+        if p.returncode: raise UserError(f'{name} stopped (see above); the same command goes on from there.')
+
+
 def demo(a):
+    from wsss_nb.recipes import read_recipe, rows_of
     from wsss_nb.report import make_report
-    from wsss_nb.run import run_table
-    folders = []
-    for name in DEMO:
-        print(f'-- {name}')
-        folders += run_table(name, runs=a.runs)
-    print(f'\nOpen this page: {make_report([f.name for f in folders], a.runs)}')
-
-
-DEMO = ['cam_synthetic', 'cam_crf_synthetic', 'sipe_synthetic', 'svm_synthetic', 'sipe_synthetic_table']
+    from wsss_nb.stage import runs_folder
+    from wsss_nb.workers import cores
+    with ThreadPoolExecutor(len(DEMO)) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), max(1, cores() // len(DEMO))), DEMO))
+    runs = {name: rows_of(read_recipe(name)) for names in DEMO for name in names}
+    print(f'\nOpen this page: {make_report([f"{n}.{row}" if row else n for n, rows in runs.items() for row in rows or [""]], a.runs)}')
 
 # %% ../nbs/10_cli.ipynb #a8c660a6
 def predict(a):
@@ -164,7 +175,8 @@ def parser():
     v = verb(run, 'run', 'execute the stages of a recipe that were not made yet')
     v.add_argument('recipe', help='a YAML file, or the name of a recipe (wsss recipes)')
     v.add_argument('-p', action='append', default=[], metavar='NAME=VALUE', help='change the recipe, for example -p masks.threshold=0.3 or -p data.root=~/VOCdevkit')
-    v.add_argument('--dry-run', action='store_true', help='check names, types and data, and show what would run')
+    v.add_argument('--dry-run', action='store_true', help='check names, types, data and networks, and show what would run')
+    v.add_argument('--report', action=argparse.BooleanOptionalAction, default=True, help='write the page at the end')
     v.add_argument('--name', default='', help="name of the run (default: the recipe's)")
     verb(resume, 'resume', 'go on with a run that was stopped').add_argument('run')
     verb(list_, 'list', 'show the runs')
