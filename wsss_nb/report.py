@@ -99,7 +99,7 @@ def mask_rows(self, run, split, names):
     "Rows of masks of a run for some images: (title, masks), for whatever of them is there"
     for stage, what in (('masks', 'pseudo mask'), ('evaluate', 'network')):
         folder = self.stage_folder(run, stage)
-        if folder and (folder / split).is_dir(): yield f'{run["name"]}\n{what}', [colorize(read_mask(folder / split / f'{n}.png')) for n in names]
+        if folder and (folder / split).is_dir(): yield run["name"].replace('.', '\n') + f'\n{what}', [colorize(read_mask(folder / split / f'{n}.png')) for n in names]
 
 
 def pictures(self, n=8):
