@@ -126,11 +126,11 @@ def threshold_of(made):
 def numbers_of(stage, counts, sweeps):
     "Every number of an evaluation with its origin, oracles marked"
     line, p, out = lineage(stage), stage.p, []
-    masks, train = line['masks']['parameters'], line['train']['parameters'] if 'train' in line else GIVEN
-    segment = line.get('segment')
+    trained, segment = line.get('train') or dict(parameters=GIVEN, device=line['masks']['device']), line.get('segment')
+    masks, train = line['masks']['parameters'], trained['parameters']
     for m in p.measure:
         if m not in stage.data(p.splits[0]).classes: raise UserError(f'measure: unknown class {m!r}; known: {", ".join(stage.data(p.splits[0]).classes)}.')
-    common = dict(method=train['method'], reading=masks['reading'], backbone=train['backbone'], seed=train['seed'], device=line['train' if 'train' in line else 'masks']['device'], refine=masks['refine'],
+    common = dict(method=train['method'], reading=masks['reading'], backbone=train['backbone'], seed=train['seed'], device=trained['device'], refine=masks['refine'],
                   crf=masks['crf_preset'] if 'crf' in masks['refine'] else '', **threshold_of(line['masks']))
     for (what, split), c in counts.items():
         data = stage.data(split)

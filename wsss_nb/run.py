@@ -39,10 +39,10 @@ def record(folder, name, recipe, done, state):
     save_json(folder / 'metrics.json', stages.get('evaluate', {}).get('results') or {})
 
 
-def lined_up(recipe, runs):
-    "The stages of a recipe one after the other, each knowing where those before it lie, or will lie"
+def lined_up(parameters, runs):
+    "The stages with these parameters one after the other, each knowing where those before it lie, or will lie"
     folders = {}
-    for stage, p in stage_parameters(recipe).items():
+    for stage, p in parameters.items():
         p['runs'] = str(runs_folder(runs))
         p.update({k: str(folders[b]) for k, b in needed(stage, dict(p, masks=p.get('masks') or '')).items() if b in folders and not p[k]})
         s = Stage(stage, p)
@@ -60,13 +60,13 @@ def run_recipe(
 ):
     "Execute the stages of a recipe that were not made yet; returns the run's folder"
     recipe = read_recipe(name, options) if recipe is None else recipe
-    stage_parameters(recipe)  # a mistake is told before a folder is made
+    parameters = stage_parameters(recipe)  # a mistake is told before a folder is made
     run_name = run_name or Path(name).stem
     folder, done = runs_folder(runs) / run_name, {}
     with locked(folder, f'run {run_name}'):
         before = load_json(folder / 'run.json') if (folder / 'run.json').exists() else dict(state='', stages={})
         known = {k: v['folder'] for k, v in before['stages'].items()}
-        for s in lined_up(recipe, runs):
+        for s in lined_up(parameters, runs):
             stage, began = s.stage, time.monotonic()
             if s.made: say(f'{stage:9} kept      {s.folder.name}')
             else:
@@ -121,12 +121,12 @@ def work(s, data):
 
 def dry_row(recipe, runs, say):
     "The same for one recipe"
-    for s in lined_up(recipe, runs):
+    for s in lined_up(stage_parameters(recipe), runs):
         defaults, data = notebook_parameters(stage_notebook(s.stage)), {k: s.data(k) for k in splits_of(s.params)}
         check_network(s.stage, s.params, len(next(iter(data.values())).classes) if data else 1)
         say(f'{s.stage}: {work(s, data)}')
         for d in data.values(): say(f'  in        {d}')
-        for k in INPUTS[s.stage]: say(f'  in        {k}: stages/{Path(s.params[k]).name}') if s.params[k] else None
+        for k, name in s.parts['inputs'].items(): say(f'  in        {k}: stages/{name}')
         say(f'  out       stages/{s.folder.name}' + (', there already' if s.made else ''))
         say('  settings  ' + (', '.join(f'{k}={v!r}' for k, v in s.params.items() if v != defaults[k][0] and k not in INPUTS[s.stage] and k != 'runs') or 'the defaults'))
 

@@ -72,12 +72,12 @@ def copy_masks(
     if not data.has_masks: raise UserError(f'given: not all images of {data.where} have a mask; give a folder with <image id>.png for each.')
     for i in Progress(missing(data, out, '.png'), 'masks, image'): save_mask(Path(out) / f'{data.names[i]}.png', data.mask(i))
 
-# %% ../../nbs/refine/masks.ipynb #a462ba68
+# %% ../../nbs/refine/masks.ipynb #0974e27f
 class WithMasks(Data):
     "The images of `data` with the masks of a folder: what a segmentation network is trained on"
     def __init__(self, data, folder):
-        missing = [n for n in data.names if not (Path(folder) / f'{n}.png').exists()]
-        if missing: raise UserError(f'masks: {len(missing)} of {len(data)} images have none in {folder} (first: {missing[0]}); add <image id>.png, or run the stage that writes them.')
+        lost = missing(data, folder, '.png')
+        if lost: raise UserError(f'masks: {len(lost)} of {len(data)} images have none in {folder} (first: {data.names[lost[0]]}); add <image id>.png, or run the stage that writes them.')
         super().__init__(data.records, data.classes, data.name, data.split)
         self.source, self.folder = data, Path(folder)
 
