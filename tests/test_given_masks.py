@@ -10,6 +10,7 @@ from wsss_nb.data.sample import read_mask, save_mask
 from wsss_nb.data.synthetic import synthetic, write_voc
 from wsss_nb.evaluate import Validation
 from wsss_nb.methods import segmenter_learner
+from wsss_nb.recipes import stage_parameters
 from wsss_nb.run import run_recipe
 
 RECIPE = dict(limit=6, masks=dict(given='truth', splits=['train']), segment=dict(epochs=2, batch_size=3, validate='val', keep='best'), evaluate=dict(splits=['train', 'val']))
@@ -93,3 +94,4 @@ def test_a_choice_needs_masks_and_a_place(tmp_path):
     data.records = [r._replace(mask=None) for r in data.records]
     with pytest.raises(UserError, match='has no masks to compare with; leave validate empty'): learner(tmp_path, 'last', data=data)
     with pytest.raises(UserError, match="keep: unknown name 'first'"): learner(tmp_path, 'first')
+    with pytest.raises(UserError, match='segment.keep: best of what'): stage_parameters(dict(segment=dict(keep='best')))

@@ -134,6 +134,7 @@ def check_choices(stage, p):
     for name, value in p.items():
         for v in value if isinstance(value, list) else [value]:
             if name in CHOICES: check_name(v, CHOICES[name], f'{stage}.{name}')
+    if p.get('keep') == 'best' and not p['validate']: raise UserError(f'{stage}.keep: best of what? Name a split with masks as {stage}.validate (its numbers become oracles), or keep the last.')
 
 
 def check_method(p):

@@ -147,8 +147,8 @@ class Learner:
     ):
         check_name(precision, ('auto', 'fp32', 'bf16'), 'precision')
         self.device = pick_device(device)
-        mixed = 'bf16' if precision == 'bf16' or (precision == 'auto' and self.device.type == 'cuda' and torch.cuda.is_bf16_supported()) else 'no'
-        self.accelerator = Accelerator(cpu=self.device.type == 'cpu', mixed_precision=mixed, gradient_accumulation_steps=accumulate, step_scheduler_with_optimizer=False)
+        self.mixed = precision == 'bf16' or (precision == 'auto' and self.device.type == 'cuda' and torch.cuda.is_bf16_supported())
+        self.accelerator = Accelerator(cpu=self.device.type == 'cpu', gradient_accumulation_steps=accumulate, step_scheduler_with_optimizer=False)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         if processes > 1: self.device = self.accelerator.device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -171,8 +171,8 @@ def one_step(self: Learner, batch):
     batch = {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
     batch['image'] = batch['image'].contiguous(memory_format=self.layout)
     batch.update(progress=self.step / self.steps, step=self.step, per_epoch=self.per_epoch)
-    with self.accelerator.accumulate(self.net), self.accelerator.autocast():
-        losses = self.net(batch)
+    with self.accelerator.accumulate(self.net):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed): losses = self.net(batch)
         self.accelerator.backward(losses['loss'])
         if self.clip and self.accelerator.sync_gradients: self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
