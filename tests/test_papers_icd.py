@@ -338,7 +338,9 @@ def test_images_of_one_superpixel(tmp_path):
 def test_a_class_without_an_image_of_its_own_is_told_and_one_that_never_occurs_is_not(tmp_path, capsys):
     Icd = icd(refine='none')
     Icd.prepare(Drawn([(1,), (1, 2)]), tmp_path)
-    assert capsys.readouterr().out == 'note: no image has the single tag b, so nothing teaches the direction of these classes; options.single=false learns from all images\n'
+    assert capsys.readouterr().out == 'note: no image has the single tag b; the directions of these classes learn from all of their images\n'
+    grad, = torch.autograd.grad(Icd(batch_of([[1, 1, 0], [1, 1, 1]]))['bottom_up'], Icd.directions)
+    assert grad.abs().sum(1).gt(0).tolist() == [False, True, False]
     icd(refine='none', single=False).prepare(Drawn([(1,), (1, 2)]), tmp_path)
     Icd.prepare(Drawn([(1,), (2,)]), tmp_path)
     assert capsys.readouterr().out == ''

@@ -99,7 +99,7 @@ def data_check(a):
     return 1 if shared or not all(r.ok for r in reports) else 0
 
 
-DEMO = [['cam_synthetic', 'cam_crf_synthetic', 'sipe_synthetic_table'], ['sipe_synthetic', 'svm_synthetic']]  # side by side; the table comes late, when what it shares is made
+DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'], ['cam_synthetic', 'cam_crf_synthetic']]  # jobs side by side, one to a core; in a job, what shares a network
 
 
 def lane(names, runs, threads):
@@ -117,7 +117,8 @@ def demo(a):
     from wsss_nb.report import make_report
     from wsss_nb.stage import runs_folder
     from wsss_nb.workers import cores
-    with ThreadPoolExecutor(len(DEMO)) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), max(1, cores() // len(DEMO))), DEMO))
+    jobs = min(cores(), len(DEMO))
+    with ThreadPoolExecutor(jobs) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), cores() // jobs), DEMO))
     runs = {name: rows_of(read_recipe(name)) for names in DEMO for name in names}
     print(f'\nOpen this page: {make_report([f"{n}.{row}" if row else n for n, rows in runs.items() for row in rows or [""]], a.runs)}')
 

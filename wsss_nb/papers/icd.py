@@ -133,10 +133,12 @@ class TopDown(nn.Module):
         for layer in self.layers: maps.append(layer(maps[-1]))
         return self.head(torch.cat([sized_as(m, conv5) for m in (maps[-1:] if self.structure == 'b' else maps)], 1))
 
-# %% ../../nbs/papers/icd.ipynb #a4913822
-def single_class(labels):
+# %% ../../nbs/papers/icd.ipynb #44e7f7b3
+def single_class(labels,
+    company=False,  # [K], True for classes that are nowhere alone: theirs stay
+):
     "The labels, without those of images of several classes"
-    return labels * (labels.sum(1, keepdim=True) == 1)
+    return labels * ((labels.sum(1, keepdim=True) == 1) | torch.as_tensor(company, device=labels.device))
 
 
 class Icd(Localiser):
@@ -154,7 +156,7 @@ class Icd(Localiser):
                  weight=5.,  # of the bottom-up loss
                  top_down=1.,  # of the top-down loss, after the warm-up
                  warmup=2.,  # epochs
-                 single=True,  # learn the directions from images of a single class
+                 single=True,  # learn each direction from images of that class alone, where there are any
                  ):
         super().__init__(backbone, num_classes)
         for what, name, known in (('features', features, FEATURES), ('structure', structure, STRUCTURES), ('kind', kind, KINDS), ('refine', refine, ('mean', 'vote', 'none'))): check_name(name, known, what)
@@ -166,6 +168,7 @@ class Icd(Localiser):
         self.norms = nn.ModuleDict({str(i): nn.BatchNorm2d(widths[i], affine=False) for i in sorted({1, *self.seen})})
         self.directions = nn.Parameter(.01 * torch.randn(num_classes, sum(widths[i] for i in self.seen)))
         self.aligner = SignAligner(num_classes, mode=mode)
+        self.register_buffer('company', torch.zeros(num_classes, dtype=torch.bool), persistent=False)  # classes that are nowhere alone: `prepare` finds them
         self.branch = None if structure == 'none' else TopDown(backbone, self.places[1], num_classes, structure)
         nn.init.normal_(self.head.weight, std=.01), nn.init.zeros_(self.head.bias)
 
@@ -200,7 +203,7 @@ def losses(self: Icd, cam, features, logits, batch):
     "The losses cam, bottom_up and top_down from the outputs of the network"
     labels = batch['labels']
     out = dict(cam=self.num_classes * multilabel_loss(cam.mean((2, 3)), labels),
-               bottom_up=bottom_up_loss(features, self.directions, single_class(labels) if self.single else labels, self.kind))
+               bottom_up=bottom_up_loss(features, self.directions, single_class(labels, self.company) if self.single else labels, self.kind))
     loss = out['cam'] + self.weight * out['bottom_up']
     scores = self.aligner(directional_scores(features, self.directions.detach()), sized_as(cam.detach(), features), labels)
     if logits is not None:
@@ -255,8 +258,9 @@ def prepare(self: Icd, data, folder, workers=0, **settings):
     alone = single_class(data.labels).sum(0) if self.single else data.labels.sum(0)
     if not alone.any():
         raise UserError(f'data: ICD learns its directions from images with a single tag, and none of the {len(data)} images has just one; use options.single=false to take all of them.')
-    lost = [c for c, a, n in zip(data.classes, alone, data.labels.sum(0)) if n and not a]
-    if lost: print(f'note: no image has the single tag {", ".join(lost)}, so nothing teaches the direction of these classes; options.single=false learns from all images')
+    self.company = ((alone == 0) & (data.labels.sum(0) > 0)).to(self.company)
+    lost = [c for c, company in zip(data.classes, self.company) if company]
+    if lost: print(f'note: no image has the single tag {", ".join(lost)}; the directions of these classes learn from all of their images')
     if self.branch is None or self.refine == 'none': return None
     return keep_regions(data, folder, self.eval().base_features, workers, **settings)
 
