@@ -10,6 +10,7 @@ from wsss_nb.cams import CamNet, write_score_maps
 from wsss_nb.core import UserError
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import load_maps
+from wsss_nb.data.synthetic import synthetic
 from wsss_nb.evaluate import write_predictions
 from wsss_nb.nets.deeplab import LightDeepLab, mask_loss
 from wsss_nb.nets.zoo import build
@@ -44,6 +45,23 @@ def test_the_network_names_the_classes_where_tags_are_not_to_be_used(tmp_path):
     with torch.no_grad(): net.head.weight[0], net.head.weight[1] = net.head.weight[0].abs(), -net.head.weight[1].abs()  # features are not negative
     write_score_maps(net, data, tmp_path / 'maps', use_image_labels=False)
     assert load_maps(tmp_path / 'maps/a.npz').keys.tolist() == [1] and data[0].tags == (1, 2)
+
+
+@pytest.mark.parametrize('crf', ['', 'irn'])
+def test_a_network_that_is_told_the_tags_predicts_no_other_class(tmp_path, crf):
+    from wsss_nb.data.sample import read_mask
+    from wsss_nb.refine.crf import dense_crf
+    data = synthetic('val', n=4)
+    torch.manual_seed(3)
+    net = LightDeepLab(build('tiny'), 8).eval()
+    write_predictions(net, data, tmp_path / 'free'), write_predictions(net, data, tmp_path / 'told', crf=crf, use_image_labels=True)
+    for i, s in enumerate(data[k] for k in range(4)):
+        p, ids = net.predict([s.image])[0].numpy(), np.array([0, *s.tags], np.uint8)
+        q = p[ids] / p[ids].sum(0)
+        assert np.array_equal(read_mask(tmp_path / f'told/{s.name}.png'), ids[(dense_crf(s.image, q, preset=crf) if crf else q).argmax(0)])
+        assert np.array_equal(read_mask(tmp_path / f'free/{s.name}.png'), p.argmax(0))
+    data.records = [r._replace(tags=None) for r in data.records]
+    with pytest.raises(UserError, match='4 of 4 images have no tags'): write_predictions(net, data, tmp_path / 'more', use_image_labels=True)
 
 
 def test_an_image_without_any_tag_is_background(tmp_path):
