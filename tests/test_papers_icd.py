@@ -346,6 +346,12 @@ def test_a_class_without_an_image_of_its_own_is_told_and_one_that_never_occurs_i
     assert capsys.readouterr().out == ''
 
 
+def test_without_a_new_branch_the_directions_are_read():
+    image = np.random.default_rng(0).integers(0, 255, (32, 40, 3), dtype=np.uint8)
+    for net, kind in ((icd(structure='none').eval(), 'bottom_up'), (icd().eval(), 'icd')):
+        assert all(torch.equal(a, b) for a, b in zip(net.signed_scores([image], scales=(1.,)), net.signed_scores([image], kind, (1.,))))
+
+
 def test_a_class_that_never_occurs_stays_as_it_was():
     net, batch = icd(), batch_of([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
     before = net.directions[2].detach().clone()
@@ -360,7 +366,7 @@ def test_a_class_that_never_occurs_stays_as_it_was():
     (lambda: icd().prepare(Drawn([(1, 2), (2, 3), ()]), '.'), 'none of the 3 images has just one; use options.single=false'),
     (lambda: icd()({k: v for k, v in batch_of([[1, 0, 0]]).items() if k != 'regions'}), 'regions: ICD refines its target by superpixels'),
     (lambda: S.read_regions('nowhere', Drawn([(1,)]), 0), 'make them with keep_regions (ICD: Icd.prepare) on these data'),
-    (lambda: icd(structure='none').eval().signed_scores([np.zeros((32, 32, 3), np.uint8)]), 'use bottom_up or superpixels'),
+    (lambda: icd(structure='none').eval().signed_scores([np.zeros((32, 32, 3), np.uint8)], 'icd'), 'use bottom_up or superpixels'),
     (lambda: icd().eval().signed_scores([np.zeros((32, 32, 3), np.uint8)], 'superpixel'), "Did you mean 'superpixels'"),
     (lambda: I.bottom_up_loss(torch.ones(1, 2, 1, 1), torch.ones(1, 2), torch.ones(1, 1), 'squared'), "Did you mean 'square'"),
     (lambda: I.seeds(torch.ones(1, 1, 1), torch.ones(1, 1, 1), [1], 'offical'), "Did you mean 'official'"),

@@ -143,7 +143,7 @@ def single_class(labels,
 
 class Icd(Localiser):
     "CAM branch and intra-class discriminator, trained together"
-    reading = dict(kind='icd', mode='official', threshold=0.)  # kind: one of `kinds`; the others as in `seeds`
+    reading = dict(kind='', mode='official', threshold=0.)  # kind: one of `kinds`, '' = icd, or bottom_up without a top-down branch; the others as in `seeds`
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
@@ -230,8 +230,9 @@ def base_features(self: Icd, image):
 
 
 @torch.no_grad()
-def signed_scores(self: Icd, images, kind='icd', scales=(1., .5, 1.5, 2.), flip=True, max_side=1024):
+def signed_scores(self: Icd, images, kind='', scales=(1., .5, 1.5, 2.), flip=True, max_side=1024):
     "Signed scores of that kind and raw CAM, of images of one size: two [B,K,H,W]"
+    kind = kind or ('icd' if self.branch is not None else 'bottom_up')
     if check_name(kind, self.kinds, 'reading.kind') == 'icd' and self.branch is None: raise UserError('reading.kind: this network has no top-down branch (structure=none); use bottom_up or superpixels.')
     def both(x):
         cam, features, logits = self.outputs(x)
@@ -242,7 +243,7 @@ def signed_scores(self: Icd, images, kind='icd', scales=(1., .5, 1.5, 2.), flip=
     return score, cam
 
 
-def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, kind='icd', mode='official', threshold=0.):
+def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, kind='', mode='official', threshold=0.):
     "Seeds as ScoreMaps, with a background in front (kind=cam: normalised maps without one)"
     if kind == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side)
     scores = self.signed_scores(images, kind, scales, flip, max_side)
