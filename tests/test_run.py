@@ -1,4 +1,5 @@
 """Runs as a user has them: cached, strict, locked, killed and resumed. Small, on the embedded set."""
+import ast
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ from wsss_nb import stage as S
 from wsss_nb.cli import main
 from wsss_nb.execute import locked, run_notebook
 from wsss_nb.core import UserError
-from wsss_nb.methods import check_network
+from wsss_nb.data.synthetic import synthetic
+from wsss_nb.methods import build_localiser, check_network
 from wsss_nb.recipes import STAGES, all_recipes, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
@@ -155,6 +157,25 @@ def test_every_recipe_is_valid(recipe):
     assert r['about']
     for row in (rows_of(r) or {'': r}).values():
         for stage, p in stage_parameters(row).items(): check_network(stage, p, 20)
+
+
+def readings():
+    "What recipes train and how they read it: (method, options) and readings of it"
+    out = {}
+    for name in all_recipes():
+        r = read_recipe(name)
+        for p in (stage_parameters(row) for row in (rows_of(r) or {'': r}).values()):
+            if 'train' in p and 'masks' in p: out.setdefault((p['train']['method'], repr(p['train']['options'])), set()).add(repr(p['masks']['reading']))
+    return sorted((*k, tuple(sorted(v | {'{}'}))) for k, v in out.items())  # the last cell of a training reads it as it is
+
+
+@pytest.mark.parametrize('method, options, ways', readings())
+def test_what_recipes_read_from_a_network_is_there(method, options, ways):
+    given = {k: v for k, v in ast.literal_eval(options).items() if k != 'freeze'}  # names parts of another backbone
+    data, net = synthetic('val', n=1), build_localiser(method, 8, options=given).eval()
+    for reading in map(ast.literal_eval, ways):
+        m = net.score_maps([data.image(0)], data.labels, scales=(1.,), **reading)[0]
+        assert (set(data.records[0].tags) <= set(m.keys.tolist()) or not reading.get('cleaned', True)) and m.maps.shape == (len(m.keys), *data.image(0).shape[:2]) and np.isfinite(m.maps).all()
 
 
 def test_a_network_that_cannot_be_built_is_told_by_the_dry_run(tmp_path, capsys):
