@@ -99,7 +99,7 @@ def data_check(a):
     return 1 if shared or not all(r.ok for r in reports) else 0
 
 
-DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'], ['cam_synthetic']]  # jobs side by side, one to a core, the longest first; in a job, what shares a network
+DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'], ['cam_synthetic']]  # jobs side by side, the longest first; in a job, what shares a network
 
 
 def lane(names, runs, threads):
@@ -117,8 +117,8 @@ def demo(a):
     from wsss_nb.report import make_report
     from wsss_nb.stage import runs_folder
     from wsss_nb.workers import cores
-    jobs = min(cores(), len(DEMO))
-    with ThreadPoolExecutor(jobs) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), cores() // jobs), DEMO))
+    jobs = min(cores() + 1, len(DEMO))  # one more than cores: a stage that starts leaves its core idle
+    with ThreadPoolExecutor(jobs) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), max(1, cores() // jobs)), DEMO))
     runs = {name: rows_of(read_recipe(name)) for names in reversed(DEMO) for name in names}  # the baseline on top
     print(f'\nOpen this page: {make_report([f"{n}.{row}" if row else n for n, rows in runs.items() for row in rows or [""]], a.runs)}')
 
