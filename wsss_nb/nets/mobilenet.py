@@ -3,9 +3,8 @@
 # %% auto #0
 __all__ = ['STRIDED', 'MobileNetV2', 'padding_agrees']
 
-# %% ../../nbs/nets/mobilenet.ipynb #29bf6fb1
+# %% ../../nbs/nets/mobilenet.ipynb #bf4a4201
 from torch import nn
-from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
 from .backbone import Backbone
 
@@ -20,7 +19,8 @@ class MobileNetV2(Backbone):
         dilate=False,  # replace the strides that are taken out by dilation
     ):
         super().__init__('mobilenet_v2', ('layer1', 'layer2', 'layer3', 'layer4', 'last'), (24, 32, 96, 320, 1280), [min(s, stride) for s in (4, 8, 16, 32, 32)])
-        self.features = torchvision_mobilenet_v2().features
+        from torchvision.models import mobilenet_v2  # two seconds, for those who need it
+        self.features = mobilenet_v2().features
         holes = 1
         for i in range(7, 18):
             depthwise = next(m for m in self.features[i].modules() if isinstance(m, nn.Conv2d) and m.groups > 1)

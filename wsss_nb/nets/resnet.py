@@ -3,10 +3,7 @@
 # %% auto #0
 __all__ = ['ResNet', 'resnet50', 'resnet101']
 
-# %% ../../nbs/nets/resnet.ipynb #a3e2f580
-from torchvision.models.resnet import Bottleneck
-from torchvision.models.resnet import ResNet as TorchvisionResNet
-
+# %% ../../nbs/nets/resnet.ipynb #d3a64348
 from .backbone import Backbone
 
 # %% ../../nbs/nets/resnet.ipynb #3f50d777
@@ -18,8 +15,9 @@ class ResNet(Backbone):
         dilate=False,  # replace the strides that are taken out by dilation
     ):
         super().__init__(name, [f'layer{i}' for i in range(1, 5)], (256, 512, 1024, 2048), [min(s, stride) for s in (4, 8, 16, 32)])
+        from torchvision.models import resnet  # two seconds, for those who need it
         flat = [s > stride for s in (8, 16, 32)]
-        body = TorchvisionResNet(Bottleneck, depths, num_classes=1, replace_stride_with_dilation=flat if dilate else None)
+        body = resnet.ResNet(resnet.Bottleneck, depths, num_classes=1, replace_stride_with_dilation=flat if dilate else None)
         for part in ('conv1', 'bn1', 'relu', 'maxpool', *self.names): setattr(self, part, getattr(body, part))
         for part in [p for p, f in zip(self.names[1:], flat) if f and not dilate]:
             first = getattr(self, part)[0]

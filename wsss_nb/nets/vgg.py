@@ -3,10 +3,9 @@
 # %% auto #0
 __all__ = ['decimate_fc', 'VGG16']
 
-# %% ../../nbs/nets/vgg.ipynb #f3f7b0b7
+# %% ../../nbs/nets/vgg.ipynb #0ac09fc1
 import torch
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from .backbone import Backbone
 
@@ -30,6 +29,7 @@ class VGG16(Backbone):
         dropout=.5,  # after fc6 and after fc7
     ):
         super().__init__('vgg16', [f'conv{i}' for i in range(1, 6)] + ['fc6', 'fc7'], (64, 128, 256, 512, 512, 1024, 1024), (1, 2, 4, 8) + (stride,) * 3)
+        from torchvision.models.vgg import cfgs, make_layers  # two seconds, for those who need it
         self.features = make_layers(cfgs['D'], batch_norm=False)
         for i, s in zip((4, 9, 16, 23, 30), (2, 2, 2, stride // 8, 1)): self.features[i] = nn.MaxPool2d(3, s, padding=1)
         for i in (24, 26, 28) if stride == 8 else (): self.features[i].dilation = self.features[i].padding = (2, 2)

@@ -5,13 +5,12 @@ __all__ = ['OTHERS', 'READERS', 'TELLING', 'torchvision_file', 'known_files', 'i
            'looks_pickled', 'read_torch', 'read_npz', 'read_safetensors', 'unwrap', 'read', 'compare', 'check_fit',
            'load_weights']
 
-# %% ../../nbs/nets/weights.ipynb #cc0ca353
+# %% ../../nbs/nets/weights.ipynb #a494a0a9
 import pickle, re, sys, warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.models import get_model_weights
 
 from ..core import UserError, file_sha256, nearest
 from .resnet38 import read_params
@@ -33,6 +32,7 @@ def torchvision_file(net, w):
 
 def known_files():
     "All files that are known: name, network, normalisation, checksum (or its beginning), url, source"
+    from torchvision.models import get_model_weights  # two seconds, for those who need it
     nets = ('vgg16', 'resnet50', 'resnet101', 'mobilenet_v2')
     return [torchvision_file(n, w) for n in nets for w in get_model_weights(n)] + list(OTHERS)
 
