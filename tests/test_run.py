@@ -179,7 +179,7 @@ def test_what_recipes_read_from_a_network_is_there(method, options, ways):
 
 
 def test_a_network_that_cannot_be_built_is_told_by_the_dry_run(tmp_path, capsys):
-    assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path), '-p', 'segment.head=v2', '-p', 'segment.stride=16']) == 2
+    assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path), '-p', 'segment.head=v2', '-p', 'segment.width=0', '-p', 'segment.stride=16']) == 2
     assert 'stride: ' in capsys.readouterr().err
 
 
