@@ -18,7 +18,7 @@ from .workers import parallel
 from .data.folder import by_id, find_images
 from .data.sample import read_image, read_mask, save_mask
 from .data.tags import IMAGES, image_id, to_ids
-from .evaluate import restricted
+from .evaluate import likeliest, restricted
 from .methods import load_segmenter
 from .nets.export import write_onnx
 from .refine.crf import PRESETS, dense_crf
@@ -139,7 +139,7 @@ def fresh(path, source):
 def finish_picture(job):
     "CRF, mask and overlay of one picture (a function of a module, so that processes can share the work)"
     image, made, keep, crf, mask_file, overlay_file = job
-    if keep is not None: made = np.array(keep, np.uint8)[(dense_crf(image, made, preset=crf) if crf else made).argmax(0)]
+    if keep is not None: made = likeliest(image, keep, made, crf)
     if overlay_file: save_picture(overlay_file, overlay(image, made))
     if keep is not None: save_mask(mask_file, made)
 
