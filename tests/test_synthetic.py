@@ -8,7 +8,7 @@ from PIL import Image
 
 from wsss_nb.core import UserError
 from wsss_nb.data import draw, things
-from wsss_nb.data.synthetic import COMPANIONS, SPLITS, STAND_INS, scene, synthetic, tags_of, write_voc
+from wsss_nb.data.synthetic import COMPANIONS, SPLITS, STAND_INS, draw_scene, drawn, drawings, synthetic, tags_of, write_voc
 from wsss_nb.data.voc import voc12
 from wsss_nb.show import VOC_PALETTE
 
@@ -30,7 +30,7 @@ def train():
     ('train', 1, (3,), 'ed59667e7be2c5f4aad96ccb9d2822685ed5c63744aee451bef6f801ba4ec9f5'),
     ('train', 250, (7,), '1795b7c970df19fac5afc722db14263b0271bbf6a7f03ea018a4a603c78cc0a6')])
 def test_pixels_are_frozen(split, i, tags, expected):
-    assert tags_of(0, split, i) == tags and sha(scene(0, split, i)) == expected
+    assert tags_of(0, split, i) == tags and sha(draw_scene(0, split, i)) == expected
 
 
 def test_the_whole_set_is_frozen(train):
@@ -91,13 +91,13 @@ def test_fewer_images_are_the_first_and_fingerprints_tell_sets_apart():
 
 
 def test_other_seeds_keep_the_promise_of_the_tags():
-    for s in (scene(seed, 'train', i) for seed in (1, 2 ** 32 - 1) for i in range(24)):
+    for s in (draw_scene(seed, 'train', i) for seed in (1, 2 ** 32 - 1) for i in range(24)):
         assert set(np.unique(s.mask).tolist()) - {0, 255} == set(s.tags)
 
 
 def test_drawing_is_quick():
     start = time.process_time()
-    for i in range(50): scene(0, 'train', i)
+    for i in range(50): draw_scene(0, 'train', i)
     assert time.process_time() - start < 10  # 0.4 s on a quiet core, several times that on a crowded one
 
 
@@ -141,3 +141,48 @@ def test_thing_coordinates_are_inverse():
 def test_mistakes_are_named(call, text):
     with pytest.raises(UserError) as e: call()
     assert text in str(e.value)
+
+
+@pytest.fixture()
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    drawings.cache_clear()
+    yield tmp_path
+    drawings.cache_clear()
+
+
+def same(a, b): return all(np.array_equal(x, y) for x, y in zip(a[:2], b[:2])) and np.array_equal(a.parts, b.parts) and (a.tags, a.companions) == (b.tags, b.companions)
+
+
+def test_scenes_come_back_from_the_disk_as_they_were_drawn(cache):
+    for i in range(12):
+        first, again = drawn(0, 'val', i), drawn(0, 'val', i)
+        assert same(first, draw_scene(0, 'val', i)) and same(again, first)
+    assert len(list(cache.rglob('val_*.npz'))) == 12
+    drawn(1, 'val', 0), drawn(0, 'val', 100)  # another set, and a continuation: not kept
+    assert len(list(cache.rglob('*.npz'))) == 12
+
+
+def test_a_damaged_or_forbidden_cache_is_no_harm(cache, monkeypatch):
+    expected = draw_scene(0, 'train', 3)
+    drawn(0, 'train', 3)
+    file, = cache.rglob('train_0003.npz')
+    for damage in (b'', file.read_bytes()[:500], b'<html>'):
+        file.write_bytes(damage)
+        assert same(drawn(0, 'train', 3), expected) and same(drawn(0, 'train', 3), expected)
+    (cache / 'file').write_bytes(b'')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(cache / 'file'))
+    drawings.cache_clear()
+    assert same(drawn(0, 'train', 3), expected)
+
+
+def test_size_is_known_before_a_scene_is_drawn(train):
+    data, scenes = train
+    assert [data.size(i) for i in range(len(data))] == [s.mask.shape for s in scenes]
+
+
+def test_a_scene_cannot_be_painted_over(train):
+    with pytest.raises(ValueError, match='read-only'): train[0].scene(0).image[:] = 0
+    image = train[0].image(0)
+    image[:] = 0
+    assert train[0].image(0).any()

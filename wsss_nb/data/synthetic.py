@@ -3,16 +3,21 @@
 # %% auto #0
 __all__ = ['PLAIN', 'COMPANIONS', 'CLUTTER', 'VERSION', 'SPLITS', 'SHAPES', 'RING', 'STAND_INS', 'tiles', 'hills', 'plain_ground',
            'meadow', 'pond', 'beach', 'companions_of', 'ground', 'clutter', 'tags_of', 'seen', 'arrange', 'Scene',
-           'camera', 'scene', 'SyntheticData', 'synthetic', 'annotation', 'write_voc']
+           'camera', 'size_of', 'draw_scene', 'drawings', 'drawn', 'scene', 'SyntheticData', 'synthetic', 'annotation',
+           'write_voc']
 
-# %% ../../nbs/data/synthetic.ipynb #5d350e76
+# %% ../../nbs/data/synthetic.ipynb #48946c5a
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
 
 from ..core import UserError, check_name, digest, make_folder, whole_file
+from . import draw
 from .draw import Dice, box, capsule, disc, ellipse, hsv, mix, noise, paint, polygon, soft, wave
 from .sample import Data, Record, save_mask
 from .things import CLASSES, Thing, put
@@ -166,7 +171,12 @@ def camera(dice, image):
     return np.floor(np.clip(image + (n[0] + n[1] + n[2] + n[3] - 2) * dice.between(.02, .06), 0, 1) * 255 + .5).astype(np.uint8)
 
 
-def scene(seed, split, i):
+def size_of(seed, split, i):
+    "(height, width) of image `i`, known before it is drawn: the first that `scene` throws its dice for"
+    return Dice(seed, SPLITS[split][0], 3, i).pick(SHAPES)
+
+
+def draw_scene(seed, split, i):
     "Draw image `i`"
     tags, dice = tags_of(seed, split, i), Dice(seed, SPLITS[split][0], 3, i)
     names, shape = [CLASSES[t - 1] for t in tags], dice.pick(SHAPES)
@@ -178,23 +188,51 @@ def scene(seed, split, i):
     for thing in arrange(dice, names, shape): put(thing, dice, light, image, mask, parts)
     return Scene(camera(dice, image), mask, tags, parts, companions)
 
+
+@lru_cache
+def drawings():
+    "The folder of the scenes that were drawn before by this very code"
+    code = digest(VERSION, *[Path(draw.__file__).with_name(f'{f}.py').read_bytes() for f in ('draw', 'things', 'synthetic')])
+    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'wsss_nb' / f'scenes-{code[:12]}'
+
+
+def drawn(seed, split, i):
+    "Image `i`; those of the embedded set are kept on the disk, if it lets us"
+    if seed or i >= SPLITS[split][1] or __name__ == '__main__': return draw_scene(seed, split, i)  # in this notebook the code may be newer than its file
+    file = drawings() / f'{split}_{i:04d}.npz'
+    try:
+        with np.load(file) as f: return Scene(f['image'], f['mask'], tags_of(seed, split, i), f['parts'], f['companions'].tolist())
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile): s = draw_scene(seed, split, i)
+    try:
+        make_folder(file.parent)
+        with whole_file(file) as f: np.savez(f, image=s.image, mask=s.mask, parts=s.parts, companions=np.array(s.companions, str))
+    except (OSError, UserError): pass
+    return s
+
+
+@lru_cache(1000)
+def scene(seed, split, i):
+    "Image `i`, kept in memory for all who ask for it"
+    s = drawn(seed, split, i)
+    for a in (s.image, s.mask, s.parts): a.flags.writeable = False
+    return s
+
 # %% ../../nbs/data/synthetic.ipynb #9ee27abd
 class SyntheticData(Data):
     "A split whose pixels are drawn instead of read"
     def __init__(self, split, n, seed):
         names = [f'{split}_{i:04d}' for i in range(n)]
         super().__init__([Record(name, Path(f'{name}.jpg'), tags_of(seed, split, i), Path(f'{name}.png')) for i, name in enumerate(names)], CLASSES, 'synthetic', split)
-        self.seed, self.tags_from, self.number, self.drawn = seed, 'scene', {name: i for i, name in enumerate(names)}, {}
+        self.seed, self.tags_from, self.number = seed, 'scene', {name: i for i, name in enumerate(names)}
 
     def scene(self, i):
         "The scene at position `i`, or of that name"
         name = self.records[self.index(i)].name
-        if name not in self.drawn: self.drawn[name] = scene(self.seed, self.split, self.number[name])
-        return self.drawn[name]
+        return scene(self.seed, self.split, self.number[name])
 
     def image(self, i): return self.scene(i).image.copy()
     def mask(self, i): return self.scene(i).mask.copy()
-    def size(self, i): return self.scene(i).mask.shape
+    def size(self, i): return size_of(self.seed, self.split, self.number[self.records[self.index(i)].name])
     def file_digest(self, i): return digest('synthetic', VERSION, self.seed, self.split, self.number[self.records[i].name])
 
 
