@@ -100,3 +100,35 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(tmp_path):
     assert sorted(p.relative_to(masks).as_posix() for p in masks.rglob('*.png')) == sorted(f'{"sub/" if i % 2 else ""}photo {i}.png' for i in range(8))
     assert json.loads((tmp_path / 'runs/own_folder/metrics.json').read_text())['numbers'] == []
     assert 'No ground truth, no numbers' in (tmp_path / 'runs/own_folder/report.html').read_text()
+
+
+def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path):
+    from wsss_nb.core import save_json
+    from wsss_nb.methods import load_localiser, localiser_learner, localiser_of, segmenter_learner
+    data, train, masks = synthetic('train', n=8), tmp_path / 'stages/train-a', tmp_path / 'stages/masks-a'
+    learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, folder=train)
+    learner.fit()
+    save_json(train / 'stage.json', dict(stage='train', parameters=dict(method='cam', backbone='tiny', stride=0, options={}), results=dict(classes=data.classes)))
+    save_json(masks / 'stage.json', dict(stage='masks', inputs=dict(localiser=train.name)))
+    start = load_localiser(localiser_of(masks))[0].backbone
+    assert all(torch.equal(v, learner.raw_net.backbone.state_dict()[k]) for k, v in start.state_dict().items())
+    net = segmenter_learner(data, 'tiny', 'localiser', start=start, crop=48, epochs=1).raw_net
+    fresh = segmenter_learner(data, 'tiny', '', crop=48, epochs=1).raw_net
+    assert all(torch.equal(v, net.backbone.state_dict()[k]) for k, v in start.state_dict().items()) and not net.backbone.frozen_norm
+    assert not torch.equal(net.backbone.layer1[0].weight, fresh.backbone.layer1[0].weight)
+    assert net.backbone.layer1[0].weight.data_ptr() != start.layer1[0].weight.data_ptr()  # a copy
+    with pytest.raises(UserError, match='mobilenet_v2 cannot begin with the weights of the localiser, which is a tiny'): segmenter_learner(data, 'mobilenet_v2', 'localiser', start=start)
+    save_json(masks / 'stage.json', dict(stage='masks', inputs={}))
+    with pytest.raises(UserError, match='no localiser behind the masks'): localiser_of(masks)
+
+
+def test_mobilenet_gives_its_backbone_to_a_head_that_takes_it_without_the_last_layer():
+    from wsss_nb.methods import begin_with
+    from wsss_nb.nets.deeplab import make_segmenter
+    torch.manual_seed(0)
+    localiser, net = build('mobilenet_v2', stride=16), make_segmenter('mobilenet_v2', 2)
+    localiser.set_normalization('tf')
+    localiser.frozen_norm = True
+    begin_with(net.backbone, localiser)
+    assert torch.equal(net.backbone.mean, localiser.mean) and net.backbone.frozen_norm
+    assert all(torch.equal(a, b) for a, b in zip(net.backbone.parameters(), localiser.parameters())) and len(list(net.backbone.parameters())) == len(list(localiser.parameters())) - 3

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'AFFINITIES', 'NETWORK_STEPS', 'module_of', 'imported_from', 'method_class', 'options_of',
-           'build_localiser', 'build_segmenter', 'localiser_learner', 'segmenter_learner', 'check_network',
-           'load_trained', 'load_localiser', 'load_segmenter', 'build_affinity', 'affinity_learner', 'load_affinity',
-           'network_of', 'step_settings', 'write_step']
+           'build_localiser', 'build_segmenter', 'localiser_learner', 'begin_with', 'segmenter_learner',
+           'check_network', 'load_trained', 'load_localiser', 'localiser_of', 'load_segmenter', 'build_affinity',
+           'affinity_learner', 'load_affinity', 'network_of', 'step_settings', 'write_step']
 
 # %% ../nbs/06_methods.ipynb #c8fde086
 import importlib, inspect
@@ -91,10 +91,20 @@ def localiser_learner(data, method='cam', backbone='mobilenet_v2', weights='imag
     return Learner(net, data, TrainingViews(crop, long_side=long_side or None, fill=net.backbone.mean.flatten().tolist(), regions=regions), seed=seed, **settings)
 
 
-def segmenter_learner(data, backbone='mobilenet_v2', weights='imagenet', stride=0, normalization='', head='', norm='', convs='', width=0, loss='plain', head_lr=0., crop=321, scale=(.75, 1.5), seed=0, **settings):
-    "A Learner that trains a segmentation network on the masks of `data`"
+def begin_with(backbone, other):
+    "Give a backbone the weights of a trained one of its kind"
+    own, theirs = backbone.state_dict(), other.state_dict()
+    if other.name != backbone.name or any(k not in theirs or theirs[k].shape != v.shape for k, v in own.items()):
+        raise UserError(f'weights: {backbone.name} cannot begin with the weights of the localiser, which is a {other.name} of another shape; give both the same backbone, or name other weights.')
+    backbone.load_state_dict({k: theirs[k] for k in own})
+    backbone.frozen_norm = other.frozen_norm
+
+
+def segmenter_learner(data, backbone='mobilenet_v2', weights='imagenet', stride=0, normalization='', head='', norm='', convs='', width=0, loss='plain', head_lr=0., crop=321, scale=(.75, 1.5), seed=0, start=None, **settings):
+    "A Learner that trains a segmentation network on the masks of `data`; `start` is a trained backbone to begin with instead of `weights`"
     seed_everything(seed)
-    net = build_segmenter(len(data.classes), backbone, weights, stride, normalization, head, norm, convs, width, loss, head_lr)
+    net = build_segmenter(len(data.classes), backbone, weights if start is None else '', stride, normalization, head, norm, convs, width, loss, head_lr)
+    if start is not None: begin_with(net.backbone, start)
     return Learner(net, data, TrainingViews(crop, scale=scale or None, fill=net.backbone.mean.flatten().tolist(), masks=True), seed=seed, **settings)
 
 # %% ../nbs/06_methods.ipynb #53e7d68d
@@ -118,6 +128,13 @@ def load_trained(folder, stage, make, device='cpu'):
 def load_localiser(folder, device='cpu'):
     "A trained localiser and its record, from the folder of a train stage"
     return load_trained(folder, 'train', lambda p, k: build_localiser(p['method'], k, p['backbone'], '', p['stride'], '', p['options']), device)
+
+
+def localiser_of(masks):
+    "The folder of the train stage that stands behind a masks stage"
+    name = load_json(Path(masks) / 'stage.json')['inputs'].get('localiser')
+    if not name: raise UserError(f'weights: there is no localiser behind the masks in {masks}, they were given; name other weights.')
+    return Path(masks).parent / name
 
 
 def load_segmenter(folder, device='cpu'):
