@@ -123,6 +123,37 @@ def test_wrong_names_and_types_are_refused_before_anything_runs(tmp_path, capsys
     assert not list(tmp_path.glob('runs/stages/*/*.ipynb'))
 
 
+def test_a_recorded_run_is_made_again_to_the_last_bit(small, tmp_path, capsys, monkeypatch):
+    published = tmp_path / 'published/small'
+    published.mkdir(parents=True)
+    for name in ('run.json', 'metrics.json'): (published / name).write_bytes((small / 'runs/small' / name).read_bytes())
+    assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 0
+    out = capsys.readouterr().out
+    assert 'each the same to the last bit' in out and 'kept' not in out and out.count(' s  ') == 4  # every stage was made again
+    assert not (tmp_path / 'runs/verify/small').exists()
+    # the comparison itself: another number, and one too few
+    metrics = json.loads((published / 'metrics.json').read_text())
+    first = metrics['numbers'][0]
+    first['miou'] += 2 ** -30
+    del first['iou']['background']
+    (published / 'metrics.json').write_text(json.dumps(metrics))
+    monkeypatch.setattr(R, 'run_recipe', lambda *a, **k: small / 'runs/small')
+    assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 1
+    out = capsys.readouterr().out
+    assert f'numbers.{first["what"]}/{first["split"]}.miou' in out and 'iou.background' in out and '2 of ' in out and 'by 9.3e-10 at most' in out
+
+
+def test_only_a_finished_run_with_metrics_can_be_verified(tmp_path, capsys):
+    folder = tmp_path / 'half'
+    folder.mkdir()
+    (folder / 'run.json').write_text(json.dumps(dict(name='half', state='stopped in masks', seconds=0, recipe={}, stages={})))
+    (folder / 'metrics.json').write_text('{}')
+    assert main(['verify', str(folder), '--runs', str(tmp_path)]) == 2 and 'half: stopped in masks; only a run that is done' in capsys.readouterr().err
+    (folder / 'run.json').write_text(json.dumps(dict(name='half', state='done', seconds=0, recipe={}, stages={})))
+    assert main(['verify', str(folder), '--runs', str(tmp_path)]) == 2 and 'no metrics to compare' in capsys.readouterr().err
+    assert main(['verify', 'haf', '--runs', str(tmp_path)]) == 2 and "no run is called 'haf'" in capsys.readouterr().err
+
+
 def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
     assert main(['run', 'cam_synthetik', '--runs', str(tmp_path)]) == 2
     assert "Did you mean 'cam_synthetic'?" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['code_version', 'copy_whole', 'record', 'lined_up', 'run_recipe', 'run_table', 'dry_run', 'work', 'dry_row',
-           'list_runs', 'resume', 'unused', 'prune']
+           'list_runs', 'record_of', 'resume', 'leaves', 'differences', 'verify', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #a620cf99
 import shutil, time
@@ -141,13 +141,49 @@ def list_runs(runs=''):
     return out
 
 
+def record_of(run_name, runs=''):
+    "The folder of a run: one of the runs' folder, or any that holds a run.json"
+    for folder in (Path(run_name).expanduser(), runs_folder(runs) / run_name):
+        if (folder / 'run.json').exists(): return folder.resolve()
+    known = [r['name'] for r in list_runs(runs)]
+    raise UserError(f'no run is called {run_name!r} in {runs_folder(runs)}.{nearest(str(run_name), known)}')
+
+
 def resume(run_name, runs=''):
     "Go on with a run that was stopped"
-    file = runs_folder(runs) / run_name / 'run.json'
-    if not file.exists():
-        known = [r['name'] for r in list_runs(runs)]
-        raise UserError(f'no run is called {run_name!r} in {runs_folder(runs)}.{nearest(run_name, known)}')
-    return run_recipe(run_name, runs=runs, run_name=run_name, recipe=load_json(file)['recipe'])
+    folder = record_of(run_name, runs)
+    return run_recipe(folder.name, runs=folder.parent, run_name=folder.name, recipe=load_json(folder / 'run.json')['recipe'])
+
+# %% ../nbs/08_run.ipynb #53e00a8f
+def leaves(x, at=''):
+    "The numbers in nested dicts and lists, by their path: `numbers.masks/val.iou.cat`"
+    if isinstance(x, dict): items = x.items()
+    elif isinstance(x, list): items = ((f'{v["what"]}/{v["split"]}' if isinstance(v, dict) and 'what' in v else i, v) for i, v in enumerate(x))
+    else: return {at: x} if isinstance(x, (int, float)) and not isinstance(x, bool) else {}
+    return {k: v for name, value in items for k, v in leaves(value, f'{at}.{name}' if at else str(name)).items()}
+
+
+def differences(before, after):
+    "Path -> (number before, number after), for the numbers of two metrics that are not the same"
+    a, b = leaves(before), leaves(after)
+    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+
+
+def verify(
+    run_name,  # a run, or a folder with its run.json and metrics.json
+    runs='',  # folder with runs
+    say=print,
+):
+    "Execute a recorded run again from nothing; returns how many numbers it has, and those that are different now"
+    folder = record_of(run_name, runs)
+    made, before, place = load_json(folder / 'run.json'), load_json(folder / 'metrics.json'), runs_folder(runs) / 'verify' / folder.name
+    if made['state'] != 'done': raise UserError(f'{folder.name}: {made["state"]}; only a run that is done can be verified: wsss resume {folder.name}.')
+    if not leaves(before): raise UserError(f'{folder.name}: it has no metrics to compare.')
+    if place.exists(): shutil.rmtree(place)
+    after = load_json(run_recipe(folder.name, runs=place, run_name=folder.name, say=say, recipe=made['recipe']) / 'metrics.json')
+    changed = differences(before, after)
+    if not changed: shutil.rmtree(place)
+    return len(leaves(before)), changed
 
 # %% ../nbs/08_run.ipynb #8981a13b
 def unused(runs=''):
