@@ -154,6 +154,23 @@ def test_only_a_finished_run_with_metrics_can_be_verified(tmp_path, capsys):
     assert main(['verify', 'haf', '--runs', str(tmp_path)]) == 2 and "no run is called 'haf'" in capsys.readouterr().err
 
 
+def test_two_trainings_may_share_what_is_prepared_but_one_makes_it(tmp_path, capsys):
+    import threading
+    params = stage_parameters({'limit': 4, 'method': 'icd'})['train']
+    a, b = (S.Stage('train', dict(params, runs=str(tmp_path), seed=seed)) for seed in (0, 1))
+    folder = a.part('prepared', ['core'], data='these')
+    second = threading.Thread(target=lambda: b.part('prepared', ['core'], data='these'))
+    second.start()
+    second.join(.6)
+    assert second.is_alive()  # waits while the first makes it
+    a.release(folder)
+    second.join(10)
+    assert not second.is_alive() and list(b.locks) == [folder] and not a.locks
+    b.release(folder)
+    out = capsys.readouterr().out
+    assert out.count('stage train: waiting for another process (pid ') == 1 and str(folder) in out
+
+
 def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
     assert main(['run', 'cam_synthetik', '--runs', str(tmp_path)]) == 2
     assert "Did you mean 'cam_synthetic'?" in capsys.readouterr().err

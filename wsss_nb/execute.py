@@ -10,12 +10,12 @@ from pathlib import Path
 
 from .core import UserError, disk_error, make_folder, save_json
 
-# %% ../nbs/07_execute.ipynb #7a257cb8
+# %% ../nbs/07_execute.ipynb #be7655d7
 @contextmanager
 def locked(
     folder,  # what is locked
     what,  # what it is, for the message
-    wait=0.,  # seconds to wait for another to finish
+    wait=0.,  # seconds to wait for another to finish, inf = as long as it takes
 ):
     "Hold the folder's lock, or say who holds it"
     try: import fcntl
@@ -25,13 +25,16 @@ def locked(
     try: f = open(make_folder(folder) / '.lock', 'a+')
     except OSError as e: raise disk_error(e, folder) from e
     with f:
-        end = time.monotonic() + wait
+        end, told = time.monotonic() + wait, False
         while True:
             try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB); break
             except OSError:
-                if time.monotonic() < end: time.sleep(.2); continue
                 f.seek(0)
-                raise UserError(f'{what}: another process ({f.read().strip() or "unknown"}) is working in {folder}; wait for it, or choose another name.') from None
+                who = f'another process ({f.read().strip() or "unknown"})'
+                if time.monotonic() >= end: raise UserError(f'{what}: {who} is working in {folder}; wait for it, or choose another name.') from None
+                if wait > 60 and not told: print(f'{what}: waiting for {who} that is working in {folder}', flush=True)
+                told = True
+                time.sleep(.2)
         f.truncate(0); f.write(f'pid {os.getpid()}'); f.flush()
         yield
 

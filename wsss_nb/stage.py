@@ -133,7 +133,7 @@ class Stage:
     def __init__(self, stage, params):
         self.stage, self.params, self.p, self.runs = stage, params, SimpleNamespace(**params), runs_folder(params.get('runs', ''))
         key, self.parts = stage_key(stage, params)
-        self.folder, self.started, self.locks, self.uses = self.runs / 'stages' / f'{stage}-{key}', time.time(), [], []
+        self.folder, self.started, self.locks, self.uses = self.runs / 'stages' / f'{stage}-{key}', time.time(), {}, []
 
     @property
     def made(self): return (self.folder / 'stage.json').exists()
@@ -152,7 +152,7 @@ class Stage:
 
     def part(self, name, modules, **parameters):
         "A folder of the store for something that depends on the code of some modules and on `parameters` alone"
-        folder = self.take(self.runs / 'stages' / f'{name}-{digest(name, parameters, digest_of(modules))[:12]}')
+        folder = self.take(self.runs / 'stages' / f'{name}-{digest(name, parameters, digest_of(modules))[:12]}', float('inf'))
         self.uses.append(folder.name)
         return folder
 
@@ -166,12 +166,17 @@ class Stage:
         "Where the score maps go that a step with a network makes of others"
         return self.part(step, [module_of(NETWORK_STEPS[step])], maps=maps.name, network=self.parts['inputs'][network_of(step)], **step_settings(step, self.params))
 
-    def take(self, folder):
-        "Lock a folder until the kernel ends, and clear what a killed process left half-written"
-        self.locks.append(locked(folder, f'stage {self.stage}', wait=30))
-        self.locks[-1].__enter__()
+    def take(self, folder, wait=30):
+        "Lock a folder until the kernel ends, or until it is released, and clear what a killed process left half-written"
+        lock = locked(folder, f'stage {self.stage}', wait)
+        lock.__enter__()
+        self.locks[folder] = lock
         for f in folder.rglob('.*.part'): f.unlink()
         return folder
+
+    def release(self, folder):
+        "Let others into a folder in which nothing more is written"
+        self.locks.pop(folder).__exit__(None, None, None)
 
     def finish(self, **results):
         "Record the stage as made"
