@@ -18,9 +18,9 @@ from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
 from ..refine.correlation import PixelCorrelation, fit
 
-# %% ../../nbs/papers/ecsnet.ipynb #98d7c097
+# %% ../../nbs/papers/ecsnet.ipynb #8dfe8b5a
 def minmax_cam(
-    heat,  # [B,K+1,h,w] raw maps, background first
+    heat,  # [B,K+1,h,w] rectified maps, background first
     labels,  # [B,K] multi-hot
     eps=0.0,
 ):
@@ -177,7 +177,7 @@ def passes(self: EcsNet, image, labels, valid):
     "Both passes and the labels that the second has for the first"
     o, size, ids = self.o, image.shape[2:], torch.arange(256, device=image.device)
     here = F.pad(labels.sum(0), (1, 0), value=1.).nonzero()[:, 0]  # maps of classes in no image of the batch are 0, and left out
-    cams = lambda heat: fit(minmax_cam(heat.detach(), labels)[:, here], size)
+    cams = lambda heat: fit(minmax_cam(heat.detach().relu(), labels)[:, here], size)
     heat, refined = self.maps(self.shrunk(image))
     region = erased_region(cams(heat), o['delta']) & valid if o['erase'] else torch.zeros_like(valid)
     unit = max(size) / 448
