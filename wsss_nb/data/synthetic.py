@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PLAIN', 'COMPANIONS', 'CLUTTER', 'VERSION', 'SPLITS', 'SHAPES', 'RING', 'STAND_INS', 'tiles', 'hills', 'plain_ground',
            'meadow', 'pond', 'beach', 'companions_of', 'ground', 'clutter', 'tags_of', 'seen', 'arrange', 'Scene',
-           'camera', 'size_of', 'draw_scene', 'drawings', 'drawn', 'scene', 'SyntheticData', 'synthetic', 'annotation',
+           'camera', 'thrown', 'draw_scene', 'drawings', 'drawn', 'scene', 'SyntheticData', 'synthetic', 'annotation',
            'write_voc']
 
 # %% ../../nbs/data/synthetic.ipynb #48946c5a
@@ -171,15 +171,16 @@ def camera(dice, image):
     return np.floor(np.clip(image + (n[0] + n[1] + n[2] + n[3] - 2) * dice.between(.02, .06), 0, 1) * 255 + .5).astype(np.uint8)
 
 
-def size_of(seed, split, i):
-    "(height, width) of image `i`, known before it is drawn: the first that `scene` throws its dice for"
-    return Dice(seed, SPLITS[split][0], 3, i).pick(SHAPES)
+def thrown(seed, split, i):
+    "The dice of image `i` after the first throw, and what it gave: (height, width)"
+    dice = Dice(seed, SPLITS[split][0], 3, i)
+    return dice, dice.pick(SHAPES)
 
 
 def draw_scene(seed, split, i):
     "Draw image `i`"
-    tags, dice = tags_of(seed, split, i), Dice(seed, SPLITS[split][0], 3, i)
-    names, shape = [CLASSES[t - 1] for t in tags], dice.pick(SHAPES)
+    tags, (dice, shape) = tags_of(seed, split, i), thrown(seed, split, i)
+    names = [CLASSES[t - 1] for t in tags]
     companions = companions_of(dice, names)
     image, mask, parts = ground(dice, shape, companions), np.zeros(shape, np.uint8), np.zeros(shape, bool)
     clutter(image, dice)
@@ -204,7 +205,6 @@ def drawn(seed, split, i):
         with np.load(file) as f: return Scene(f['image'], f['mask'], tags_of(seed, split, i), f['parts'], f['companions'].tolist())
     except (OSError, ValueError, KeyError, EOFError, BadZipFile): s = draw_scene(seed, split, i)
     try:
-        make_folder(file.parent)
         with whole_file(file) as f: np.savez(f, image=s.image, mask=s.mask, parts=s.parts, companions=np.array(s.companions, str))
     except (OSError, UserError): pass
     return s
@@ -232,7 +232,7 @@ class SyntheticData(Data):
 
     def image(self, i): return self.scene(i).image.copy()
     def mask(self, i): return self.scene(i).mask.copy()
-    def size(self, i): return size_of(self.seed, self.split, self.number[self.records[self.index(i)].name])
+    def size(self, i): return thrown(self.seed, self.split, self.number[self.records[self.index(i)].name])[1]
     def file_digest(self, i): return digest('synthetic', VERSION, self.seed, self.split, self.number[self.records[i].name])
 
 
