@@ -92,6 +92,35 @@ def test_the_key_knows_what_can_change_a_number(monkeypatch):
     assert S.stage_key('train', p)[0] != key
 
 
+OWN = """from wsss_nb.papers.seam import Seam
+
+
+class Mine(Seam):
+    def __init__(self, backbone, num_classes, strength=1.): super().__init__(backbone, num_classes)
+"""
+
+
+def test_a_method_from_a_file_counts_with_all_that_it_imports(tmp_path, monkeypatch):
+    from wsss_nb.core import UserError
+    from wsss_nb.methods import build_localiser
+    file = tmp_path / 'mine.py'
+    file.write_text(OWN)
+    p = stage_parameters({'limit': 4, 'train': {'method': f'{file}:Mine', 'options': {'strength': 2.}}})['train']
+    net = build_localiser(p['method'], 3, options=p['options'])
+    assert type(net).__name__ == 'Mine' and type(net).__mro__[1].__name__ == 'Seam'
+    key = S.stage_key('train', p)[0]
+    assert S.stage_key('train', p)[0] == key
+    file.write_text(OWN + '\n')
+    changed = S.stage_key('train', p)[0]
+    digest_of = S.digest_of
+    monkeypatch.setattr(S, 'digest_of', lambda modules: digest_of(modules) + ('other' if 'papers.seam' in modules else ''))
+    assert len({key, changed, S.stage_key('train', p)[0]}) == 3
+    for method, text in ((f'{file}:Mein', "class of mine.py: unknown name 'Mein'. Did you mean 'Mine'"), (f'{tmp_path}/your.py:Mine', 'no such file'), ('mine:Mine', "unknown name 'mine:Mine'")):
+        with pytest.raises(UserError, match=text): stage_parameters({'train': {'method': method}})
+    file.write_text('import nothing_of_the_kind\n')
+    with pytest.raises(UserError, match="cannot be imported .ModuleNotFoundError: No module named 'nothing_of_the_kind'"): stage_parameters({'train': {'method': f'{file}:Mine'}})
+
+
 def test_code_counts_from_the_notebook_down():
     assert {'cams', 'train', 'nets.tiny', 'data.catalog', 'core'} <= set(S.code_modules(['recipes', 'cams', 'data.catalog']))
     assert not {'run', 'report', 'cli', 'show'} & set(S.code_modules(['recipes', 'evaluate']))

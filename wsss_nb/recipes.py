@@ -14,7 +14,7 @@ import yaml
 import wsss_nb
 from .core import UserError, check_name, nearest
 from .data.catalog import READERS
-from .methods import AFFINITIES, METHODS, NETWORK_STEPS, method_class, options_of
+from .methods import AFFINITIES, NETWORK_STEPS, method_class, options_of
 from .nets.deeplab import HEADS, NORMS
 from .nets.segmenter import FUSIONS
 from .nets.zoo import BACKBONES
@@ -124,7 +124,7 @@ def rows_of(recipe):
     return {str(name).replace(' ', '_'): merged(rest, dict(row or {}, about=f'{rest.get("about", "")}: {name}')) for name, row in rows.items()}
 
 
-CHOICES = dict(method=METHODS, backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=('auto', 'fp32', 'bf16'), loss=('plain', 'balanced'),
+CHOICES = dict(backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=('auto', 'fp32', 'bf16'), loss=('plain', 'balanced'),
                crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=(*STEPS, *NETWORK_STEPS),
                keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', 'plain', 'separable'), fusion=FUSIONS)
 
@@ -138,12 +138,13 @@ def check_choices(stage, p):
 
 
 def check_method(p):
-    "Raise at an option or a reading that the method does not have"
+    "Raise at an unknown method, and at an option or a reading that it does not have"
     method = p.get('train', {}).get('method')
     if not method: return
-    for k in p['train']['options']: check_name(k, options_of(method_class(method)) or ['none'], f'train.options of {method}')
+    cls = method_class(method)
+    for k in p['train']['options']: check_name(k, options_of(cls) or ['none'], f'train.options of {method}')
     for s in p:
-        for k in p[s].get('reading', {}): check_name(k, method_class(method).reading or ['none'], f'{s}.reading of {method}')
+        for k in p[s].get('reading', {}): check_name(k, cls.reading or ['none'], f'{s}.reading of {method}')
 
 
 def default_stages(recipe):

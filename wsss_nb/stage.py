@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_modules', 'notebook_code', 'digest_of',
-           'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of', 'data_fingerprints', 'stage_key',
-           'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
+           'method_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of', 'data_fingerprints',
+           'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
            'through_pixels', 'pixel_settings', 'execute']
 
 # %% ../nbs/08_stage.ipynb #5f77d424
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from .core import UserError, device_name, digest, file_sha256, load_json, make_folder, nearest, pick_device, save_json, versions
 from .data.catalog import open_data
 from .execute import StageFailed, locked, run_notebook
-from .methods import METHODS, NETWORK_STEPS, module_of, network_of, step_settings, write_step
+from .methods import METHODS, NETWORK_STEPS, method_text, module_of, network_of, step_settings, write_step
 from .recipes import PACKAGE, notebook_parameters, stage_notebook, typed
 from .refine.chain import SETTINGS, refine
 from .refine.masks import WithMasks, write_maps
@@ -64,13 +64,18 @@ def digest_of(modules):
     return digest(*[module_file(m).read_bytes() for m in code_modules(modules)])
 
 
+def method_code(method):
+    "A fingerprint of a method's code and all that it imports"
+    if method in METHODS: return digest_of([module_of(METHODS[method])])
+    return digest(method_text(method), digest_of(imported(method_text(method))))
+
+
 def code_digest(stage, p):
     "A fingerprint of the code that a stage with these parameters depends on"
     cells = notebook_code(stage_notebook(stage))
     roots = set().union(*(imported('\n'.join(l for l in c.splitlines() if not l.startswith(('%', '!', '#|')))) for c in cells))
-    if p.get('method') in METHODS: roots.add(module_of(METHODS[p['method']]))
     roots |= {module_of(NETWORK_STEPS[s]) for s in p.get('refine', []) if s in NETWORK_STEPS}
-    return digest(cells, digest_of(roots))
+    return digest(cells, digest_of(roots), method_code(p['method']) if p.get('method') else '')
 
 # %% ../nbs/08_stage.ipynb #b4dfd388
 INPUTS = {'train': {}, 'psa': {'localiser': 'train'}, 'irn': {'localiser': 'train'}, 'masks': {'localiser': 'train', 'psa': 'psa', 'irn': 'irn'}, 'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {}}  # parameter -> stage
@@ -159,7 +164,7 @@ class Stage:
     def score_maps(self, split):
         "Where the score maps of a split lie, and the method that makes them"
         p, made = self.p, self.input('localiser')
-        return self.part('maps', ['cams', module_of(METHODS[made['parameters']['method']])], localiser=self.parts['inputs']['localiser'], data=self.parts['data'][split],
+        return self.part('maps', ['cams'], method=method_code(made['parameters']['method']), localiser=self.parts['inputs']['localiser'], data=self.parts['data'][split],
                          scales=p.scales, flip=p.flip, max_side=p.max_side, labels=p.use_image_labels, reading=p.reading)
 
     def refined_maps(self, split, step, maps):
