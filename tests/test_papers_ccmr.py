@@ -332,3 +332,31 @@ def test_the_recipe_for_voc_builds_the_papers_network():
 
 @pytest.mark.parametrize('options, reading', [(dict(), dict()), (dict(refinement='pamr', pooling='ngwp', norm='group'), dict(kind='refined')), (dict(head='single_stage'), dict())])
 def test_what_every_method_promises(options, reading): check_localiser(lambda k: Ccmr(build('tiny'), k, **{'width': 16, 'dilations': (1, 2), **options}), **reading)
+
+
+# ------------------------------------------------------------------ as a step of refinement
+def test_as_a_step_it_refines_what_another_method_wrote(tmp_path):
+    from wsss_nb.data.sample import load_maps, save_maps
+    from wsss_nb.data.synthetic import synthetic
+    from wsss_nb.papers.ccmr import write_ccmr
+    data = synthetic('val', n=3)
+    keys = ([1, 4], [0, 2], [0, 3, 255])  # without a background, with one, with undecided pixels
+    for i, k in enumerate(keys): save_maps(tmp_path / f'in/{data.names[i]}.npz', k, np.random.default_rng(i).random((len(k), *data.size(i))).astype(np.float32))
+    write_ccmr(None, data, tmp_path / 'in', tmp_path / 'out', workers=1, threshold=.3, iters=3, scale=8., dilations=(1, 3))
+    for i, k in enumerate(keys):
+        got, m = load_maps(tmp_path / f'out/{data.names[i]}.npz'), torch.from_numpy(load_maps(tmp_path / f'in/{data.names[i]}.npz').maps.astype(np.float64))
+        if 0 not in k: k, m = [0, *k], torch.cat([torch.full_like(m[:1], .3), m])
+        m = (m + 1e-5) / (m + 1e-5).sum(0)
+        x = torch.from_numpy(data.image(i)).permute(2, 0, 1)[None].double() / 255
+        m = ccmr(x, m[None], torch.tensor(k)[None] != 255, 3, 8., (1, 3))[0]  # itself compared with the equations above
+        assert got.keys.tolist() == k and np.abs(got.maps - m.clamp(0, 1).numpy()).max() < 2e-3  # files are float16
+    before = (tmp_path / f'out/{data.names[0]}.npz').stat().st_mtime_ns
+    (tmp_path / f'out/{data.names[1]}.npz').unlink()
+    write_ccmr(None, data, tmp_path / 'in', tmp_path / 'out', workers=1)
+    assert (tmp_path / f'out/{data.names[1]}.npz').exists() and (tmp_path / f'out/{data.names[0]}.npz').stat().st_mtime_ns == before
+
+
+def test_a_recipe_can_refine_with_it():
+    p = stage_parameters({'masks': {'refine': ['ccmr', 'crf'], 'ccmr_scale': 50}})['masks']
+    assert p['ccmr_scale'] == 50. and p['ccmr_iters'] == 10
+    with pytest.raises(UserError, match="unknown name 'ccmr_scal'. Did you mean 'ccmr_scale'"): stage_parameters({'masks': {'ccmr_scal': 50}})

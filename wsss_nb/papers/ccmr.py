@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['distances', 'prototypes', 'neighbour_affinity', 'iteration', 'check', 'ccmr', 'swp', 'MaskNet', 'within', 'Ccmr',
-           'class_scores', 'forward', 'raw_maps', 'score_maps']
+           'class_scores', 'forward', 'raw_maps', 'score_maps', 'refine_file', 'write_ccmr']
 
-# %% ../../nbs/papers/ccmr.ipynb #dd8d27c8
+# %% ../../nbs/papers/ccmr.ipynb #0d620222
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
-from ..data.sample import ScoreMaps
+from ..data.sample import ScoreMaps, load_maps, save_maps
 from ..data.views import as_tensor, multi_scale
 from ..nets.single_stage import HEADS, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize
+from ..refine.chain import probabilities, with_threshold
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
+from ..workers import parallel
 
 # %% ../../nbs/papers/ccmr.ipynb #624a3c4e
 def distances(
@@ -236,3 +240,27 @@ def score_maps(self: Ccmr, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
 
 
 Ccmr.raw_maps, Ccmr.score_maps = raw_maps, score_maps
+
+# %% ../../nbs/papers/ccmr.ipynb #bb8076f0
+def refine_file(job):
+    "Refine and write the score maps of one image (a function of a module, so that processes can share the work)"
+    image, maps, path, settings = job
+    known = torch.from_numpy(maps.keys != 255)[None]
+    m = ccmr(as_tensor(image)[None], torch.from_numpy(maps.maps)[None], known, **settings)[0]
+    save_maps(path, maps.keys, m.clamp(0, 1).numpy())
+
+
+def write_ccmr(
+    net,  # not asked: the image and the maps are enough
+    data,  # a Data
+    maps_folder,  # with its <image id>.npz
+    out,  # for <image id>.npz
+    workers=0,  # processes, 0 = one per core
+    threshold=.25,  # score of the background where it has no map
+    iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # see ccmr
+):
+    "Write the maps, refined by prototypes and neighbours, of every image that has none yet"
+    todo = [i for i, name in enumerate(data.names) if not (Path(out) / f'{name}.npz').exists()]
+    maps = lambda name: probabilities(with_threshold(load_maps(Path(maps_folder) / f'{name}.npz'), threshold))
+    jobs = ((data.image(i), maps(name), Path(out) / f'{name}.npz', dict(iters=iters, scale=scale, dilations=tuple(dilations))) for i, name in ((i, data.names[i]) for i in todo))
+    for _ in parallel(refine_file, jobs, 'CCMR, image', len(todo), workers): pass
