@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb))
+NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
 
 .PHONY: demo test setup lab notebooks export readme clean check-machine
 
