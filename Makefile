@@ -27,9 +27,9 @@ export: $(READY)  ## nbs/ -> wsss_nb/
 readme: $(READY)  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 
-clean:  ## remove .venv and what the runs left (recipes stay)
+clean:  ## remove .venv and what the runs left (recipes and tables.yaml stay)
 	rm -rf $(VENV) build *.egg-info
-	find runs -mindepth 1 -maxdepth 1 ! -name recipes -exec rm -rf {} +
+	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name '*.yaml' -exec rm -rf {} +
 
 $(READY): settings.ini setup.py pyproject.toml | check-machine
 	$(PYTHON) -m venv $(VENV)
