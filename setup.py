@@ -11,16 +11,16 @@ s = config['DEFAULT']
 extras = {name: s[f'{name}_requirements'].split() for name in ('notebooks', 'onnx', 'dev')}
 extras['dev'] = extras['notebooks'] + extras['onnx'] + extras['dev']
 
-# The stage notebooks and the recipes live beside the package and travel inside it: wsss_nb/stages and wsss_nb/recipe_files.
+# The stage notebooks, the recipes and the papers' tables live beside the package and travel inside it: wsss_nb/stages, wsss_nb/recipe_files and wsss_nb/table_files.
 packages = ['wsss_nb'] + ['.'.join(p.parent.relative_to(here).parts) for p in sorted((here / 'wsss_nb').glob('*/__init__.py'))]
 setup(
     name=s['lib_name'], version=s['version'], description=s['description'], license='Apache-2.0',
     author=s['author'], author_email=s['author_email'], url=s['git_url'], keywords=s['keywords'].split(),
     classifiers=['Intended Audience :: Science/Research', 'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Image Recognition'],
     python_requires='>=' + s['min_python'], install_requires=s['requirements'].split(), extras_require=extras,
-    packages=packages + ['wsss_nb.stages', 'wsss_nb.recipe_files'],
-    package_dir={'wsss_nb.stages': 'nbs/run', 'wsss_nb.recipe_files': 'runs/recipes'},
-    package_data={'wsss_nb.stages': ['*.ipynb'], 'wsss_nb.recipe_files': ['*.yaml']},
+    packages=packages + ['wsss_nb.stages', 'wsss_nb.recipe_files', 'wsss_nb.table_files'],
+    package_dir={'wsss_nb.stages': 'nbs/run', 'wsss_nb.recipe_files': 'runs/recipes', 'wsss_nb.table_files': 'runs'},
+    package_data={'wsss_nb.stages': ['*.ipynb'], 'wsss_nb.recipe_files': ['*.yaml', 'tables/*.yaml'], 'wsss_nb.table_files': ['*.yaml']},
     entry_points={'console_scripts': s['console_scripts'].split()},
     long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown', zip_safe=False,
 )

@@ -25,6 +25,7 @@ sys.meta_path.insert(0, Blocked())
 def wheel(tmp_path_factory):
     out, copy = tmp_path_factory.mktemp('wheel'), tmp_path_factory.mktemp('checkout')
     for name in ('wsss_nb', 'nbs/run', 'runs/recipes'): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('runs/tables.yaml', 'runs/paper_numbers.yaml'): shutil.copy(ROOT / name, copy / name)
     for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT / name, copy)
     r = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(out), str(copy)], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
@@ -44,7 +45,8 @@ def site(wheel, tmp_path_factory):
 def test_the_wheel_holds_the_stages_and_the_recipes(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f'wsss_nb/stages/{s}.ipynb' for s in ('train', 'masks', 'segment', 'evaluate', 'report')} <= names
-    assert {f'wsss_nb/recipe_files/{p.name}' for p in (ROOT / 'runs/recipes').glob('*.yaml')} <= names
+    assert {f'wsss_nb/recipe_files/{p.relative_to(ROOT / "runs/recipes")}' for p in (ROOT / 'runs/recipes').rglob('*.yaml')} <= names
+    assert {f'wsss_nb/table_files/{name}.yaml' for name in ('tables', 'paper_numbers')} == {n for n in names if 'table_files' in n}
     assert {f'wsss_nb/{p.relative_to(ROOT / "wsss_nb")}' for p in (ROOT / 'wsss_nb').rglob('*.py')} <= names
 
 
@@ -56,6 +58,8 @@ names = [m.name for m in pkgutil.walk_packages(wsss_nb.__path__, 'wsss_nb.') if 
 for n in names: importlib.import_module(n)
 from wsss_nb.recipes import all_recipes, stage_notebook
 assert str(stage_notebook('train')).startswith({site!r}) and 'cam_synthetic' in all_recipes()
+from wsss_nb.tables import overview, recipe_of
+assert str(all_recipes()['sipe_4_cam']).startswith({site!r}) and len(overview()) > 20 and recipe_of('sipe:4', 'CAM', 'photos')['backbone'] == 'mobilenet_v2'
 print(len(names))
 '''.format(site=str(site))
     r = python(code, site, tmp_path)

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'STAGES', 'WORDS', 'CHOICES', 'stage_notebook', 'parameters_cell', 'notebook_parameters', 'typed',
-           'all_recipes', 'recipe_file', 'set_option', 'merged', 'read_yaml', 'read_recipe', 'rows_of', 'check_choices',
-           'check_method', 'default_stages', 'flat', 'stage_parameters']
+           'all_recipes', 'is_row', 'recipe_file', 'set_option', 'merged', 'read_yaml', 'read_recipe', 'rows_of',
+           'check_choices', 'check_method', 'default_stages', 'flat', 'stage_parameters']
 
 # %% ../nbs/06_recipes.ipynb #d9cd9085
 import ast, copy, io, json, re, tokenize
@@ -61,13 +61,18 @@ def typed(name, value, default):
         raise UserError(f'{name}: expected {kind.__name__} (the default is {default!r}), got {type(value).__name__} {value!r}.')
     return value
 
-# %% ../nbs/06_recipes.ipynb #8beb0aff
+# %% ../nbs/06_recipes.ipynb #e7dfe166
 WORDS = ('about', 'base', 'rows', 'stages', 'paper', 'expected')  # what a recipe may say besides parameters
 
 
 def all_recipes():
-    "Name -> file of the recipes that come with the package"
-    return {p.stem: p for folder in (PACKAGE.parent / 'runs/recipes', PACKAGE / 'recipe_files') for p in sorted(folder.glob('*.yaml'))}
+    "Name -> file of the recipes that come with the package; the rows of the papers' tables come last"
+    return {p.stem: p for where in ('*.yaml', 'tables/*.yaml') for folder in (PACKAGE.parent / 'runs/recipes', PACKAGE / 'recipe_files') for p in sorted(folder.glob(where))}
+
+
+def is_row(path):
+    "Whether the file of a recipe stands for a row of a paper's table"
+    return path.parent.name == 'tables'
 
 
 def recipe_file(name):
@@ -77,7 +82,8 @@ def recipe_file(name):
         if path.exists(): return path
         if path.parent != Path('.') and path.parent.name != 'recipes': raise UserError(f'{path}: no such recipe.')
     ours = all_recipes()
-    return ours[check_name(path.stem, ours, 'recipe')]
+    if path.stem not in ours: raise UserError(f'recipe: unknown name {path.stem!r}.{nearest(path.stem, ours)} wsss recipes and wsss tables list all.')
+    return ours[path.stem]
 
 
 def set_option(recipe, text):

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'STYLE', 'html_table', 'number_row', 'Report', 'grouped_bars', 'mask_rows', 'pictures', 'curves',
-           'provenance', 'page', 'make_report']
+           'provenance', 'page', 'make_report', 'finish_table', 'finish_report']
 
 # %% ../nbs/09_report.ipynb #76bd9119
 import html, json, re
@@ -172,3 +172,21 @@ def make_report(
     for nb in [folder / 'report.ipynb', *executed]:
         with whole_file(nb.with_suffix('.html'), 'w') as f: f.write(page(nb))
     return folder / 'report.html'
+
+# %% ../nbs/09_report.ipynb #704145f1
+def finish_table(folders, runs):
+    "The numbers of a table, a line for each row, and one report of all rows"
+    rows = {f.name.partition('.')[2]: {f'{n["what"]}/{n["split"]}': n['miou'] for n in load_json(f / 'metrics.json').get('numbers', []) if not n['oracle']} for f in folders}
+    columns = list(dict.fromkeys(k for r in rows.values() for k in r))
+    print(f'{"":24}' + ''.join(f'{c:>16}' for c in columns))
+    for row, numbers in rows.items(): print(f'{row:24}' + ''.join(f'{numbers[c]:16.4f}' if c in numbers else f'{"":16}' for c in columns))
+    print(f'report: {make_report([f.name for f in folders], runs, folders[0].parent / folders[0].name.partition(".")[0])}')
+
+
+def finish_report(folder, runs):
+    "The run's report, made anew only if the run changed; and its numbers"
+    page, record = folder / 'report.html', folder / 'run.json'
+    if not page.exists() or page.stat().st_mtime < record.stat().st_mtime: make_report([folder.name], runs)
+    for n in load_json(folder / 'metrics.json').get('numbers', []):
+        print(f'{n["what"]:11} {n["split"]:7} mIoU {n["miou"]:.3f}  ({n["classes"]}, {n["images"]} images{", oracle: chosen with ground truth" if n["oracle"] else ""})')
+    print(f'report: {page}')

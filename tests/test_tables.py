@@ -1,0 +1,257 @@
+"""Every table of the papers: the numbers add up, the recipes are in step and valid, and a table runs, goes on and shows both sides."""
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsss_nb import run, stage
+from wsss_nb import tables as T
+from wsss_nb.cli import main
+from wsss_nb.core import UserError, save_json
+from wsss_nb.data.synthetic import write_voc
+from wsss_nb.data.voc import VOC_CLASSES
+from wsss_nb.methods import check_network
+from wsss_nb.recipes import all_recipes, is_row, read_recipe, stage_parameters
+
+NUMBERS = T.known('paper_numbers')
+ROWS = [(n, label, d) for n, t in T.all_tables().items() for label in t['rows'] for d in T.DATA if T.base_of(n, label, d)]
+OF_PAPERS = [r for r in ROWS if r[2] in T.PAPERS]
+
+
+# -- the papers' numbers
+
+def test_every_table_of_the_papers_is_there():
+    assert set(NUMBERS) == set(T.all_tables()) == {*(f'icd:{i}' for i in range(1, 9)), *(f'ecsnet:{i}' for i in range(1, 8)), *(f'sipe:{i}' for i in range(1, 6)), 'ccmr:1', 'ccmr:2', 'svm:1'}
+    for name, t in NUMBERS.items():
+        assert set(t) <= {'source', 'columns', 'rows', 'doubt', 'classes'} and f'Tab. {name.split(":")[1]}' in t['source'].replace('Table', 'Tab.')
+        for label in t['rows']:
+            x = T.numbers(t, label)
+            assert len(x) == len(t['columns']) and all(0 < v < 100 and round(v, 1) == v for v in x), (name, label)
+        assert set(T.all_tables()[name].get('cannot', {})) <= set(t['rows'])
+
+
+def test_the_classes_add_up_to_the_printed_means():
+    count = 0
+    for name, t in NUMBERS.items():
+        for label, iou in t.get('classes', {}).items():
+            assert len(iou) == 1 + len(VOC_CLASSES) and abs(np.mean(iou) - t['rows'][label]) <= .05 + .05, (name, label)  # both sides are rounded
+            count += 1
+    assert count == 16  # ecsnet:7 and ccmr:1 have no exception
+
+
+BACKBONES = {'icd:7': 'VGG16', 'icd:8': 'ResNet-101'}  # of all rows of these tables; ecsnet:6 and sipe:2 say it of each row, saliency rows of sipe:2 have ResNet-101
+CLASS_TABLES = {'MIL+seg': 'MIL VGG16', 'SEC': 'SEC VGG16', 'AdvErasing': 'AE-PSL VGG16', 'SEAM': 'SEAM ResNet-38', 'SSDD': 'SSDD ResNet-38', 'BES': 'BES ResNet-101', 'ECS-Net': 'ECS-Net ResNet-38', 'PSA': 'PSA ResNet-38'}
+
+
+def method_of(name, label):
+    "Method and backbone of a row of a table that compares networks"
+    if name in ('ecsnet:7', 'ccmr:1'): return CLASS_TABLES.get(label)
+    if name not in ('icd:7', 'icd:8', 'ecsnet:6', 'sipe:2'): return None
+    method, _, rest = label.partition(', ')
+    return f'{method.removesuffix("+")} {BACKBONES.get(name) or rest.replace("saliency", "ResNet-101")}' + (' saliency' if (method, rest) == ('ICD', 'saliency') else '')
+
+
+def test_methods_that_several_papers_cite_have_the_same_numbers_everywhere():
+    "Different hands typed the papers: where two of them print the same number, it was read off right"
+    seen = {}
+    for name, t in NUMBERS.items():
+        for label in t['rows']:
+            for column, x in zip(t['columns'], T.numbers(t, label)): seen.setdefault((method_of(name, label), column), []).append((name, x))
+    seen = {k: v for k, v in seen.items() if k[0] and len(v) > 1}
+    assert len(seen) == 29 and {k: v for k, v in seen.items() if len({x for _, x in v}) > 1} == {('SEC VGG16', 'test'): [('icd:7', 51.7), ('ecsnet:6', 51.1)]}
+    assert '51.1' in NUMBERS['ecsnet:6']['doubt']
+    for label in ('SEC', 'PSA', 'SEAM', 'SSDD', 'BES'): assert NUMBERS['ccmr:1']['classes'][label] == NUMBERS['ecsnet:7']['classes'][label]
+    shared = {('icd:3', 'top-down + CRF'): ('icd:4', 'square'), ('icd:3', 'top-down'): ('icd:6', 'structure c'), ('icd:3', 'bottom-up'): ('icd:5', 'Conv5'), ('icd:6', 'structure c + CRF'): ('icd:3', 'top-down + CRF'),
+              ('ecsnet:1', 'beta 1'): ('ecsnet:2', 'theta 0.8'), ('ecsnet:3', 'CAM heatmap'): ('ecsnet:4', 'CE loss'), ('ecsnet:5', 'ECS-Net'): ('ecsnet:4', 'other improvements'), ('sipe:1', 'ECS-Net + CRF'): ('ecsnet:4', 'other improvements + CRF'),
+              ('sipe:4', 'CAM, IPE, GSC'): ('sipe:5', 'hierarchical, BPM, estimated'), ('sipe:4', 'CAM'): ('sipe:1', 'baseline'), ('svm:1', 'SIPE + CRF'): ('sipe:1', 'SIPE + CRF'), ('ccmr:2', 'CCMR with SWP'): ('ccmr:2', 'SWP with CCMR')}
+    for (a, x), (b, y) in shared.items(): assert NUMBERS[a]['rows'][x] == NUMBERS[b]['rows'][y], (a, x, b, y)
+
+
+# -- the recipes
+
+def test_what_a_row_says_is_added_to_its_base():
+    base = dict(train=dict(method='sipe', lr=.1, options=dict(a=1, b=2)), masks=dict(reading=dict(kind='x'), refine=['irn']), seed=3)
+    assert T.changed(base, dict(train=dict(options=dict(b=5, c=6)), masks=dict(refine=[]))) == dict(train=dict(method='sipe', lr=.1, options=dict(a=1, b=5, c=6)), masks=dict(reading=dict(kind='x'), refine=[]), seed=3)
+    other = T.changed(base, dict(train=dict(method='cam', lr=.2), counts='masks', photos=dict(seed=4)))
+    assert other == dict(train=dict(method='cam', lr=.2, options={}), masks=dict(reading={}, refine=['irn']), seed=3)
+    assert base['train']['options'] == dict(a=1, b=2)  # nothing was changed in place
+
+
+def test_the_written_recipes_are_in_step():
+    written = {p.name: p.read_text(encoding='utf-8') for p in all_recipes().values() if is_row(p)}
+    made = T.row_recipes()
+    assert set(written) == set(made), 'run: wsss tables --write'
+    assert not [n for n in made if made[n] != written[n]], 'run: wsss tables --write'
+    assert len(made) == len(OF_PAPERS) > 90
+    for text in made.values(): assert re.match(r'# wsss run \w+ -p data.root=~/\w+ +\(made by `wsss tables --write`', text) and text.count('\n') <= 11
+
+
+@pytest.mark.parametrize('name', T.all_tables())
+def test_a_written_recipe_is_its_row(name):
+    for n, label, d in OF_PAPERS:
+        if n != name: continue
+        read, row = read_recipe(T.recipe_name(n, label, d)), T.recipe_of(n, label, d)
+        assert stage_parameters(read) == stage_parameters(row) and read['paper'] == row['paper'] and read['about'] == row['about'], label
+        printed = NUMBERS[n]['rows'].get(label)
+        if printed: assert [round(100 * v, 6) for v in row['paper'].values()] == [printed if isinstance(printed, float) else printed[0]]
+        stages, what = stage_parameters(row), T.counts_of(n, label)
+        assert ('segment' in stages) == (what == 'network') and all(key == f'{what}/{split}' for key in row['paper'] for split in stages['evaluate']['splits'])
+        if what != 'network': assert stages['masks']['splits'] == stages['evaluate']['splits']
+    slugs = [T.slug(label) for label in T.all_tables()[name]['rows']]
+    assert len(slugs) == len(set(slugs))
+
+
+@pytest.mark.parametrize('name', T.all_tables())
+def test_every_row_on_other_data_is_valid(name):
+    for n, label, d in ROWS:
+        if n != name or d in T.PAPERS: continue
+        recipe = T.recipe_of(n, label, d)
+        assert not recipe['paper'] and 'expected' not in recipe and 'rows' not in recipe
+        for name_of_stage, p in stage_parameters(recipe).items(): check_once(name_of_stage, p, 8)
+
+
+BUILT = set()
+
+
+def check_once(name, p, num_classes):
+    "check_network, for networks that were not checked yet"
+    key = name, repr([p.get(k) for k in ('method', 'options', 'backbone', 'stride', 'head', 'norm', 'convs', 'width', 'loss')])
+    if key not in BUILT: check_network(name, p, num_classes)
+    BUILT.add(key)
+
+
+def test_what_papers_do_by_threshold_is_an_oracle_and_the_rest_is_not():
+    oracles = {(n, label) for n, label, d in ROWS if T.counts_of(n, label) == 'score maps'}
+    assert oracles == {('sipe:1', 'baseline'), ('sipe:4', 'CAM')} | {('sipe:5', label) for label in NUMBERS['sipe:5']['rows'] if label.endswith('threshold')}
+
+
+@pytest.fixture(scope='module')
+def devkits(tmp_path_factory):
+    "A few images in the layout of VOC, and in that of COCO"
+    d = tmp_path_factory.mktemp('kits')
+    write_voc(d / 'voc', limit=4)
+    (d / 'coco/annotations').mkdir(parents=True)
+    for split in ('train', 'val'):
+        images = [dict(id=i, file_name=f'COCO_{split}2014_{i:012d}.jpg', height=48, width=64) for i in range(1, 4)]
+        annotations = [dict(id=i, image_id=i, category_id=17, iscrowd=0, segmentation=[[4, 4, 40, 4, 40, 40, 4, 40]], area=1, bbox=[4, 4, 36, 36]) for i in range(1, 4)]
+        save_json(d / f'coco/annotations/instances_{split}2014.json', dict(images=images, annotations=annotations, categories=[dict(id=17, name='cat')]))
+        (d / f'coco/{split}2014').mkdir()
+        for i in images: Image.new('RGB', (64, 48), 'teal').save(d / f'coco/{split}2014' / i['file_name'])
+    return dict(voc12=d / 'voc/VOCdevkit', coco14=d / 'coco')
+
+
+@pytest.mark.parametrize('name', T.all_tables())
+def test_the_dry_run_of_every_row_passes(devkits, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(stage, 'code_digest', lambda *_: '')  # what takes longest, and what no row changes
+    monkeypatch.setattr(run, 'check_network', check_once)
+    said = []
+    data = T.data_of(name)[0]
+    assert data in T.PAPERS and T.run_table(name, options=[f'data.root={devkits[data]}'], runs=tmp_path, dry=True, say=said.append) is None
+    assert sum(s.startswith('-- ') for s in said) == sum(n == name and d == data for n, _, d in ROWS) and not list(tmp_path.iterdir())
+    assert sum(s.startswith('evaluate: ') for s in said) == sum(s.startswith('train: ') for s in said) == sum(s.startswith('-- ') for s in said)
+
+
+# -- a table at work
+
+SMALL = ['limit=8', 'train.epochs=1', 'train.batch_size=4', 'masks.scales=[1.0]', 'workers=1', 'device=cpu']
+TINY = dict(tables=dict(settings=T.known('tables')['settings'], tables={'tiny:1': dict(what='a small table', counts='masks', base=dict(voc12='cam_voc12', synthetic='cam_synthetic'), rows={
+    'CAM': {}, 'CAM, best': dict(counts='score maps'), 'CAM + CRF': dict(masks=dict(refine=['crf']))}, cannot={'no one': 'needs a miracle'})}),
+    paper_numbers={'tiny:1': dict(source='Somebody, Tab. 1', columns=['val', 'test'], rows={'CAM': [40.0, 41.0], 'no one': [99.0, 98.0], 'CAM, best': [42.5, 43.0], 'someone': [50.0, 51.0]},
+                                  classes={'CAM': [40., 10., 20., 30., 40., 50., 60., 70., 40.]})})
+
+
+@pytest.fixture
+def small_files(monkeypatch): monkeypatch.setattr(T, 'known', TINY.get)
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    "Such a table, run: the folder with runs, and what was said"
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(T, 'known', TINY.get)
+        runs, said = tmp_path_factory.mktemp('tiny') / 'runs', []
+        T.run_table('tiny:1', 'synthetic', SMALL, runs, say=said.append)
+    return runs, said
+
+
+def number(runs, row, what): return next(n for n in json.loads((runs / f'tiny_1-synthetic.{row}/metrics.json').read_text())['numbers'] if n['what'] == what)
+
+
+def test_a_table_shows_the_paper_and_ours_side_by_side(tiny, small_files):
+    runs, said = tiny
+    text = said[-2].splitlines()
+    cam, best, crf = number(runs, 'cam', 'masks'), number(runs, 'cam_best', 'score maps'), number(runs, 'cam_crf', 'masks')
+    assert [line.split()[0] for line in text[1:]] == ['CAM', 'no', 'CAM,', 'someone', 'CAM']
+    assert text[1].split() == ['CAM', '40.0', '41.0', f'{100 * cam["miou"]:.1f}', f'{100 * cam["miou"] - 40:+.1f}']
+    assert text[2].split()[2:] == ['99.0', '98.0', 'needs', 'a', 'miracle'] and text[4].endswith('another method')
+    assert text[3].split()[2:5] == ['42.5', '43.0', f'{100 * best["miou"]:.1f}'] and text[3].endswith('oracle: threshold by ground truth') and best['oracle']
+    assert text[5].split() == ['CAM', '+', 'CRF', f'{100 * crf["miou"]:.1f}'] and crf['miou'] != cam['miou']
+    page = (runs / 'tiny_1-synthetic/table.md').read_text()
+    assert 'Ours are from the embedded set: the two are not comparable' in page and 'limit=8' in page and 'device' not in page
+    assert f'| CAM | 40.0 | 41.0 | {100 * cam["miou"]:.1f} |' in page and '| CAM, paper | 40.00 | 10.00 |' in page
+    assert f'| CAM, ours | {100 * cam["iou"]["background"]:.2f} |' in page
+    saved = json.loads((runs / 'tiny_1-synthetic/table.json').read_text())
+    assert [r['ours'].get('value') for r in saved['rows']] == [cam['miou'], None, best['miou'], None, crf['miou']] and not saved['comparable']
+
+
+def test_the_rows_of_a_table_share_their_stages_and_go_on(tiny, small_files):
+    runs, said = tiny
+    done = [s.split()[:2] for s in said if not s.startswith('--') and len(s.split()) > 1 and s.split()[0] in ('train', 'masks', 'evaluate')]
+    assert [stage for stage, how in done if how == 'kept'] == ['train', 'masks', 'evaluate', 'train'] and len(done) == 9
+    before = (runs / 'tiny_1-synthetic.cam_crf/metrics.json').read_bytes()
+    # killed in the last row: its evaluation is gone, and its record says so
+    record = json.loads((runs / 'tiny_1-synthetic.cam_crf/run.json').read_text())
+    (runs / 'stages' / record['stages']['evaluate']['folder'] / 'stage.json').unlink()
+    save_json(runs / 'tiny_1-synthetic.cam_crf/run.json', dict(record, state='stopped in evaluate', stages={k: v for k, v in record['stages'].items() if k != 'evaluate'}))
+    assert T.overview(runs)[1] == ['tiny:1', '3/5', '0/3', '-', '-', '2/3', 'a small table']
+    again = []
+    T.run_table('tiny:1', 'synthetic', SMALL, runs, say=again.append)
+    assert sum(' kept ' in s for s in again) == 8 and again[-2] == said[-2] and (runs / 'tiny_1-synthetic.cam_crf/metrics.json').read_bytes() == before
+    assert T.overview(runs)[1][5] == '3/3'
+
+
+def test_numbers_on_the_papers_own_data_are_compared(tmp_path):
+    n = dict(data='voc12', split='train', images=1464, classes='bg+20', backbone='resnet50', oracle=False, miou=.5, decided=.75, iou={})
+    for label, what in (('CAM', 'score maps'), ('CAM, IPE', 'masks')): lay(tmp_path, T.run_name('sipe:4', label, 'voc12'), dict(numbers=[dict(n, what=what, oracle=what != 'masks')]))
+    rows = T.results('sipe:4', 'voc12', tmp_path)
+    assert 'not comparable' not in T.heading('sipe:4', 'voc12', rows) and 'voc12 train, 1464 images, bg+20, resnet50' in T.heading('sipe:4', 'voc12', rows)
+    assert [c[2:] for c in T.cells('sipe:4', rows)[1:]] == [['50.0', '-0.1', 'oracle: threshold by ground truth'], ['50.0', '-3.2', ''], ['', '', 'not run yet']]
+    lay(tmp_path, T.run_name('icd:2', 'ICD T 0.1', 'voc12'), dict(numbers=[dict(n, what='masks')]))
+    assert T.results('icd:2', 'voc12', tmp_path)[3]['ours']['value'] == .75  # over the decided pixels
+    lay(tmp_path, T.run_name('icd:1', 'ICD', 'voc12'), dict(numbers=[dict(n, what='masks')], pixel_map=dict(train=dict(mean=.57))))
+    assert T.cells('icd:1', T.results('icd:1', 'voc12', tmp_path))[2][1:4] == ['57.0', '57.0', '+0.0']
+
+
+def lay(runs, run, metrics):
+    save_json(T.make_folder(runs / run) / 'run.json', dict(state='done'))
+    save_json(runs / run / 'metrics.json', metrics)
+
+
+@pytest.mark.parametrize('args, text', [
+    (['sipe:9'], r"table: there is no 'sipe:9'. Did you mean 'sipe:\d'\? wsss tables lists all."),
+    (['sipe:4', '--data', 'photo'], r"table: there are no data 'photo'. Did you mean 'photos'\? Known: voc12, coco14, photos, synthetic."),
+    (['icd:8', '--data', 'photos'], r'icd:8: has no rows on photographs; run it with --data voc12.'),
+    (['sipe:4', '--data', 'coco14'], r'sipe:4: has no rows on COCO 2014; run it with --data voc12 or photos or synthetic.'),
+    (['sipe:4', '--data', 'synthetic', '-p', 'train.epoch=3'], r"recipe, train: unknown name 'epoch'. Did you mean 'epochs'"),
+    (['sipe:4', '--dry-run'], r'root: expected the folder of voc12, got nothing; give root='),
+])
+def test_mistakes_end_in_one_line(tmp_path, capsys, args, text):
+    assert main(['table', *args, '--runs', str(tmp_path / 'runs')]) == 2
+    err = capsys.readouterr().err
+    assert re.search(text, err) and err.startswith('wsss: ') and err.count('\n') == 1 and not (tmp_path / 'runs').exists()
+
+
+def test_tables_are_listed_and_recipes_do_not_drown_in_them(tmp_path, capsys):
+    assert main(['tables', '--runs', str(tmp_path)]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert len(lines) == 1 + len(NUMBERS) and lines['icd:7'][:5] == ['1/19', '0/1', '-', '0/1', '0/1'] and lines['sipe:3'][:5] == ['2/12', '-', '0/2', '0/1', '0/1']
+    assert main(['recipes']) == 0
+    out = capsys.readouterr().out
+    assert 'sipe_voc12' in out and 'sipe_4_cam' not in out and out.splitlines()[-1] == f"and {len(OF_PAPERS)} rows of the papers' tables: wsss tables"
+
+
+def test_recipes_are_only_written_in_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(T, 'PACKAGE', tmp_path / 'site/wsss_nb')
+    with pytest.raises(UserError, match='works in a checkout'): T.write_recipes()
