@@ -71,7 +71,9 @@ def base_of(name, label, data):
     return {**table['base'], **row.get('base', {})}.get(data, '') if data in row.get('only', DATA) else ''
 
 
-def start_of(name, label, data): return {'train': {}, **{k: v for k, v in read_recipe(base_of(name, label, data)).items() if k not in ('rows', 'expected', 'paper')}}
+def start_of(name, label, data):
+    "That recipe, without what belongs to its own runs"
+    return {'train': {}, **{k: v for k, v in read_recipe(base_of(name, label, data)).items() if k not in ('rows', 'expected', 'paper')}}
 
 
 def counts_of(name, label):
@@ -97,16 +99,17 @@ def run_name(name, label, data): return f'{slug(name)}-{data}.{slug(label)}'
 
 def differences(base, recipe):
     "What a recipe says that its base does not"
-    return {k: {n: x for n, x in v.items() if base.get(k, {}).get(n) != x} if isinstance(v, dict) and k != 'paper' else v for k, v in recipe.items() if base.get(k) != v and v != {} or k == 'paper'}
+    new = {k: v for k, v in recipe.items() if v not in (base.get(k), {})}
+    return {k: {n: x for n, x in v.items() if base.get(k, {}).get(n) != x} if isinstance(v, dict) else v for k, v in new.items()}
 
 
 def recipe_text(name, label, data):
     "The file of a row's recipe"
-    said = differences(start_of(name, label, data), recipe_of(name, label, data))
-    first = {k: said.pop(k) for k in ('about', 'paper')}
+    recipe, root = recipe_of(name, label, data), '~/coco' if data == 'coco14' else '~/VOCdevkit'
+    first = dict(base=base_of(name, label, data), about=recipe.pop('about'), paper=recipe.pop('paper'))
     line = lambda k, v: f'{k}: ' + yaml.safe_dump(v, default_flow_style=True, width=float('inf'), sort_keys=False, allow_unicode=True).removesuffix('\n...\n').strip()
-    root = '~/coco' if data == 'coco14' else '~/VOCdevkit'
-    return '\n'.join([f'# wsss run {recipe_name(name, label, data)} -p data.root={root}    (made by `wsss tables --write` from runs/tables.yaml, which is the place to edit)', f'base: {base_of(name, label, data)}', *(line(k, v) for k, v in {**first, **said}.items())]) + '\n'
+    head = f'# wsss run {recipe_name(name, label, data)} -p data.root={root}    (made by `wsss tables --write` from runs/tables.yaml, which is the place to edit)'
+    return '\n'.join([head, *(line(k, v) for k, v in {**first, **differences(start_of(name, label, data), recipe)}.items())]) + '\n'
 
 
 def row_recipes():
@@ -147,7 +150,8 @@ def results(name, data, runs=''):
         else:
             ours = found_in(runs_folder(runs) / run_name(name, label, data), counts_of(name, label))
             note = 'not run yet' if not ours else 'oracle: threshold by ground truth' if ours['oracle'] else ''
-        out.append(dict(row=label, paper=numbers(printed, label), ours=ours, note=note, runnable=label in table['rows'] and bool(base_of(name, label, data)), classes=printed.get('classes', {}).get(label)))
+        runnable = label in table['rows'] and bool(base_of(name, label, data))
+        out.append(dict(row=label, paper=numbers(printed, label), ours=ours, note=note, runnable=runnable, classes=printed.get('classes', {}).get(label)))
     return out
 
 
@@ -159,7 +163,8 @@ def heading(name, data, rows, options=()):
     changes = [o for o in options if not o.startswith(('data.', 'data_', 'workers', 'device'))]
     changes = f' Changed: {", ".join(changes)}.' if changes else ''
     warning = '' if data in PAPERS else f' Ours are from {DATA[data]}: the two are not comparable, only what happens from row to row.'
-    return f'{name}, {table["what"]}. Paper: {printed["source"]}, in percent. Ours: {ours}.{warning}{changes}' + (f' In the paper: {printed["doubt"]}.' if 'doubt' in printed else '')
+    doubt = f' In the paper: {printed["doubt"]}.' if 'doubt' in printed else ''
+    return f'{name}, {table["what"]}. Paper: {printed["source"]}, in percent. Ours: {ours}.{warning}{changes}{doubt}'
 
 
 def cells(name, rows):
@@ -198,7 +203,8 @@ def save_table(name, data, runs='', options=()):
     "Write table.md and table.json into the runs folder; returns their folder and the rows"
     rows = results(name, data, runs)
     folder, classes = make_folder(runs_folder(runs) / f'{slug(name)}-{data}'), class_table(rows)
-    with whole_file(folder / 'table.md', 'w') as f: f.write(f'{heading(name, data, rows, options)}\n\n{markdown(cells(name, rows))}\n' + (f'\nIoU per class\n\n{classes}\n' if classes else ''))
+    parts = [heading(name, data, rows, options), markdown(cells(name, rows)), *(['IoU per class', classes] if classes else [])]
+    with whole_file(folder / 'table.md', 'w') as f: f.write('\n\n'.join(parts) + '\n')
     save_json(folder / 'table.json', dict(table=name, data=data, comparable=data in PAPERS, options=list(options), rows=rows))
     return folder, rows
 
