@@ -5,17 +5,18 @@ __all__ = ['SCHEDULES', 'poly', 'constant', 'warm_poly', 'epoch_order', 'Batches
            'make_optimizer', 'Callback', 'NanGuard', 'OnlyBackground', 'Learner', 'one_step', 'fit', 'read_checkpoint',
            'same_settings', 'save', 'resume', 'load_net']
 
-# %% ../nbs/04_train.ipynb #3a5da1c8
-import math, time, warnings
+# %% ../nbs/04_train.ipynb #cd2b33d6
+import math, os, time, warnings
 from pathlib import Path
 
 import torch
 warnings.filterwarnings('ignore', message='IProgress not found')  # accelerate asks tqdm for a widget that nobody needs
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
 from .core import Progress, UserError, check_name, make_folder, pick_device, plain, random_state, rng, seed_everything, set_random_state, whole_file
 from .nets.weights import read_torch
+from .processes import fit_in, share_norms
 
 # %% ../nbs/04_train.ipynb #96b6c277
 def poly(t, steps, power=0.9):
@@ -145,14 +146,16 @@ class Learner:
         callbacks=(),
         settings=None,  # what the checkpoint is stamped with; another stamp is refused
     ):
+        self.given = {k: v for k, v in locals().items() if k != 'self'}  # what another process makes the same learner of
         check_name(precision, ('auto', 'fp32', 'bf16'), 'precision')
         self.device = pick_device(device)
         self.mixed = precision == 'bf16' or (precision == 'auto' and self.device.type == 'cuda' and torch.cuda.is_bf16_supported())
-        self.accelerator = Accelerator(cpu=self.device.type == 'cpu', gradient_accumulation_steps=accumulate, step_scheduler_with_optimizer=False)
+        self.accelerator = Accelerator(cpu=self.device.type == 'cpu', gradient_accumulation_steps=accumulate, step_scheduler_with_optimizer=False,
+                                       kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])  # a loss may leave out a part of the network for some steps
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         if processes > 1: self.device = self.accelerator.device
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.raw_net = net.to(self.device, memory_format=self.layout)
+        self.raw_net = share_norms(net).to(self.device, memory_format=self.layout)
         if compile: getattr(self.raw_net, 'backbone', self.raw_net).compile()  # not the whole: names and progress change in every batch
         groups = parameter_groups(self.raw_net, lr, head_lr, weight_decay)
         self.net, self.optimizer = self.accelerator.prepare(self.raw_net, make_optimizer(groups, optimizer, momentum))
@@ -187,6 +190,10 @@ def one_step(self: Learner, batch):
 
 def fit(self: Learner):
     "Train from the checkpoint, or the beginning, to the last step"
+    if os.environ.get('WSSS_LAUNCH'):
+        fit_in(os.environ['WSSS_LAUNCH'], self)
+        self.raw_net.eval()
+        return self.history
     seed_everything(self.seed)
     self.resume()
     loader = DataLoader(self.views, batch_sampler=self.order(self.step), num_workers=self.workers, persistent_workers=False,

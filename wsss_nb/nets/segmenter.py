@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FUSIONS', 'mean_over', 'mask_loss', 'at_size', 'labels_at', 'Segmenter', 'predict', 'groups']
 
-# %% ../../nbs/nets/segmenter.ipynb #10366e0a
+# %% ../../nbs/nets/segmenter.ipynb #5108c18e
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,11 +13,12 @@ from torch import nn
 from ..core import check_name
 from ..data.views import multi_scale
 from .zoo import BACKBONES
+from ..processes import count
 
-# %% ../../nbs/nets/segmenter.ipynb #e93a6960
+# %% ../../nbs/nets/segmenter.ipynb #9049171d
 def mean_over(loss, where):
     "Mean of the loss over some pixels; 0, with a graph, if there are none"
-    return (loss * where).sum() / where.sum().clamp(min=1)
+    return (loss * where).sum() / count(where)
 
 
 def mask_loss(

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
+from ..processes import count
 from ..refine.correlation import PixelCorrelation, fit
 
 # %% ../../nbs/papers/ecsnet.ipynb #8dfe8b5a
@@ -94,7 +95,7 @@ def segmentation_loss(
 ):
     "Eq. 6: mean cross-entropy over the reliable pixels, 0 where there is none"
     keep = label_map != 255
-    return F.cross_entropy(at_pixels(refined, keep), label_map[keep], reduction='sum') / keep.sum().clamp(min=1)
+    return F.cross_entropy(at_pixels(refined, keep), label_map[keep], reduction='sum') / count(keep)
 
 # %% ../../nbs/papers/ecsnet.ipynb #f142e1eb
 def multi_dilated_overlay(

@@ -18,6 +18,7 @@ from torch import nn
 from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
 from ..data.views import as_tensor, multi_scale
+from ..processes import everyones
 from ..refine.signed import MODES, keep_regions, seed_maps, seeds, superpixel_mean, superpixel_vote, unit_scores
 from ..refine.superpixels import region_mean, superpixels
 
@@ -76,7 +77,7 @@ class SignAligner(nn.Module):
         self.means.copy_(torch.where((labels > 0).any(0)[:, None], new, self.means))
 
     def forward(self, scores, cam, labels):
-        if self.training: self.update(scores, cam, labels)
+        if self.training: self.update(everyones(scores), everyones(cam), everyones(labels))
         return scores * (1 - 2 * (self.means[:, 0] < self.means[:, 1]).to(scores))[:, None, None]
 
 # %% ../../nbs/papers/icd.ipynb #97e49d9c

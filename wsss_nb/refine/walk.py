@@ -4,7 +4,7 @@
 __all__ = ['directions', 'ends', 'pair_map', 'transition', 'chebyshev', 'power', 'batched', 'walk', 'to_grid', 'from_grid',
            'at_sources', 'pair_labels', 'mean_where']
 
-# %% ../../nbs/refine/walk.ipynb #160757fa
+# %% ../../nbs/refine/walk.ipynb #ad0bbba7
 import math, warnings
 from itertools import accumulate
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import UserError
+from ..processes import count
 
 # %% ../../nbs/refine/walk.ipynb #cdc6c946
 def directions(radius=5):
@@ -136,4 +137,4 @@ def pair_labels(
 
 def mean_where(loss, where):
     "Mean of the loss over some pairs; 0, with a graph, if there are none"
-    return (loss * where).sum() / where.sum().clamp(min=1)
+    return (loss * where).sum() / count(where)
