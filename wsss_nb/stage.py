@@ -19,8 +19,8 @@ from .recipes import PACKAGE, notebook_parameters, stage_notebook, typed
 from .refine.chain import SETTINGS, refine
 from .refine.masks import WithMasks, write_maps
 
-# %% ../nbs/08_stage.ipynb #0d3bf12b
-NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'cli', 'show'}  # modules that change no number
+# %% ../nbs/08_stage.ipynb #d30575bd
+NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'scale', 'cli', 'show'}  # modules that change no number
 
 
 def imported(source, package=''):
@@ -183,12 +183,16 @@ class Stage:
         "Let others into a folder in which nothing more is written"
         self.locks.pop(folder).__exit__(None, None, None)
 
+    def launch(self):
+        "How the processes of a training were started, if it had several"
+        return dict(launch=os.environ['WSSS_LAUNCH']) if 'epochs' in self.params and os.environ.get('WSSS_LAUNCH') else {}
+
     def finish(self, **results):
         "Record the stage as made"
         device = self.params.get('device')
         save_json(self.folder / 'stage.json', dict(
             stage=self.stage, folder=self.folder.name, parameters=self.params, inputs=self.parts['inputs'], uses=self.uses, code=self.parts['code'], data=self.parts['data'], results=results,
-            device=device_name(pick_device(device)) if device is not None else '', versions=versions(), started=self.started, seconds=round(time.time() - self.started, 1)))
+            device=device_name(pick_device(device)) if device is not None else '', **self.launch(), versions=versions(), started=self.started, seconds=round(time.time() - self.started, 1)))
 
 
 def shared(p):
@@ -235,6 +239,7 @@ def through_networks(stage, split, maps):
         if before: maps = through_pixels(stage, data, before, maps)
         out = stage.refined_maps(split, step, maps)
         write_step(step, p[network_of(step)], data, maps, out, p, p['workers'], p['device'])
+        stage.release(out)
         maps, before = out, []
     return maps, before
 
@@ -244,6 +249,7 @@ def through_pixels(stage, data, steps, maps):
     settings = dict(threshold=stage.p.threshold, **pixel_settings(stage.params))
     out = stage.part('refined', ['refine.masks'], maps=maps.name, steps=steps, **settings)
     write_maps(data, maps, out, lambda image, m: refine(image, m, steps, **settings))
+    stage.release(out)
     return out
 
 
