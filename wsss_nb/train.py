@@ -157,6 +157,7 @@ class Learner:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.raw_net = share_norms(net).to(self.device, memory_format=self.layout)
         if compile: getattr(self.raw_net, 'backbone', self.raw_net).compile()  # not the whole: names and progress change in every batch
+        self.raw_net.__dict__.pop('_is_accelerate_prepared', None)  # the mark of another learner on this network, with which accelerate would leave it alone
         groups = parameter_groups(self.raw_net, lr, head_lr, weight_decay)
         self.net, self.optimizer = self.accelerator.prepare(self.raw_net, make_optimizer(groups, optimizer, momentum))
         self.views, self.order = Views(data, view, seed), lambda first: Batches(len(data), batch_size, epochs, seed, first, rank, processes)

@@ -1,0 +1,158 @@
+"""Two processes train what one trains: the same batches, losses and weights, through torchrun and through a whole recipe."""
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsss_nb.cli import main
+from wsss_nb.core import UserError
+from wsss_nb.data.synthetic import synthetic
+from wsss_nb.methods import METHODS, localiser_learner, segmenter_learner
+from wsss_nb.processes import SharedNorm, count, launcher
+from wsss_nb.train import Batches, Callback, Learner, read_checkpoint
+
+PAIR = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+
+
+class Seen(Callback):
+    "The images of each step"
+    def __init__(self): self.names = []
+    def after_step(self, learner, batch, losses): self.names.append(list(batch['name']))
+
+
+def learners(cache):
+    "What is trained both ways: 11 images in batches of 4, so 3 are left over in each round"
+    data, half = synthetic('train', n=11), lambda m: np.where(np.arange(m.shape[1]) < m.shape[1] // 3, 255, m).astype(np.uint8)
+    some = synthetic('train', n=11)
+    some.mask = lambda i: half(data.mask(i)) if i % 2 else data.mask(i)  # shares of a batch have another number of pixels
+    kw = dict(backbone='tiny', weights='', epochs=2, batch_size=4, crop=48, optimizer='sgd', lr=.01, device='cpu')
+    calm = lambda method: dict(dropout=0.) if method in ('ecsnet', 'seam') else {}
+    out = {m: partial(localiser_learner, data, m, long_side=(48, 64), options=calm(m), cache=cache, **kw) for m in METHODS}
+    out.update({f'segment {loss}': partial(segmenter_learner, some, loss=loss, norm='batch', **kw) for loss in ('plain', 'balanced')})
+    return dict(out, accumulate=partial(localiser_learner, data, 'cam', long_side=(48, 64), accumulate=2, clip=1., **kw))
+
+
+def trained(make):
+    seen = Seen()
+    learner = make(callbacks=[seen])
+    history = learner.fit()
+    return dict(losses=[h['loss'] for h in history], net=learner.raw_net.state_dict(), names=seen.names, shared=any(isinstance(m, SharedNorm) for m in learner.raw_net.modules()))
+
+
+SCRIPT = '''
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from test_processes import learners, trained
+torch.save({{name: trained(make) for name, make in learners({cache!r}).items()}}, {out!r} + os.environ['RANK'])
+'''
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    "Everything trained by two processes: what each of them has in the end"
+    d = tmp_path_factory.mktemp('pair')
+    (d / 'script.py').write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(d / 'rank'), cache=str(d)))
+    learners(d)['icd']()  # its regions are made once, as a stage would
+    r = subprocess.run([*PAIR, str(d / 'script.py')], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-3000:]
+    return d, *(torch.load(d / f'rank{i}', weights_only=False) for i in range(2))
+
+
+def largest(a, b): return max(float((x.double() - y.double()).abs().max()) for x, y in zip(a.values(), b.values()) if x.numel())
+
+
+@pytest.mark.parametrize('name', [*METHODS, 'segment plain', 'segment balanced', 'accumulate'])
+def test_two_processes_train_what_one_trains(pair, name):
+    alone, first, second = trained(learners(pair[0])[name]), pair[1][name], pair[2][name]
+    print(name, 'losses differ by', np.abs(np.subtract(alone['losses'], first['losses'])).max(), 'weights by', largest(alone['net'], first['net']))
+    assert len(alone['losses']) == 4 and all(sorted(w) == sorted(a + b) and len(a) == len(b) == 2 for w, a, b in zip(alone['names'], first['names'], second['names']))
+    assert first['shared'] and not alone['shared'] and first['losses'] == second['losses'] and largest(first['net'], second['net']) == 0
+    assert np.allclose(alone['losses'], first['losses'], rtol=1e-4, atol=1e-5) and largest(alone['net'], first['net']) < 1e-4
+
+
+def test_a_batch_that_cannot_be_shared_is_told():
+    with pytest.raises(UserError, match='batch_size: 5 images cannot be shared evenly by 2 processes; choose a multiple of 2'): Batches(11, 5, 1, 0, processes=2)
+
+
+@pytest.mark.parametrize('where', [[], [True, False, True]])
+def test_alone_a_count_is_the_plain_one(where): assert count(torch.tensor(where, dtype=torch.bool)) == max(1, sum(where))
+
+
+def test_a_launcher_is_a_number_or_a_program(tmp_path, monkeypatch):
+    assert launcher('3')[-2:] == ['--nproc_per_node', '3'] and launcher("torchrun --nnodes '2'")[1:] == ['--nnodes', '2']
+    with pytest.raises(UserError, match="launch: there is no program 'trochrun'; expected a number of processes"): launcher('trochrun --nproc_per_node 2')
+    monkeypatch.setenv('WSSS_LAUNCH', '2')
+    with pytest.raises(UserError, match='give the learner a folder'): localiser_learner(synthetic('train', n=4), backbone='tiny', weights='', crop=48, device='cpu').fit()
+
+
+# -- a whole recipe
+
+SMALL = ['limit=10', 'device=cpu', 'train.epochs=1', 'train.batch_size=4', 'segment.epochs=1', 'segment.batch_size=4', 'optimizer=sgd', 'lr=0.01', 'masks.scales=[1.0]', 'masks.splits=[train]', 'evaluate.splits=[val]', 'workers=1']
+
+
+def recipe_run(folder, *arguments, recipe='stages: [train, masks, segment, evaluate]\n'):
+    folder.mkdir()
+    (folder / 'r.yaml').write_text(recipe)
+    return main(['run', str(folder / 'r.yaml'), '--no-report', '--runs', str(folder / 'runs'), *[x for o in SMALL for x in ('-p', o)], *arguments])
+
+
+def numbers(folder): return {(n['what'], n['split'], n['oracle']): n['miou'] for n in json.loads((folder / 'runs/r/metrics.json').read_text())['numbers']}
+
+
+def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path):
+    assert recipe_run(tmp_path / 'one') == recipe_run(tmp_path / 'two', '--launch', '2') == 0
+    one, two = numbers(tmp_path / 'one'), numbers(tmp_path / 'two')
+    assert one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-3 for k in one)
+    stages = [sorted((tmp_path / d / 'runs/stages').glob('*/stage.json')) for d in ('one', 'two')]
+    assert [p.parent.name for p in stages[0]] == [p.parent.name for p in stages[1]]  # how many processes is no setting
+    launched = {r['stage']: r['launch'] for p in stages[1] for r in [json.loads(p.read_text())]}
+    assert launched['train'] == launched['segment'] == '2' and 'launch' not in json.loads(stages[0][0].read_text())
+    for stage in ('train', 'segment'):
+        a, b = (read_checkpoint(next((tmp_path / d / 'runs/stages').glob(f'{stage}-*/checkpoint.pt'))) for d in ('one', 'two'))
+        assert a['step'] == b['step'] == 2 and np.allclose([h['loss'] for h in a['history']], [h['loss'] for h in b['history']], rtol=1e-4)
+        assert largest(a['net'], b['net']) < 1e-4
+    assert not list((tmp_path / 'two').rglob('.launch.pt'))
+
+
+def test_an_error_in_one_of_them_is_told_in_one_line(tmp_path, capsys):
+    assert recipe_run(tmp_path / 'r', '--launch', '2', '-p', 'train.lr=1e30', '-p', 'train.epochs=9') == 1
+    err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]
+    assert len(err) == 1 and 'train failed in cell' in err[0] and 'images of this batch' in err[0]
+
+
+WAITS = '''
+import os
+os.environ['WSSS_LAUNCH'] = '2'
+from wsss_nb.data.synthetic import synthetic
+from wsss_nb.methods import localiser_learner
+localiser_learner(synthetic('train', n=8), 'cam', 'tiny', '', crop=32, long_side=(32, 48), epochs=5000, batch_size=4, device='cpu', folder={folder!r}, save_seconds=0).fit()
+'''
+
+
+def of(folder):
+    "The processes that were started for a folder"
+    out = []
+    for f in Path('/proc').glob('[0-9]*/cmdline'):
+        try: out += [f.parent.name] if f'{folder}/.launch' in f.read_text() else []
+        except OSError: pass  # it has just ended
+    return out
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='Linux tells a process that its parent died')
+def test_the_processes_end_with_the_kernel_that_waits_for_them(tmp_path):
+    waits = subprocess.Popen([sys.executable, '-c', WAITS.format(folder=str(tmp_path))], env=dict(os.environ, WSSS_PROGRESS='off'))
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / 'checkpoint.pt').exists() and time.monotonic() < end: time.sleep(.1)
+        assert len(of(tmp_path)) == 3  # torchrun and two of its own
+    finally: waits.kill(); waits.wait()
+    end = time.monotonic() + 60
+    while of(tmp_path) and time.monotonic() < end: time.sleep(.2)
+    assert not of(tmp_path) and 0 < read_checkpoint(tmp_path / 'checkpoint.pt')['step'] < 10000
