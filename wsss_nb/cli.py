@@ -14,9 +14,12 @@ from .core import UserError
 
 # %% ../nbs/10_cli.ipynb #5d10e19f
 def run(a):
-    from wsss_nb.run import dry_run, run_table
+    from wsss_nb.processes import launching
+    from wsss_nb.run import dry_run, run_table, runs_of
+    from wsss_nb.scale import run_side_by_side
     if a.dry_run: return dry_run(a.recipe, a.p, a.runs)
-    folders = run_table(a.recipe, a.p, a.runs, a.name)
+    with launching(a.launch):
+        folders = run_side_by_side(runs_of(a.recipe, a.p, a.name), a.runs, a.jobs, a.scheduler) if a.jobs > 1 or a.scheduler else run_table(a.recipe, a.p, a.runs, a.name)
     if not a.report: return
     from wsss_nb.report import finish_report, finish_table
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
@@ -181,6 +184,9 @@ def parser():
     v.add_argument('recipe', help='a YAML file, or the name of a recipe (wsss recipes)')
     v.add_argument('--report', action=argparse.BooleanOptionalAction, default=True, help='write the page at the end')
     v.add_argument('--name', default='', help="name of the run (default: the recipe's)")
+    v.add_argument('--jobs', type=int, default=1, metavar='N', help='so many stages at once on this machine, for a table')
+    v.add_argument('--scheduler', default='', metavar='ADDRESS', help='of a Dask cluster that executes the stages, such as tcp://node1:8786; its workers share the folder with runs')
+    v.add_argument('--launch', default='', metavar='N|COMMAND', help='train in so many processes, or in those that the command starts, such as "torchrun --nproc_per_node 2"')
     w = verb(table, 'table', "run the rows of a paper's table that are not done, and show its numbers beside ours")
     w.add_argument('table', help='paper:number, for example sipe:4 (wsss tables)')
     w.add_argument('--data', default='', help="voc12, coco14, photos or synthetic (default: the paper's)")

@@ -1,0 +1,185 @@
+"""Runs side by side on a real Dask cluster: the numbers of runs one after the other, although a worker was killed in a training and a stage failed."""
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('distributed')
+
+from wsss_nb import scale
+from wsss_nb.cli import main
+from wsss_nb.core import UserError
+from wsss_nb.execute import StageFailed
+from wsss_nb.run import run_table, runs_of
+from wsss_nb.train import read_checkpoint
+
+TABLE = '''
+stages: [train, masks, evaluate]
+limit: 8
+device: cpu
+workers: 1
+train: {epochs: 30, batch_size: 4, crop: 64, save_seconds: 0.0}
+masks: {splits: [val], scales: [1.0]}
+evaluate: {splits: [val], sweep: false}
+rows:
+  low: {}
+  high: {stages: [train, masks], masks: {threshold: 0.5}}
+'''
+BAD = '  bad: {train: {lr: 1.0e+30, optimizer: sgd}}\n'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "In every kernel: a record names the threads, and numbers may depend on them"
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('OMP_NUM_THREADS', '1')
+        yield
+
+
+def kill_who_trains(runs, killed):
+    "Wait for a checkpoint of a training that goes on, then kill the worker whose kernel writes it"
+    import psutil
+    for _ in range(3000):
+        for f in (runs / 'stages').glob('train-*/checkpoint.pt'):
+            try: kernel = psutil.Process(int((f.parent / '.lock').read_text().split()[1]))
+            except (psutil.NoSuchProcess, IndexError): continue
+            worker = kernel.parent()
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.update(folder=f.parent, worker=worker.pid, made=(f.parent / 'stage.json').exists())
+            worker.wait(10)
+            kernel.wait(10)  # notices that its parent is gone
+            killed['step'] = read_checkpoint(f)['step']
+            return
+        time.sleep(.02)
+
+
+@pytest.fixture(scope='module')
+def table(tmp_path_factory):
+    "The table one after the other, and side by side with a row that fails and a worker that is killed"
+    d, killed, said = tmp_path_factory.mktemp('scale'), {}, []
+    (d / 't.yaml').write_text(TABLE)
+    (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
+    run_table(str(d / 't.yaml'), runs=d / 'plain', say=said.append)
+    killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed))
+    killer.start()
+    with pytest.raises(StageFailed) as e: scale.run_side_by_side(runs_of(str(d / 'bad/t.yaml')), d / 'dask', jobs=2, say=said.append)
+    killer.join()
+    return d, killed, said, str(e.value)
+
+
+def test_a_killed_worker_loses_nothing(table):
+    d, killed, said, _ = table
+    print('killed:', killed)
+    assert killed and not killed['made'] and 0 < killed['step'] < 60
+    for run in ('t.low', 't.high'):
+        assert (d / 'plain' / run / 'metrics.json').read_bytes() == (d / 'dask' / run / 'metrics.json').read_bytes()
+        assert json.loads((d / 'dask' / run / 'run.json').read_text())['state'] == 'done' and (d / 'dask' / run / 'masks.ipynb').exists()
+    assert json.loads((d / 'plain/t.low/metrics.json').read_text())['numbers']
+    names = lambda runs: sorted(p.parent.name for p in (d / runs / 'stages').glob('*/stage.json'))
+    assert names('plain') == names('dask') and len(names('dask')) == 4  # the training once, and nothing of the row that failed
+    assert not list((d / 'dask').rglob('*.part')) and not list((d / 'dask').glob('.seen-*'))
+
+
+def test_each_stage_is_told_with_its_rows(table):
+    lines = [l for l in table[2] if 'train-' in l and 't.low' in l]
+    assert len(lines) == 1 and lines[0].endswith('t.low, t.high')
+
+
+def test_a_row_that_fails_stops_no_other(table):
+    d, _, said, error = table
+    assert error.startswith('1 of 3 runs stopped (t.bad): train failed in cell') and 'images of this batch' in error and '\n' not in error
+    assert sum(l.startswith('t.bad stopped: train failed') for l in said) == 1
+    assert json.loads((d / 'dask/t.bad/run.json').read_text())['state'] == 'stopped in train' and (d / 'dask/t.bad/train.ipynb').exists()
+
+
+def test_what_is_made_needs_no_worker(table, monkeypatch):
+    def none(*a): raise AssertionError('a cluster was started')
+    monkeypatch.setattr(scale, 'cluster', none)
+    folders = scale.run_side_by_side(runs_of(str(table[0] / 't.yaml')), table[0] / 'dask', jobs=2)
+    assert [f.name for f in folders] == ['t.low', 't.high']
+
+
+def test_a_cluster_that_is_there(tmp_path, capsys):
+    from distributed import LocalCluster
+    (tmp_path / 'r.yaml').write_text('stages: [train]\nlimit: 4\ntrain: {epochs: 1, batch_size: 4, crop: 48}\n')
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, silence_logs=50) as c:
+        command = ['run', str(tmp_path / 'r.yaml'), '--no-report', '--runs', str(tmp_path / 'runs'), '--scheduler', c.scheduler_address]
+        assert main(command) == 0
+    assert ' s  train-' in capsys.readouterr().out and json.loads((tmp_path / 'runs/r/run.json').read_text())['state'] == 'done'
+
+
+@pytest.mark.parametrize('threads, token, text', [(2, '', 'would execute 2 stages in one process; start it with `dask worker --nthreads 1`'), (1, 'gone', 'does not see the folder with runs .*; put it on a file system that all machines share')])
+def test_a_worker_on_other_ground_is_told(tmp_path, monkeypatch, threads, token, text):
+    from distributed import LocalCluster
+    if token: monkeypatch.setattr(scale, 'ground', lambda runs, token, dask_worker=None, real=scale.ground: real(runs, 'gone', dask_worker))
+    with LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None, silence_logs=50) as c:
+        with pytest.raises(UserError, match=text): scale.run_side_by_side(dict(r=dict(stages=['train'])), tmp_path, scheduler=c.scheduler_address)
+    assert not list((tmp_path / 'stages').glob('*'))
+
+
+def test_a_scheduler_that_does_not_answer_is_told(tmp_path, capsys):
+    assert main(['run', 'cam_synthetic', '--runs', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:9']) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert err[-1].startswith('wsss: --scheduler tcp://127.0.0.1:9: no Dask scheduler answers there') and 'start one with `dask scheduler`' in err[-1]
+
+
+def test_without_dask_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'distributed', None)
+    assert main(['run', 'cam_synthetic', '--runs', str(tmp_path), '--jobs', '2']) == 2
+    assert "wsss: Dask is not installed: pip install 'wsss_nb[scale]'" in capsys.readouterr().err
+
+
+def test_workers_of_this_machine_share_cores_and_gpus(monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr(scale, 'cores', lambda: 6)
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
+    shares = [scale.share(i, 3) for i in range(3)]
+    assert [s['CUDA_VISIBLE_DEVICES'] for s in shares] == ['3', '5', '3'] and all(s['OMP_NUM_THREADS'] == '2' for s in shares)
+
+
+# -- images
+
+def doubled(folder, x):
+    "2x; the first that comes to 20 dies with its worker"
+    if x == 20 and not (folder / 'died').exists():
+        (folder / 'died').touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * x
+
+
+@pytest.fixture
+def image_cluster(monkeypatch):
+    "Two processes behind WSSS_SCHEDULER"
+    from distributed import LocalCluster
+    from wsss_nb import workers
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as c:
+        monkeypatch.setenv('WSSS_SCHEDULER', c.scheduler_address)
+        yield c
+        workers.close_pool()
+        while workers.CLUSTER: workers.CLUSTER.pop().close()
+
+
+def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
+    from functools import partial
+    import numpy as np
+    from wsss_nb import workers
+    from wsss_nb.data.sample import save_maps
+    from wsss_nb.data.synthetic import synthetic
+    from wsss_nb.refine.masks import write_masks
+    data = synthetic('val', n=10)
+    for s in (data[i] for i in range(10)): save_maps(tmp_path / f'maps/{s.name}.npz', s.tags, np.stack([.6 * (s.mask == t) + .2 for t in s.tags]))
+    write_masks(data, tmp_path / 'maps', tmp_path / 'shared', steps=['crf'])
+    assert workers.CLUSTER and list(workers.parallel(partial(doubled, tmp_path), range(40))) == list(range(0, 80, 2)) and (tmp_path / 'died').exists()
+    write_masks(data, tmp_path / 'maps', tmp_path / 'alone', 1, steps=['crf'])
+    for name in data.names: assert (tmp_path / f'shared/{name}.png').read_bytes() == (tmp_path / f'alone/{name}.png').read_bytes()
+
+
+def test_no_scheduler_for_images_is_told(monkeypatch):
+    from wsss_nb import workers
+    monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:9')
+    with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:9: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))
