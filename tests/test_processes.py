@@ -112,8 +112,8 @@ def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path):
     assert one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-3 for k in one)
     stages = [sorted((tmp_path / d / 'runs/stages').glob('*/stage.json')) for d in ('one', 'two')]
     assert [p.parent.name for p in stages[0]] == [p.parent.name for p in stages[1]]  # how many processes is no setting
-    launched = {r['stage']: r['launch'] for p in stages[1] for r in [json.loads(p.read_text())]}
-    assert launched['train'] == launched['segment'] == '2' and 'launch' not in json.loads(stages[0][0].read_text())
+    launched = [{r['stage']: r.get('launch') for p in s for r in [json.loads(p.read_text())]} for s in stages]
+    assert launched == [dict.fromkeys(('train', 'masks', 'segment', 'evaluate')), dict(train='2', masks=None, segment='2', evaluate=None)]
     for stage in ('train', 'segment'):
         a, b = (read_checkpoint(next((tmp_path / d / 'runs/stages').glob(f'{stage}-*/checkpoint.pt'))) for d in ('one', 'two'))
         assert a['step'] == b['step'] == 2 and np.allclose([h['loss'] for h in a['history']], [h['loss'] for h in b['history']], rtol=1e-4)
