@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SITE   := $(VENV)/.ready-site
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
 
-.PHONY: demo test setup lab notebooks export readme clean check-machine
+.PHONY: demo test setup lab notebooks export readme site clean check-machine
 
 demo: $(READY)  ## the main job on the embedded set; ends by naming the page to open
 	$(BIN)/wsss demo
@@ -27,8 +28,15 @@ export: $(READY)  ## nbs/ -> wsss_nb/
 readme: $(READY)  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 
-clean:  ## remove .venv and what the runs left (recipes and tables.yaml stay)
-	rm -rf $(VENV) build *.egg-info
+site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
+	rm -rf build/site build/site-cache _site
+	mkdir -p build/site
+	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site-cache build/site _site
+	@echo "Open _site/index.html"
+
+clean:  ## remove .venv, the site and what the runs left (recipes and tables.yaml stay)
+	rm -rf $(VENV) build _site *.egg-info
 	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name '*.yaml' -exec rm -rf {} +
 
 $(READY): settings.ini setup.py pyproject.toml | check-machine
@@ -37,6 +45,10 @@ $(READY): settings.ini setup.py pyproject.toml | check-machine
 	@echo "Installing torch, torchvision and the rest into $(VENV) (a few GB, some minutes) ..."
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@$(BIN)/python -c "from wsss_nb.core import check_torch_pair; check_torch_pair()"
+	@touch $@
+
+$(SITE): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[site]'
 	@touch $@
 
 check-machine:

@@ -1,0 +1,48 @@
+"""The site: `make site` builds it from the saved notebooks. Nothing is executed, and the pages ask for nothing from the network."""
+import configparser
+import sys
+from pathlib import Path
+
+here = Path(__file__).parent
+sys.path.insert(0, str(here))
+settings = configparser.ConfigParser(delimiters=['='])
+settings.read(here.parent / 'settings.ini', encoding='utf-8')
+
+project = settings['DEFAULT']['lib_name']
+copyright = settings['DEFAULT']['copyright']
+release = settings['DEFAULT']['version']
+extensions = ['myst_nb', 'pages', 'links', 'formulas']
+exclude_patterns = ['**/.ipynb_checkpoints', '.ipynb_checkpoints']
+
+nb_execution_mode = 'off'
+nb_merge_streams = True
+nb_ipywidgets_js = {}
+myst_enable_extensions = ['dollarmath', 'amsmath']
+myst_heading_anchors = 3
+
+html_theme = 'furo'
+html_title = f'{project} {release}'
+html_static_path = ['static']
+html_css_files = ['site.css']
+html_math_renderer = 'mathml'
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+html_use_opensearch = ''
+pygments_style = 'default'
+pygments_dark_style = 'github-dark'
+
+# caption -> pages in their order; what a pattern finds beyond those that are named follows in the order of the alphabet
+contents = {
+    'Tutorials': ['tutorials/own_photographs', 'tutorials/read_a_run', 'tutorials/add_a_method', 'tutorials/*'],
+    'The five papers': ['papers/sipe', 'papers/svm', 'papers/icd', 'papers/ecsnet', 'papers/seam', 'papers/ccmr', 'papers/[!b]*'],
+    'Foundations': ['00_core', '00_workers', '01_metrics', '02_show'],
+    'Data': ['data/catalog', 'data/folder', 'data/synthetic', 'data/voc', 'data/coco', 'data/sample', 'data/*'],
+    'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
+    'Score maps and training': ['03_cams', '04_train', '05_evaluate'],
+    'Refinement': ['refine/masks', 'refine/chain', 'refine/compare', 'refine/crf', 'refine/pamr', 'refine/superpixels', 'refine/psa', 'refine/irn', 'refine/[!b]*'],
+    'Recipes and runs': ['[0-9]*'],
+    'Stages': ['run/train', 'run/masks', 'run/psa', 'run/irn', 'run/segment', 'run/evaluate', 'run/report', 'run/*'],
+    'How fast': ['*/benchmark*'],
+    'The project': ['CONTRIBUTING', 'CHANGELOG', 'genindex'],
+}
