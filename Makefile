@@ -29,10 +29,11 @@ readme: $(READY)  ## nbs/index.ipynb -> README.md
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
-	rm -rf build/site build/site-cache _site
-	mkdir -p build/site
-	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site
-	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site-cache build/site _site
+	rm -rf build/site _site
+	mkdir -p build/site/source
+	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site/source
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site/cache build/site/source build/site/html
+	mv build/site/html _site
 	@echo "Open _site/index.html"
 
 clean:  ## remove .venv, the site and what the runs left (recipes and tables.yaml stay)
