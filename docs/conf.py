@@ -28,7 +28,7 @@ html_math_renderer = 'mathml'
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
-html_use_opensearch = ''
+html_show_search_summary = False  # a page opened as a file may not read another one
 pygments_style = 'default'
 pygments_dark_style = 'github-dark'
 
