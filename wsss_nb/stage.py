@@ -67,7 +67,8 @@ def digest_of(modules):
 def method_code(method):
     "A fingerprint of a method's code and all that it imports"
     if method in METHODS: return digest_of([module_of(METHODS[method])])
-    return digest(method_text(method), digest_of(imported(method_text(method))))
+    text = method_text(method)
+    return digest(text, digest_of(imported(text)))
 
 
 def code_digest(stage, p):

@@ -19,6 +19,7 @@ from ..data.sample import ScoreMaps, load_maps, save_maps
 from ..data.views import as_tensor, multi_scale
 from ..nets.single_stage import HEADS, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize
 from ..refine.chain import probabilities, with_threshold
+from ..refine.masks import missing
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
 from ..workers import parallel
 
@@ -260,7 +261,7 @@ def write_ccmr(
     iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # see ccmr
 ):
     "Write the maps, refined by prototypes and neighbours, of every image that has none yet"
-    todo = [i for i, name in enumerate(data.names) if not (Path(out) / f'{name}.npz').exists()]
-    maps = lambda name: probabilities(with_threshold(load_maps(Path(maps_folder) / f'{name}.npz'), threshold))
-    jobs = ((data.image(i), maps(name), Path(out) / f'{name}.npz', dict(iters=iters, scale=scale, dilations=tuple(dilations))) for i, name in ((i, data.names[i]) for i in todo))
+    todo, settings = missing(data, out, '.npz'), dict(iters=iters, scale=scale, dilations=tuple(dilations))
+    maps = lambda file: probabilities(with_threshold(load_maps(Path(maps_folder) / file), threshold))
+    jobs = ((data.image(i), maps(f'{data.names[i]}.npz'), Path(out) / f'{data.names[i]}.npz', settings) for i in todo)
     for _ in parallel(refine_file, jobs, 'CCMR, image', len(todo), workers): pass
