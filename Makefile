@@ -25,7 +25,8 @@ notebooks: $(READY)  ## execute the library notebooks in place and clean them
 export: $(READY)  ## nbs/ -> wsss_nb/
 	$(BIN)/nbdev_export
 
-readme: $(READY)  ## nbs/index.ipynb -> README.md
+readme: $(READY)  ## published runs -> tables in nbs/index.ipynb -> README.md
+	$(BIN)/wsss published --write
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
@@ -36,9 +37,9 @@ site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved ou
 	mv build/site/html _site
 	@echo "Open _site/index.html"
 
-clean:  ## remove .venv, the site and what the runs left (recipes and tables.yaml stay)
+clean:  ## remove .venv, the site and what the runs left (recipes, published runs and tables stay)
 	rm -rf $(VENV) build _site *.egg-info
-	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name '*.yaml' -exec rm -rf {} +
+	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name published ! -name '*.yaml' -exec rm -rf {} +
 
 $(READY): settings.ini setup.py pyproject.toml | check-machine
 	$(PYTHON) -m venv $(VENV)

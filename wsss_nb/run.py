@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import UserError, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, is_locked, locked
 from .methods import check_network
-from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
+from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters
 from .stage import INPUTS, Stage, execute, needed, runs_folder, splits_of
 from .train import Batches
 
@@ -178,12 +178,14 @@ def verify(
     run_name,  # a run, or a folder with its run.json and metrics.json
     runs='',  # folder with runs
     say=print,
+    options=(),  # `name=value` changes of its recipe: where data and weights lie on this machine
 ):
     "Execute a recorded run again from nothing; returns how many numbers it has, and those that are different now"
     folder = record_of(run_name, runs)
     made, before, place = load_json(folder / 'run.json'), load_json(folder / 'metrics.json'), runs_folder(runs) / 'verify' / folder.name
     if made['state'] != 'done': raise UserError(f'{folder.name}: {made["state"]}; only a run that is done can be verified: wsss resume {folder.name}.')
     if not leaves(before): raise UserError(f'{folder.name}: it has no metrics to compare.')
+    for o in options: set_option(made['recipe'], o)
     if place.exists(): shutil.rmtree(place)
     after = load_json(run_recipe(folder.name, runs=place, run_name=folder.name, say=say, recipe=made['recipe']) / 'metrics.json')
     changed = differences(before, after)
