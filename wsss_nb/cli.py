@@ -81,7 +81,7 @@ def publish(a):
 
 
 def published(a):
-    from wsss_nb.published import show_published
+    from wsss_nb.readme import show_published
     return show_published(a.write, a.to)
 
 
