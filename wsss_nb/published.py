@@ -47,8 +47,8 @@ def leaks(x):
     if not isinstance(x, str): return []
     return [m[0] for p in (INSIDE, host()) if p for m in p.finditer(x)]
 
-# %% ../nbs/15_published.ipynb #9b7f2c7c
-PICTURE = 50_000  # bytes of base64; a larger picture is made smaller, or left out
+# %% ../nbs/15_published.ipynb #800edce7
+PICTURE = 40_000  # bytes of base64; a larger picture is made smaller, or left out
 
 
 def in_64_colours(image):

@@ -87,7 +87,8 @@ class Tables:
     def table(self, name):
         "A table in Markdown"
         t = self.says['tables'][name]
-        return markdown([list(t['columns']), *(self.row(name, label, row) for label, row in t['rows'].items())])
+        lines = markdown([list(t['columns']), *(self.row(name, label, row) for label, row in t['rows'].items())])
+        return lines.replace('|  ', '| ')  # an empty cell
 
     def tables(self): return {name: self.table(name) for name in self.says['tables']}
     def sentences(self): return [self.filled(s, None, s[:40]) for s in self.says.get('sentences', [])]
@@ -140,6 +141,6 @@ def show_published(write=False, folder='', say=print):
     for name in t.names():
         shows = sum(kind == 'run' and what.startswith(f'{name} ') for kind, what in t.used)
         say(f'{name:40} {load_json(t.folder / name / "run.json")["code"]:18} {shows} numbers in the README')
-    say(', '.join(f'{sum(k == kind for k, _ in t.used)} {text}' for kind, text in (('run', 'numbers from runs'), ('paper', 'out of papers'), ('by hand', 'measured by hand'))))
+    say(', '.join(f'{sum(k == kind for k, _ in set(t.used))} {text}' for kind, text in (('run', 'numbers from runs'), ('paper', 'out of papers'), ('by hand', 'measured by hand'))))
     for line in wrong: say(f'out of step: {line}')
     return int(bool(wrong))
