@@ -106,7 +106,8 @@ def publish(
     limit=PICTURE,
 ):
     "Copy what a finished run has on record, scrubbed, into a folder of its name; returns that folder"
-    place, name = record_of(run_name, runs), name or Path(run_name).name
+    place = record_of(run_name, runs)
+    name = name or place.name
     made, metrics = load_json(place / 'run.json'), load_json(place / 'metrics.json')
     if made['state'] != 'done': raise UserError(f'publish: {place.name}: {made["state"]}; only a run that is done can be published: wsss resume {place.name}.')
     if not leaves(metrics): raise UserError(f'publish: {place.name} has no numbers; its data have no ground truth, or it ends before evaluate.')
