@@ -4,15 +4,19 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SITE   := $(VENV)/.ready-site
+BROWSER := $(VENV)/.ready-browser
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
 
-.PHONY: demo test setup lab notebooks export readme site clean check-machine
+.PHONY: demo test browser setup lab notebooks export readme site clean check-machine
 
 demo: $(READY)  ## the main job on the embedded set; ends by naming the page to open
 	$(BIN)/wsss demo
 
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+
+browser: $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m browser tests/test_browser.py
 
 setup: $(READY)  ## build .venv alone
 
@@ -51,6 +55,10 @@ $(READY): settings.ini setup.py pyproject.toml | check-machine
 
 $(SITE): $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[site]'
+	@touch $@
+
+$(BROWSER): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	@touch $@
 
 check-machine:
