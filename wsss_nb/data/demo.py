@@ -20,7 +20,7 @@ class Small(Data):
     def __init__(self, data, n, side=96):
         super().__init__([r for r in data.records if r.tags][:n], data.classes, data.name, data.split)
         void = np.full((side, side), 255, np.uint8)
-        small = lambda s: (resize_image(s.image, (side, side)), void if s.mask is None else resize_mask(s.mask, (side, side)))
+        small = lambda s: (np.array(resize_image(s.image, (side, side))), void if s.mask is None else resize_mask(s.mask, (side, side)))
         self.pixels = {name: small(data[name]) for name in self.names}
 
     def image(self, i): return self.pixels[self.names[self.index(i)]][0]
