@@ -35,8 +35,9 @@ readme: $(READY)  ## published runs -> tables in nbs/index.ipynb -> README.md
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
 	rm -rf build/site _site
-	mkdir -p build/site/source
+	mkdir -p build/site/source/docs/pictures
 	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site/source
+	cp docs/pictures/*.png build/site/source/docs/pictures
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site/cache build/site/source build/site/html
 	mv build/site/html _site
 	@echo "Open _site/index.html"
