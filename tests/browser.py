@@ -36,7 +36,10 @@ def lab(folder):
     env = {**os.environ, **places, 'WSSS_PROGRESS': 'off', 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
     with open(folder / 'lab.log', 'w') as log: server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], cwd=folder, env=env, stdout=log, stderr=log)
     try: yield answers(f'http://127.0.0.1:{port}', server, folder / 'lab.log')
-    finally: server.terminate(); server.wait(20)
+    finally:
+        server.terminate()
+        try: server.wait(60)
+        except subprocess.TimeoutExpired: server.kill()
 
 
 def answers(url, server, log, seconds=300):
@@ -65,7 +68,7 @@ def choose(page, menu, entry):
 
 
 PROMPTS = "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(e => e.textContent.trim())"
-ERRORS = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
+ERRORS = ':is([data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"])'  # a page of ours writes nothing to stderr
 
 
 def open_notebook(page, url, notebook, seconds=300):
@@ -85,7 +88,8 @@ def run_all(page, url, notebook, seconds=900):
     while not all(re.fullmatch(r'\[\d+\]:', p) for p in page.evaluate(PROMPTS)) and not page.locator(ERRORS).count():
         if time.monotonic() > end: raise TimeoutError(f'{notebook}: not done after {seconds} s')
         page.wait_for_timeout(500)
-    page.wait_for_timeout(1500)  # the last figures and formulas
+    page.locator('#jp-main-statusbar').get_by_text(re.compile(r'\| Idle$')).first.wait_for()
+    page.wait_for_timeout(2000)  # the last figures and formulas
     return page.locator(ERRORS).all_inner_texts()
 
 
@@ -99,8 +103,7 @@ SEEN = """() => {
     tall: [...document.querySelectorAll('.jp-OutputArea-output')].filter(e => !e.querySelector('img, svg') && e.getBoundingClientRect().height > 900).length,
     formulas: document.querySelectorAll('mjx-container').length,
     bad_formulas: [...document.querySelectorAll('mjx-merror, .MathJax_Error')].map(e => e.textContent),
-    raw: [...document.querySelectorAll('.jp-RenderedMarkdown')].filter(e => { const c = e.cloneNode(true); c.querySelectorAll('mjx-container, code').forEach(x => x.remove()); return /\\$[^$]+\\$|\\\\frac|\\\\mathbf/.test(c.textContent) }).map(e => e.textContent.slice(0, 80)),
-    stderr: [...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]')].map(e => e.textContent.slice(0, 200)) } }"""
+    raw: [...document.querySelectorAll('.jp-RenderedMarkdown')].filter(e => { const c = e.cloneNode(true); c.querySelectorAll('mjx-container, code').forEach(x => x.remove()); return /\\$[^$]+\\$|\\\\frac|\\\\mathbf/.test(c.textContent) }).map(e => e.textContent.slice(0, 80)) } }"""
 
 
 def screenshots(page, out, name):
