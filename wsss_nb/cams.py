@@ -16,7 +16,7 @@ from torch import nn
 
 from .core import Progress, check_name
 from .workers import trim_memory
-from .data.sample import ScoreMaps, save_maps
+from .data.sample import ScoreMaps, missing, save_maps
 from .data.views import batches_of_one_size, multi_hot, multi_scale
 from .metrics import pixel_ap
 
@@ -136,7 +136,7 @@ def write_score_maps(
 ):
     "Write the score maps of every image that has none yet"
     net.eval()
-    todo = [i for i, name in enumerate(data.names) if not (Path(folder) / f'{name}.npz').exists()]
+    todo = missing(data, folder, '.npz')
     bar = Progress([], 'score maps, image', total=len(data))
     bar.start_at(len(data) - len(todo))
     for batch in batches_of_one_size(data, batch_size, todo):

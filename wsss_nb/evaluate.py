@@ -12,15 +12,16 @@ import torch
 
 from .core import Progress, UserError, check_name, whole_file
 from .workers import parallel
-from .data.sample import load_maps, need_tags, read_mask, save_mask
+from .data.sample import load_maps, missing, need_tags, read_mask, save_mask
 from .data.views import batches_of_one_size
 from .metrics import Confusion, threshold_sweep
 from .refine.crf import dense_crf
 
 # %% ../nbs/05_evaluate.ipynb #8893d3a6
 def restricted(p, ids=None):
-    "The ids that may occur and their probabilities [len(ids),H,W], which sum to 1; `ids` are those of the tags"
-    keep = list(range(len(p))) if ids is None else [0, *ids]
+    "The ids that may occur and their probabilities [len(ids),H,W], which sum to 1; `ids` are those of the tags, None leaves all"
+    if ids is None: return list(range(len(p))), p
+    keep = [0, *ids]
     return keep, p[keep] / np.maximum(p[keep].sum(0), 1e-12)
 
 
@@ -50,7 +51,7 @@ def write_predictions(
 ):
     "Write the prediction of every image that has none yet"
     if use_image_labels: need_tags(data.records, data.where)
-    todo = [i for i, n in enumerate(data.names) if not (Path(out) / f'{n}.png').exists()]
+    todo = missing(data, out, '.png')
     def predicted():
         for batch in batches_of_one_size(data, batch_size, todo):
             for s, p in zip(batch, net.predict([s.image for s in batch], scales, flip, max_side, fusion).cpu().numpy()): yield s.image, *restricted(p, s.tags if use_image_labels else None), crf, Path(out) / f'{s.name}.png'

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Record', 'Sample', 'check_records', 'need_tags', 'ends', 'Data', 'ScoreMaps', 'save_maps', 'check_maps', 'load_maps',
-           'read_image', 'read_mask', 'save_mask', 'image_size', 'few']
+           'missing', 'read_image', 'read_mask', 'save_mask', 'image_size', 'few']
 
 # %% ../../nbs/data/sample.ipynb #7a6039cf
 import copy
@@ -47,9 +47,9 @@ def check_records(records, classes, where):
 
 def need_tags(records, where):
     "Raise if the tags of an image are unknown"
-    missing = [r.name for r in records if r.tags is None]
-    if missing:
-        raise UserError(f'{where}: {len(missing)} of {len(records)} images have no tags ({few(missing)}); add them to the tags file, or take these images off the split.')
+    without = [r.name for r in records if r.tags is None]
+    if without:
+        raise UserError(f'{where}: {len(without)} of {len(records)} images have no tags ({few(without)}); add them to the tags file, or take these images off the split.')
 
 # %% ../../nbs/data/sample.ipynb #9c3e9fb4
 def ends(path):
@@ -166,3 +166,12 @@ def load_maps(path):
         raise UserError(f'{path}: damaged or not score maps ({e}); delete the file and run its stage again.') from e
     check_maps(path, keys, maps)
     return ScoreMaps(keys, maps)
+
+# %% ../../nbs/data/sample.ipynb #c886f118
+def missing(
+    data,  # a Data
+    folder,  # with <image id><suffix>
+    suffix,  # .npz or .png
+):
+    "The indices of the images that have no file in the folder yet"
+    return [i for i, name in enumerate(data.names) if not (Path(folder) / f'{name}{suffix}').exists()]

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 
 from ..cams import Localiser, multilabel_loss
 from ..core import UserError, check_name
-from ..data.sample import ScoreMaps, load_maps, save_maps
+from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, multi_scale
 from ..nets.single_stage import HEADS, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize
 from ..refine.chain import probabilities, with_threshold
-from ..refine.masks import missing
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
 from ..workers import parallel
 

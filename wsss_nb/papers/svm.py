@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from ..core import check_name, make_folder, rng
 from ..workers import parallel
-from ..data.sample import ScoreMaps, load_maps, save_maps
+from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, resize_image
 from ..refine.svm import check_svm, class_scores, decide, need, self_enhanced_svm, train_cycles, kernel_gamma
 
@@ -240,7 +240,7 @@ def write_svm(
     settings = dict(t_fg=t_fg, t_bg=t_bg, t_s=t_s, per_class=per_class, cycles=cycles, C=C, kernel=kernel, gamma=gamma)
     check_settings(**settings)
     layer, backbone, out = shallow_layer(net.backbone, layer), net.eval().backbone, make_folder(out)
-    todo = [i for i, name in enumerate(data.names) if not (out / f'{name}.npz').exists()]
+    todo = missing(data, out, '.npz')
     def jobs():
         for name, image in ((data.names[i], data.image(i)) for i in todo):
             maps = load_maps(Path(maps_folder) / f'{name}.npz')

@@ -15,8 +15,7 @@ from PIL import Image
 
 from ..core import UserError, check_name, whole_file
 from ..workers import parallel
-from ..data.sample import ScoreMaps
-from .masks import missing
+from ..data.sample import ScoreMaps, missing
 from .superpixels import superpixels
 
 # %% ../../nbs/refine/signed.ipynb #92af19f1
