@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import Progress, check_name
+from .core import Progress, UserError, check_name, check_shapes
 from .workers import trim_memory
 from .data.sample import ScoreMaps, missing, save_maps
 from .data.views import batches_of_one_size, multi_hot, multi_scale
@@ -23,9 +23,10 @@ from .metrics import pixel_ap
 # %% ../nbs/03_cams.ipynb #b54194c4
 def normalize(
     cam,  # [B,K,h,w] raw maps
-    eps=1e-5,
+    eps=1e-5,  # keeps a flat map finite
 ):
     "ReLU, then divide each map by its spatial maximum + eps"
+    if cam.ndim < 2 or 0 in cam.shape[-2:]: raise UserError(f'normalize: cam: expected maps [B,K,h,w], no side 0, got {list(cam.shape)}.')
     cam = cam.relu()
     return cam / (cam.amax((-2, -1), keepdim=True) + eps)
 
@@ -36,6 +37,7 @@ def with_background(
     alpha=1.0,  # weight of the background
 ):
     "Put the background alpha * (1 - max over classes) in front: [B,K+1,h,w]"
+    check_shapes('with_background', cam=(cam, 'B K h w'), **({} if labels is None else dict(labels=(labels, 'B K'))))
     background = alpha * (1 - cam.amax(1, keepdim=True))
     return torch.cat([background, cam if labels is None else cam * labels[..., None, None].to(cam)], 1)
 

@@ -14,6 +14,7 @@ from .core import UserError
 
 # %% ../nbs/10_cli.ipynb #f53edffa
 def run(a):
+    "Execute the stages of a recipe or of the rows of a table, here or on a cluster, and write the page"
     from wsss_nb.processes import launching
     from wsss_nb.run import dry_run, run_table, runs_of
     from wsss_nb.scale import run_side_by_side
@@ -26,12 +27,14 @@ def run(a):
 
 
 def resume(a):
+    "Go on with a run that was stopped"
     from wsss_nb.report import finish_report
     from wsss_nb.run import resume
     finish_report(resume(a.run, a.runs), a.runs)
 
 
 def verify(a):
+    "Execute a recorded run again and print every metric that changed; 1 if any did"
     from wsss_nb.run import verify
     count, changed = verify(a.run, a.runs, options=a.p)
     for k, (old, new) in list(changed.items())[:20]: print(f'{k:40} {old} -> {new}')
@@ -42,6 +45,7 @@ def verify(a):
 
 
 def list_(a):
+    "A line for each run: state, time, numbers"
     from wsss_nb.run import list_runs
     from wsss_nb.stage import runs_folder
     rows = list_runs(a.runs)
@@ -50,6 +54,7 @@ def list_(a):
 
 
 def prune(a):
+    "Show the stages that no run stands on, and delete them with --yes"
     from wsss_nb.run import prune, unused
     found = unused(a.runs)
     for f, size in found.items(): print(f'{f.name:28} {size / 2**20:8.1f} MiB')
@@ -58,6 +63,7 @@ def prune(a):
 
 
 def recipes(a):
+    "A line for each recipe that comes with the package"
     from wsss_nb.recipes import all_recipes, is_row, read_recipe
     ours = all_recipes()
     for name, path in ours.items():
@@ -66,11 +72,13 @@ def recipes(a):
 
 
 def table(a):
+    "Run what is missing of a paper's table and print it beside the paper's numbers"
     from wsss_nb.tables import run_table
     run_table(a.table, a.data, a.p, a.runs, a.dry_run)
 
 
 def tables(a):
+    "The papers' tables with how much of each is done; or write the recipes of their rows"
     from wsss_nb.tables import columns_of, overview, write_recipes
     print(f'{write_recipes()} recipes written' if a.write else columns_of(overview(a.runs)))
 
@@ -86,11 +94,13 @@ def published(a):
 
 
 def report(a):
+    "Write one page about some runs"
     from wsss_nb.report import make_report
     print(f'report: {make_report(a.names, a.runs, a.out)}')
 
 
 def params(a):
+    "Print the parameters of one stage, or of all"
     from wsss_nb.recipes import STAGES, notebook_parameters, stage_notebook
     for stage in [a.stage] if a.stage else STAGES:
         print(f'\n{stage}')
@@ -98,11 +108,13 @@ def params(a):
 
 # %% ../nbs/10_cli.ipynb #7ceda68e
 def data_synth(a):
+    "Write the embedded set in VOC layout"
     from wsss_nb.data.synthetic import write_voc
     print(f'written: {write_voc(a.out)}')
 
 
 def data_check(a):
+    "Read whole splits and print what is wrong; 1 if anything is"
     from wsss_nb.data.catalog import open_data
     from wsss_nb.data.check import check_data, leaks, save_sheet
     reports = []
@@ -130,6 +142,7 @@ def lane(names, runs, threads):
 
 
 def demo(a):
+    "The recipes of DEMO side by side, then one page about them"
     from wsss_nb.recipes import read_recipe, rows_of
     from wsss_nb.report import make_report
     from wsss_nb.stage import runs_folder
@@ -141,6 +154,7 @@ def demo(a):
 
 # %% ../nbs/10_cli.ipynb #a8c660a6
 def predict(a):
+    "Masks, overlays and a page of any pictures; 1 if some could not be read"
     from wsss_nb.data.tags import read_tags
     from wsss_nb.predict import find_pictures, load, predict_files
     net, pictures = load(a.run, a.device, a.runs), find_pictures(*a.images)
@@ -154,6 +168,7 @@ def predict(a):
 
 
 def export(a):
+    "Write the ONNX file of a run and say how it compares with torch"
     from wsss_nb.predict import export_onnx
     made = export_onnx(a.run, Path(a.out).expanduser(), a.output, a.runs)
     print(f'{made.path}: image, float [batch,3,height,width], RGB in [0,1] -> {made.output} [batch,{len(made.classes)},height,width]; classes in its metadata')
@@ -161,6 +176,7 @@ def export(a):
 
 
 def voc_zip(a):
+    "Write the VOC server's zip, and say what the server would refuse in it"
     from wsss_nb.data.submission import write_submission
     from wsss_nb.predict import voc_masks
     masks, names = voc_masks(a.run, a.root, a.runs)
@@ -169,6 +185,7 @@ def voc_zip(a):
 
 
 def voc_check(a):
+    "Say what the VOC server would refuse in a zip"
     from wsss_nb.data.catalog import open_data
     return told(a.zip, open_data('voc12', 'test', a.root) if a.root else None)
 

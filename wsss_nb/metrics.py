@@ -34,13 +34,18 @@ class Confusion:
         num_classes,  # with background
         ignore_index=255,  # not counted in the target, a miss in the prediction
     ):
+        if not isinstance(num_classes, (int, np.integer)) or num_classes < 1: raise UserError(f'Confusion: num_classes: expected an integer of at least 1, got {num_classes!r}.')
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = np.zeros((num_classes, num_classes), np.int64)  # rows = target
         self.missed = np.zeros(num_classes, np.int64)  # target pixels without a prediction
 
-    def update(self, pred, target):
+    def update(
+        self,
+        pred,  # ids, or ignore_index for a miss; array or tensor of any shape
+        target,  # of that shape; ignore_index is not counted
+    ):
         "Count the pixels of one or many label maps; returns itself"
-        if tuple(pred.shape) != tuple(target.shape): raise UserError(f'Confusion: prediction is {list(pred.shape)} but target is {list(target.shape)}; resize the prediction.')
+        if np.shape(pred) != np.shape(target): raise UserError(f'Confusion: prediction is {list(np.shape(pred))} but target is {list(np.shape(target))}; resize the prediction.')
         p, t, c = flat(pred, 'prediction'), flat(target, 'target'), self.num_classes
         check_ids(p, c, self.ignore_index, 'prediction')
         check_ids(t, c, self.ignore_index, 'target')
@@ -73,7 +78,10 @@ class Confusion:
 
     def miou(self, classes=None):
         "Mean IoU over all classes, or over these ids, without nan"
-        return mean_of(self.iou() if classes is None else self.iou()[list(classes)])
+        if classes is None: return mean_of(self.iou())
+        classes = list(classes)
+        if not set(classes) <= set(range(self.num_classes)): raise UserError(f'miou: classes: expected ids 0..{self.num_classes - 1}, got {classes}.')
+        return mean_of(self.iou()[classes])
 
     def decided(self):
         "The same counts without the misses: how good is what was predicted at all?"
@@ -202,6 +210,7 @@ def pixel_ap(
     "Average precision of one ranking; equal scores enter together"
     scores, positives = (np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x) for x in (scores, positives))
     if scores.ndim != 1 or scores.shape != positives.shape: raise UserError(f'pixel_ap: expected two flat arrays of one length, got {list(scores.shape)} and {list(positives.shape)}.')
+    if not ((positives == 0) | (positives == 1)).all(): raise UserError('pixel_ap: positives: expected true and false, or 1 and 0; compare a label map with a class, and leave void pixels out.')
     if np.isnan(scores).any(): raise UserError('pixel_ap: the scores hold nan; look at the stage before.')
     order = np.argsort(-scores, kind='stable')
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1) if len(scores) else []

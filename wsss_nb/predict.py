@@ -184,7 +184,9 @@ STYLE = """body{font:14px/1.5 system-ui,sans-serif;margin:2rem;color:#222}main{d
 img{width:100%;height:auto;background:#eee}figcaption{overflow-wrap:anywhere}i{display:inline-block;width:.8em;height:.8em;margin:0 .25em 0 .6em;border:1px solid #666}"""
 
 
-def swatch(k): return '<i style="background:rgb({},{},{})"></i>'.format(*VOC_PALETTE[k])
+def swatch(k):
+    "A small square in the colour of class k, as HTML"
+    return '<i style="background:rgb({},{},{})"></i>'.format(*VOC_PALETTE[k])
 
 
 def figure(out, name, classes, overlays):

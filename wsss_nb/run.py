@@ -203,5 +203,5 @@ def unused(runs=''):
 
 
 def prune(runs=''):
-    "Delete them"
+    "Delete the stages that no run stands on"
     for f in unused(runs): shutil.rmtree(f)

@@ -92,9 +92,15 @@ def recipe_of(name, label, data):
     return dict(out, about=f'{printed["source"]}: {label}; {DATA[data]}', paper=paper)
 
 # %% ../nbs/12_tables.ipynb #38b78fca
-def slug(text): return re.sub(r'[^\w]+', '_', text.lower()).strip('_')
-def recipe_name(name, label, data): return slug(f'{name} {label}') + ('_coco14' if data == 'coco14' else '')
-def run_name(name, label, data): return f'{slug(name)}-{data}.{slug(label)}'
+def slug(text):
+    "The text as a part of a file name"
+    return re.sub(r'[^\w]+', '_', text.lower()).strip('_')
+def recipe_name(name, label, data):
+    "The recipe of a row: its file without the ending"
+    return slug(f'{name} {label}') + ('_coco14' if data == 'coco14' else '')
+def run_name(name, label, data):
+    "The run of a row on these data"
+    return f'{slug(name)}-{data}.{slug(label)}'
 
 
 def differences(base, recipe):

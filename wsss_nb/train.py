@@ -25,7 +25,7 @@ def poly(t, steps, power=0.9):
 
 
 def constant(t, steps):
-    "No schedule"
+    "The same learning rate throughout"
     return 1.0
 
 

@@ -27,10 +27,13 @@ class Dice:
         return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
 # %% ../../nbs/data/draw.ipynb #eb190611
-def disc(x, y, cx, cy, r): return np.sqrt((x - cx) * (x - cx) + (y - cy) * (y - cy)) - r
+def disc(x, y, cx, cy, r):
+    "A disc of radius r around (cx, cy)"
+    return np.sqrt((x - cx) * (x - cx) + (y - cy) * (y - cy)) - r
 
 
 def ellipse(x, y, cx, cy, a, b):
+    "An ellipse with the half axes a and b; the distance is a good guess near the outline"
     u, v = (x - cx) / a, (y - cy) / b
     return (u * u + v * v - 1) / (2 * np.sqrt((u / a) * (u / a) + (v / b) * (v / b)) + 1e-9)
 

@@ -55,18 +55,21 @@ def plain_ground(dice, shape):
 
 # %% ../../nbs/data/synthetic.ipynb #83c37b51
 def meadow(dice, shape):
+    "Blades of grass, a picture [H,W,3]"
     h, w = shape
     blades = noise(dice, (h // 5 + 1, w), 1.3)[np.arange(h) // 5]
     return mix(np.array([.2, .42, .12]), np.array([.5, .72, .25]), .65 * blades + .35 * noise(dice, shape, 9))
 
 
 def pond(dice, shape):
+    "Ripples on water, a picture [H,W,3]"
     y, x = np.mgrid[:shape[0], :shape[1]] / 16
     ripple = wave(y * 2.2 + .8 * noise(dice, shape, 14) + .3 * wave(x * .5))
     return mix(np.array([.1, .36, .62]), np.array([.5, .76, .88]), .6 * ripple * noise(dice, shape, 8) + .25 * noise(dice, shape, 20))
 
 
 def beach(dice, shape):
+    "Dunes of sand, a picture [H,W,3]"
     y, x = np.mgrid[:shape[0], :shape[1]] / 16
     dune = wave(y * .9 + x * .25 + noise(dice, shape, 18))
     return mix(np.array([.8, .66, .4]), np.array([.98, .9, .68]), .45 * dune + .3 * noise(dice, shape, 1.5) + .2)

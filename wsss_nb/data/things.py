@@ -42,19 +42,24 @@ CORNERS = ((0, -1), (.951, -.309), (.588, .809), (-.588, .809), (-.951, -.309)) 
 
 
 def egg(x, y, u, v):
+    "An upright body on two feet; u makes it wider"
     feet = np.minimum(ellipse(x, y, .38, .86, .34, .2), ellipse(x, y, -.38, .86, .34, .2))
     return melt(ellipse(x, y, 0, .12, .62 + .2 * u, .88), feet, .15)
 
 
 def bean(x, y, u, v):
+    "A lying body on two legs; u makes it thicker, v raises its front"
     legs = np.minimum(capsule(x, y, -.4, .4, -.4, .86, .13), capsule(x, y, .3, .4, .3, .86, .13))
     return melt(capsule(x, y, -.55, .12, .45, .12 - .2 * v, .48 + .12 * u), legs, .2)
 
 
-def block(x, y, u, v): return box(x, y, 0, .1, .62 + .26 * u, .78, .12 + .2 * v)
+def block(x, y, u, v):
+    "A box; u makes it wider, v rounds its corners"
+    return box(x, y, 0, .1, .62 + .26 * u, .78, .12 + .2 * v)
 
 
 def clover(x, y, u, v):
+    "Five lobes around a disc; u and v are their sizes"
     d = disc(x, y, 0, 0, .5 + .12 * u)
     for a, b in CORNERS: d = melt(d, disc(x, y, a * .62, b * .62, .3 + .1 * v), .12)
     return d

@@ -29,10 +29,10 @@ class ResNet(Backbone):
 
 
 def resnet50(stride=16, dilate=False):
-    "ResNet-50"
+    "ResNet-50 as a Backbone"
     return ResNet('resnet50', [3, 4, 6, 3], stride, dilate)
 
 
 def resnet101(stride=16, dilate=False):
-    "ResNet-101"
+    "ResNet-101 as a Backbone"
     return ResNet('resnet101', [3, 4, 23, 3], stride, dilate)

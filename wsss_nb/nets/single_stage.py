@@ -10,25 +10,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import check_name
+from ..core import check_name, check_shapes
 from .heads import ASPP, block
 
 # %% ../../nbs/nets/single_stage.ipynb #7f66bb89
 def ngwp(
     scores,  # [B,K,h,w]
     mask,  # [B,K,h,w]: the softmax of all scores
-    eps=1.,
+    eps=1.,  # pixels of score 0 that are always counted
 ):
     "Scores pooled with the mask as their weight: [B,K]"
+    check_shapes('ngwp', scores=(scores, 'B K h w'), mask=(mask, 'B K h w'))
     return (mask * scores).sum((2, 3)) / (eps + mask.sum((2, 3)))
 
 
 def focal_penalty(
     mask,  # [B,K,h,w]
-    power=3,
-    floor=.01,
+    power=3,  # how fast it fades as the mask grows
+    floor=.01,  # keeps it finite for an empty mask
 ):
     "Negative for a small mask, zero for one that fills the image: [B,K]"
+    check_shapes('focal_penalty', mask=(mask, 'B K h w'))
     mean = mask.mean((2, 3))
     return (1 - mean)**power * (floor + mean).log()
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..cams import Localiser, multilabel_loss
-from ..core import UserError, check_name
+from ..core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, multi_scale
 from ..nets.single_stage import HEADS, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize
@@ -65,13 +65,14 @@ def iteration(f, maps, own, near, scale, dilations, eps):
     return (weight[-1] * propagate(alpha, maps, dilations)).index_add_(0, own, weight[:-1])
 
 
-def check(image, mask, present, scale, dilations):
+def check(image, mask, present, iters, scale, dilations):
     "Raise if these cannot be refined"
     if not (image.is_floating_point() and mask.is_floating_point()): raise UserError(f'ccmr: expected floating-point tensors, got {image.dtype} and {mask.dtype}; the image is RGB in [0,1].')
     if image.ndim != 4 or mask.ndim != 4 or image.shape[1] != 3 or (len(image), *image.shape[2:]) != (len(mask), *mask.shape[2:]):
         raise UserError(f'ccmr: expected image [B,3,h,w] and mask [B,K,h,w] of one size, got {list(image.shape)} and {list(mask.shape)}; resize the image to the mask first.')
     if present.shape != mask.shape[:2]: raise UserError(f'ccmr: expected present {list(mask.shape[:2])}, one value for each channel of the mask, got {list(present.shape)}.')
     if not (mask.isfinite().all() and image.isfinite().all()): raise UserError('ccmr: some values of the image or the mask are NaN or infinite; look at the stage that made them.')
+    if iters < 0: raise UserError(f'iters: expected 0 or more, got {iters}.')
     if not scale > 0: raise UserError(f'scale: expected a number above 0, got {scale}.')
     if not len(dilations) or min(dilations) < 1: raise UserError(f'dilations: expected distances of at least 1, got {list(dilations)}.')
 
@@ -81,14 +82,14 @@ def ccmr(
     image,  # [B,3,h,w] RGB in [0,1]
     mask,  # [B,K,h,w] at the image's size
     present,  # [B,K] which channels get a prototype: background and tagged classes
-    iters=10,
+    iters=10,  # of prototypes and refinement
     scale=20.,  # of the colour distance in the kernel
-    dilations=(1, 2, 4, 8, 12, 24),
+    dilations=(1, 2, 4, 8, 12, 24),  # distances of the neighbours
     neighbours=True,  # False: prototypes only
-    eps=1e-6,
+    eps=1e-6,  # keeps the prototype of an empty channel finite
 ):
     "The mask refined by class prototypes and neighbours (Eq. 1-6), detached: [B,K,h,w]"
-    check(image, mask, present, scale, dilations)
+    check(image, mask, present, iters, scale, dilations)
     out, present = torch.zeros_like(mask), present.bool()
     with one_thread():
         for i, maps in enumerate(mask):
@@ -108,11 +109,10 @@ def swp(
     labels,  # [B,K]: only these classes are gated
     tau=.6,  # the refined mask is sure above
     min_area=.1,  # share of the image that makes an object large
-    eps=1.,
+    eps=1.,  # of `ngwp`
 ):
     "Scores pooled over the sure pixels of large objects (Eq. 7-8); the gate carries no gradient: [B,K]"
-    if not scores.shape == mask.shape == refined.shape or labels.shape != scores.shape[:2]:
-        raise UserError(f'swp: expected scores, mask and refined of one shape [B,K,h,w] and labels [B,K], got {[list(x.shape) for x in (scores, mask, refined, labels)]}.')
+    check_shapes('swp', scores=(scores, 'B K h w'), mask=(mask, 'B K h w'), refined=(refined, 'B K h w'), labels=(labels, 'B K'))
     sure = refined.detach() > tau
     large = (sure.double().mean((2, 3)) >= min_area) & (labels > 0)
     return ngwp(scores, mask * (sure | ~large[..., None, None]).to(mask), eps)

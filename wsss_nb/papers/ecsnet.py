@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, multilabel_loss
-from ..core import UserError, check_name
+from ..core import UserError, check_name, check_shapes
 from ..processes import count
 from ..refine.correlation import PixelCorrelation, fit
 
@@ -23,9 +23,10 @@ from ..refine.correlation import PixelCorrelation, fit
 def minmax_cam(
     heat,  # [B,K+1,h,w] rectified maps, background first
     labels,  # [B,K] multi-hot
-    eps=0.0,
+    eps=0.0,  # added to the range of each map
 ):
     "Eq. 1: each map shifted and scaled to [0,1]; background, absent classes and flat maps are 0"
+    check_shapes('minmax_cam', heat=(heat, 'B K+1 h w'), labels=(labels, 'B K'))
     low, high = heat.amin((2, 3), keepdim=True), heat.amax((2, 3), keepdim=True)
     weight = F.pad(labels.to(heat), (1, 0))[..., None, None]
     return weight * (heat - low) / torch.where(high > low, high - low + eps, torch.ones_like(low))
@@ -33,9 +34,10 @@ def minmax_cam(
 
 def erased_region(
     cam,  # [B,K+1,H,W] of minmax_cam, at the image's size
-    delta=0.6,
+    delta=0.6,  # erased above
 ):
     "Where the score of some class is above delta: bool [B,H,W]"
+    check_shapes('erased_region', cam=(cam, 'B C H W'))
     return cam.amax(1) > delta
 
 # %% ../../nbs/papers/ecsnet.ipynb #b74885a0
@@ -52,6 +54,9 @@ def blur_erase(
     radius,  # half the width of its kernel
 ):
     "The image with its Gaussian blur inside the region"
+    check_shapes('blur_erase', image=(image, 'B C H W'), region=(region, 'B H W'))
+    if region.dtype != torch.bool: raise UserError(f'blur_erase: region: expected bool [B,H,W], got {region.dtype}; compare it with something.')
+    if not sigma > 0 or radius < 0 or radius != int(radius): raise UserError(f'blur_erase: expected sigma > 0 and an integer radius of at least 0, got {sigma} and {radius}.')
     x = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
     kernel = (-x**2 / (2 * sigma**2)).softmax(0)
     rows, columns = (mirrored(n, radius).to(image.device) for n in image.shape[2:])
@@ -64,9 +69,11 @@ def blur_erase(
 def reliable_labels(
     cam,  # [B,K+1,H,W] of the erased image, Eq. 1
     erased,  # bool [B,H,W]
-    theta=0.8,
+    theta=0.8,  # reliable above
 ):
     "Eq. 3 and the noise rule: class ids where reliable, else 255; int64 [B,H,W]"
+    check_shapes('reliable_labels', cam=(cam, 'B C H W'), erased=(erased, 'B H W'))
+    if erased.dtype != torch.bool: raise UserError(f'reliable_labels: erased: expected bool [B,H,W], got {erased.dtype}; compare it with something.')
     score, label = F.pad(cam[:, 1:], (0, 0, 0, 0, 0, 1)).max(1)  # a map of zeros more: there may be no class
     return torch.where((score > theta) & (score > 1 - score) & ~erased, label + 1, 255)
 
@@ -94,8 +101,11 @@ def segmentation_loss(
     label_map,  # int64 [B,H,W], 255 = no label
 ):
     "Eq. 6: mean cross-entropy over the reliable pixels, 0 where there is none"
+    check_shapes('segmentation_loss', refined=(refined, 'B C h w'), label_map=(label_map, 'B H W'))
     keep = label_map != 255
-    return F.cross_entropy(at_pixels(refined, keep), label_map[keep], reduction='sum') / count(keep)
+    ids = label_map[keep]
+    if len(ids) and (ids.min() < 0 or ids.max() >= refined.shape[1]): raise UserError(f'segmentation_loss: label_map: expected ids 0..{refined.shape[1] - 1} or 255, got {int(ids.min())}..{int(ids.max())}.')
+    return F.cross_entropy(at_pixels(refined, keep), ids, reduction='sum') / count(keep)
 
 # %% ../../nbs/papers/ecsnet.ipynb #f142e1eb
 def multi_dilated_overlay(
@@ -105,6 +115,8 @@ def multi_dilated_overlay(
     rates=(5, 7, 12),  # dilations; none of them leaves the plain 3x3 convolution
 ):
     "Eq. 8: one 3x3 kernel at several dilations, half the weight for dilation 1"
+    check_shapes('multi_dilated_overlay', x=(x, 'B D h w'), weight=(weight, 'C D 3 3'), **({} if bias is None else dict(bias=(bias, f'{len(weight)}'))))
+    if any(r < 1 or r != int(r) for r in rates): raise UserError(f'multi_dilated_overlay: rates: expected whole dilations of at least 1, got {list(rates)}.')
     plain, *far = (F.conv2d(x, weight, bias, padding=r, dilation=r) for r in (1, *rates))
     return (plain + sum(far) / len(far)) / 2 if far else plain
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, multilabel_loss
-from ..core import UserError, check_name
+from ..core import UserError, check_name, check_shapes
 from ..data.views import as_tensor, multi_scale
 from ..processes import everyones
 from ..refine.signed import MODES, keep_regions, seed_maps, seeds, superpixel_mean, superpixel_vote, unit_scores
@@ -28,6 +28,7 @@ def directional_scores(
     weight,  # [K,D], of any length
 ):
     "Projection of every pixel on the direction of every class, Eq. 2-3: [B,K,h,w]"
+    check_shapes('directional_scores', features=(features, 'B D h w'), weight=(weight, 'K D'))
     return torch.einsum('bdhw,kd->bkhw', features, F.normalize(weight, dim=1, eps=1e-6))
 
 # %% ../../nbs/papers/icd.ipynb #851f6e83
@@ -47,6 +48,7 @@ def bottom_up_loss(
 ):
     "Small where the features lie far out, at the two poles of the direction of their class"
     gain = KINDS[check_name(kind, KINDS, 'kind')]
+    check_shapes('bottom_up_loss', features=(features, 'B D h w'), weight=(weight, 'K D'), labels=(labels, 'B K'))
     return -class_mean(gain(directional_scores(features.detach(), weight)), labels)
 
 # %% ../../nbs/papers/icd.ipynb #08461f7e
@@ -65,7 +67,12 @@ def group_means(
 
 class SignAligner(nn.Module):
     "Turns scores so that the side with the larger moving mean of the CAM is positive"
-    def __init__(self, num_classes, momentum=.9, mode='official'):
+    def __init__(
+        self,
+        num_classes,  # K
+        momentum=.9,  # of the moving means
+        mode='official',  # official or paper, as in `group_means`
+    ):
         super().__init__()
         self.momentum, self.mode = momentum, check_name(mode, MODES, 'mode')
         self.register_buffer('means', torch.zeros(num_classes, 2))
@@ -76,7 +83,15 @@ class SignAligner(nn.Module):
         new = self.momentum * self.means + (1 - self.momentum) * group_means(scores, cam, labels, self.mode).to(self.means)
         self.means.copy_(torch.where((labels > 0).any(0)[:, None], new, self.means))
 
-    def forward(self, scores, cam, labels):
+    def forward(
+        self,
+        scores,  # [B,K,h,w] with any sign
+        cam,  # [B,K,h,w] raw
+        labels,  # [B,K]; only asked in training
+    ):
+        "The scores with the sign of each class"
+        like = f'B {len(self.means)} h w'
+        check_shapes('SignAligner', scores=(scores, like), cam=(cam, like), **(dict(labels=(labels, f'B {len(self.means)}')) if self.training else {}))
         if self.training: self.update(everyones(scores), everyones(cam), everyones(labels))
         return scores * (1 - 2 * (self.means[:, 0] < self.means[:, 1]).to(scores))[:, None, None]
 
@@ -95,7 +110,8 @@ def top_down_loss(
     labels,  # [B,K]
     counts=None,  # [B,K,h,w], False where the target decides nothing
 ):
-    "Eq. 7"
+    "Eq. 7: cross-entropy of the adapted scores over the classes of the image"
+    check_shapes('top_down_loss', logits=(logits, 'B K h w'), target=(target, 'B K h w'), labels=(labels, 'B K'), **({} if counts is None else dict(counts=(counts, 'B K h w'))))
     loss = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction='none')
     return class_mean(loss if counts is None else loss * counts.to(loss), labels)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, multilabel_loss, normalize, with_background
-from ..core import UserError, check_name
+from ..core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps
 from ..data.views import merge_pairs, multi_scale
 
@@ -24,9 +24,11 @@ def hierarchical(
 ):
     "F_h: every stage projected, brought to length 1 at each pixel, resized and joined: [B,D,h,w]"
     kernels, out = [None] * len(stages) if projections is None else list(projections), []
+    if not len(stages): raise UserError('stages: expected at least one feature map [B,c,h,w], got none.')
     if len(kernels) != len(stages): raise UserError(f'projections: expected one for each of the {len(stages)} stages, got {len(kernels)}.')
     for i, (x, w) in enumerate(zip(stages, kernels)):
-        if w is not None and w.shape[1] != x.shape[1]: raise UserError(f'projections[{i}]: expected a kernel [o,{x.shape[1]},1,1] for stages[{i}] {list(x.shape)}, got {list(w.shape)}.')
+        check_shapes('hierarchical', **{f'stages[{i}]': (x, f'{len(stages[-1])} c h w')})
+        if w is not None and (w.shape[1:2] != x.shape[1:2] or w.shape[2:] not in ((), (1, 1))): raise UserError(f'projections[{i}]: expected a kernel [o,{x.shape[1]},1,1] for stages[{i}] {list(x.shape)}, got {list(w.shape)}.')
         x = x.detach() if w is None else F.conv2d(x.detach(), w.view(*w.shape[:2], 1, 1))
         x = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-5)
         out.append(F.interpolate(x, stages[-1].shape[2:], mode='bilinear', align_corners=False))
@@ -101,7 +103,7 @@ def is_cam(
     prototypes,  # [B,K+1,D]
 ):
     "Eq. 7: [B,K+1,h,w]"
-    if prototypes.ndim != 3 or prototypes.shape[::2] != features.shape[:2]: raise UserError(f'prototypes: expected [{len(features)},K+1,{features.shape[1]}] for features {list(features.shape)}, got {list(prototypes.shape)}.')
+    check_shapes('is_cam', features=(features, 'B D h w'), prototypes=(prototypes, 'B C D'))
     return torch.bmm(unit(prototypes, 2), unit(features.flatten(2), 1)).relu().view(len(features), -1, *features.shape[2:])
 
 # %% ../../nbs/papers/sipe.ipynb #a2d22e04
@@ -111,7 +113,7 @@ def gsc_loss(
     max_normalise=True,  # False: Eq. 10 to the letter
 ):
     "Mean absolute difference of the general and the specific maps"
-    if cam.shape != is_cam.shape: raise UserError(f'gsc_loss: expected two maps of one shape, got {list(cam.shape)} and {list(is_cam.shape)}.')
+    check_shapes('gsc_loss', cam=(cam, 'B C h w'), is_cam=(is_cam, 'B C h w'))
     if max_normalise: is_cam = is_cam / (is_cam.amax((2, 3), keepdim=True) + 1e-5)
     return (cam - is_cam).abs().mean()
 
@@ -198,6 +200,7 @@ class Sipe(Localiser):
 
 # %% ../../nbs/papers/sipe.ipynb #85db9392
 def raw_maps(self: Sipe, images, **reading):
+    "The CAM [B,K,h,w] of the classifier alone"
     return self.head(self.backbone(images)[-1])
 
 

@@ -32,6 +32,8 @@ def initial_seed(
 ):
     "Class id, 0 = background or -1 = uncertain at each pixel: int [H,W] (Eq. 3)"
     cam, present = np.asarray(cam), np.unique(np.asarray(present, int))
+    need(cam.ndim == 3, f'cam: expected maps [K,H,W], got {list(cam.shape)}.')
+    need(t_bg <= t_fg, f't_bg, t_fg: expected t_bg <= t_fg, got {t_bg} and {t_fg}.')
     need(set(present) <= set(range(1, len(cam) + 1)), f'present: expected class ids 1..{len(cam)}, got {present.tolist()}.')
     need(np.isfinite(cam).all(), 'cam: some values are NaN or infinite; look at the stage that made these maps.')
     if not len(present): return np.zeros(cam.shape[1:], int)
@@ -62,9 +64,11 @@ def sampling_probability(
     cam,  # [K,H,W] normalised maps
     seed,  # [H,W] of initial_seed
     cls,  # class id, 0 = background
-    t_fg=0.2,
+    t_fg=0.2,  # threshold of the foreground, whose excess is the weight
 ):
     "The probability of each pixel to be drawn first, float64 [H*W]; zeros for a class without seeds (Eq. 4-6)"
+    need(0 <= cls <= len(cam), f'cls: expected 0, the background, or a class id 1..{len(cam)}, got {cls}.')
+    need(np.shape(cam)[1:] == np.shape(seed), f'seed: expected the size of the maps, {list(np.shape(cam)[1:])}, got {list(np.shape(seed))}.')
     weight = (np.asarray(seed).ravel() == cls).astype(np.float64)
     if cls: weight *= np.maximum(np.asarray(cam[cls - 1], np.float64).ravel() - t_fg, 0)
     return weight / (weight.sum() or 1)
@@ -85,6 +89,7 @@ def zscore(
     features,  # [D,H,W]
 ):
     "Each channel shifted and scaled to mean 0 and standard deviation 1 over the image, a constant one to 0: float64"
+    need(np.ndim(features) == 3 and np.size(features), f'features: expected [D,H,W], no side 0, got {list(np.shape(features))}.')
     f = np.asarray(features, np.float64).reshape(len(features), -1)
     need(np.isfinite(f).all(), 'features: some values are NaN or infinite; look at the network.')
     mean, std, constant = f.mean(1, keepdims=True), f.std(1, keepdims=True), f.max(1, keepdims=True) == f.min(1, keepdims=True)
@@ -97,7 +102,10 @@ def background_cosine(
     sampled,  # flat indices
 ):
     "The mean feature of the sampled background, None if there is none, and its cosine with each sampled foreground pixel (Eq. 7-8)"
-    s, ids = np.asarray(features, np.float64).reshape(len(features), -1)[:, sampled], np.asarray(seed).ravel()[sampled]
+    f, n, sampled = np.asarray(features, np.float64).reshape(len(features), -1), np.size(seed), np.asarray(sampled, int)
+    need(f.shape[1] == n, f'features: expected [D,H,W] of the size of the seed, {list(np.shape(seed))}, got {list(np.shape(features))}.')
+    need(not len(sampled) or 0 <= sampled.min() and sampled.max() < n, f'sampled: expected positions 0..{n - 1} in the seed, got {sampled.min(initial=n)}..{sampled.max(initial=0)}.')
+    s, ids = f[:, sampled], np.asarray(seed).ravel()[sampled]
     foreground = s[:, ids > 0]
     if not (ids == 0).any(): return None, np.zeros(foreground.shape[1])
     prototype = s[:, ids == 0].mean(1)

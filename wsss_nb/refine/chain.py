@@ -56,7 +56,7 @@ def among(confidence, labels, n):
 
 
 def crf_step(image_u8, maps, crf_preset='psa', crf_iters=10, crf_backend='auto', crf_unary=''):
-    "dense CRF"
+    "The maps after a dense CRF, from scores or from their labels as the preset has it"
     if (crf_unary or PRESETS[check_name(crf_preset, PRESETS, 'crf_preset')].unary) == 'scores': return ScoreMaps(maps.keys, dense_crf(image_u8, maps.maps, crf_preset, crf_iters, crf_backend))
     known = maps.keys[maps.keys != 255]
     places = np.full(256, 255, np.uint8)
@@ -68,13 +68,13 @@ def crf_step(image_u8, maps, crf_preset='psa', crf_iters=10, crf_backend='auto',
 
 
 def pamr_step(image_u8, maps, pamr_iters=10, pamr_dilations=(1, 2, 4, 8, 12, 24)):
-    "pixel-adaptive mask refinement"
+    "The maps after pixel-adaptive mask refinement"
     image = torch.from_numpy(image_u8).permute(2, 0, 1)[None].float() / 255
     return ScoreMaps(maps.keys, pamr(image, torch.from_numpy(maps.maps)[None], pamr_iters, tuple(pamr_dilations))[0].numpy())
 
 
 def superpixels_step(image_u8, maps):
-    "mean over superpixels"
+    "The maps with each superpixel at its mean"
     return ScoreMaps(maps.keys, region_mean(maps.maps, superpixels(image_u8)))
 
 

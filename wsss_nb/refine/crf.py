@@ -147,6 +147,7 @@ def pick_backend(backend='auto'):
 
 def infer(image, unary, preset, iters, backend, device):
     "Mean field by either backend: probabilities [C,H,W]"
+    if iters < 0: raise UserError(f'crf_iters: expected 0 or more, got {iters}.')
     check_name(preset, PRESETS, 'crf_preset')
     if pick_backend(backend) == 'pydensecrf': return infer_pydensecrf(image, unary, preset, iters)
     device = pick_device(device)
@@ -158,7 +159,7 @@ def dense_crf(
     image_u8,  # uint8 [H,W,3]
     probs,  # [C,H,W] in 0..1, background in channel 0
     preset='psa',  # a row of the table
-    iters=10,
+    iters=10,  # of mean field
     backend='auto',  # auto, pydensecrf or torch
     device='auto',  # for the torch backend
 ):
@@ -182,7 +183,7 @@ def crf_from_labels(
     num_classes,  # background included
     preset='irn',  # a row of the table
     confidence=None,  # probability of a given label; None takes the preset's (irn: .7)
-    iters=10,
+    iters=10,  # of mean field
     backend='auto',  # auto, pydensecrf or torch
     device='auto',  # for the torch backend
 ):

@@ -46,12 +46,12 @@ def boundary_weights(boundary, radius, beta):
 def boundary_walk(
     cam,  # [C,h,w] score maps; a batch [B,C,h,w] as well
     boundary,  # [h,w] in [0,1]; a batch [B,h,w] as well
-    radius=5,
-    beta=10,
-    log2_steps=8,
+    radius=5,  # of a step, in cells
+    beta=10,  # power of the affinities
+    log2_steps=8,  # 8 are 256 steps
 ):
     "The maps after 2^log2_steps steps within the boundaries, equation (2): [C,h,w]"
-    maps, b = batched(cam, boundary if boundary.ndim > 2 else boundary[None], radius, log2_steps, 'boundary')
+    maps, b = batched(cam, boundary[None] if np.ndim(boundary) == 2 else boundary, radius, log2_steps, 'boundary')
     if b.ndim != 3: raise UserError(f'boundary: expected [h,w] or [B,h,w], got {list(boundary.shape)}.')
     if b.min() < 0 or b.max() > 1: raise UserError(f'boundary: expected values in 0..1, got {b.min():.3g}..{b.max():.3g}; are these logits? Apply a sigmoid first.')
     out = walk(maps * (1 - b[:, None]), boundary_weights(b, radius, beta), radius, log2_steps)

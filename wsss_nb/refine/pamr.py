@@ -94,23 +94,24 @@ def one_thread():
     finally: torch.set_num_threads(threads)
 
 
-def check(image, mask, dilations):
+def check(image, mask, iters, dilations):
     "Raise if these cannot be refined"
     if not (image.is_floating_point() and mask.is_floating_point()): raise UserError(f'pamr: expected floating-point tensors, got {image.dtype} and {mask.dtype}; the image is RGB in [0,1].')
     if image.ndim != 4 or mask.ndim != 4 or len(image) != len(mask): raise UserError(f'pamr: expected image [B,3,H,W] and mask [B,K,h,w], got {list(image.shape)} and {list(mask.shape)}.')
     if not mask.isfinite().all(): raise UserError('pamr: some values of the mask are NaN or infinite; look at the stage that made these maps.')
     if not image.isfinite().all(): raise UserError('pamr: some values of the image are NaN or infinite.')
+    if iters < 0: raise UserError(f'pamr_iters: expected 0 or more, got {iters}.')
     if not len(dilations) or min(dilations) < 1: raise UserError(f'pamr_dilations: expected distances of at least 1, got {list(dilations)}.')
 
 
 def pamr(
     image,  # [B,3,H,W] RGB in [0,1]
     mask,  # [B,K,h,w] score maps; a mask of another size is resized to the image first
-    iters=10,
-    dilations=(1, 2, 4, 8, 12, 24),
+    iters=10,  # how often each pixel becomes the mean of its neighbours
+    dilations=(1, 2, 4, 8, 12, 24),  # distances of the neighbours
 ):
     "The maps refined along the image's edges: [B,K,H,W]"
-    check(image, mask, dilations)
+    check(image, mask, iters, dilations)
     with one_thread(): return refined(image, mask, iters, dilations)
 
 

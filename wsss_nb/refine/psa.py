@@ -18,7 +18,7 @@ from ..data.sample import ScoreMaps
 from ..data.views import as_tensor
 from .crf import check_image, check_maps, dense_crf
 from .masks import write_maps
-from .walk import at_sources, batched, directions, from_grid, mean_where, pair_labels, pair_map, to_grid, walk
+from .walk import at_sources, batched, check_radius, directions, from_grid, mean_where, pair_labels, pair_map, to_grid, walk
 
 # %% ../../nbs/refine/psa.ipynb #7b1328ed
 def alike(a, b):
@@ -28,10 +28,11 @@ def alike(a, b):
 
 def pair_affinity(
     features,  # [B,D,h,w]
-    radius=5,
+    radius=5,  # of the search region, in cells
 ):
     "The affinity of each source with the cells of its search region: [B,displacements,sources]"
     if features.ndim != 4 or not features.is_floating_point(): raise UserError(f'features: expected float [B,D,h,w], got {features.dtype} {list(features.shape)}.')
+    check_radius(radius)
     first = at_sources(features, radius)
     return torch.stack([alike(first, at_sources(features, radius, *d)) for d in directions(radius)], 1)
 
@@ -49,13 +50,13 @@ def affinity_weights(features, radius, beta, border):
 def affinity_walk(
     cam,  # [C,h,w] score maps on the grid of the features; a batch [B,C,h,w] as well
     features,  # [D,h,w] or [1,D,h,w]; [B,D,h,w] with a batch
-    radius=5,
-    beta=8,
-    log2_steps=8,
+    radius=5,  # of a step, in cells
+    beta=8,  # power of the affinities
+    log2_steps=8,  # 8 are 256 steps
     border=False,  # pairs that begin at the border as well
 ):
     "The maps after 2^log2_steps steps along alike cells, equation (2): [C,h,w]"
-    maps, f = batched(cam, features if features.ndim == 4 else features[None], radius, log2_steps, 'features')
+    maps, f = batched(cam, features[None] if np.ndim(features) == 3 else features, radius, log2_steps, 'features')
     if f.ndim != 4: raise UserError(f'features: expected [D,h,w] or [B,D,h,w], got {list(features.shape)}.')
     out = walk(maps, affinity_weights(f, radius, beta, border), radius, log2_steps)
     return out if cam.ndim == 4 else out[0]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..core import UserError, check_name, whole_file
+from ..core import UserError, check_name, check_shapes, whole_file
 from ..workers import parallel
 from ..data.sample import ScoreMaps, missing
 from .superpixels import superpixels
@@ -53,6 +53,8 @@ def superpixel_mean(
     regions,  # [B,H,W] integers, of the same size or another
 ):
     "Every pixel gets the mean of its region: S'"
+    check_shapes('superpixel_mean', scores=(scores, 'B K h w'), regions=(regions, 'B H W'))
+    if regions.is_floating_point(): raise UserError(f'superpixel_mean: regions: expected integers, got {regions.dtype}.')
     under = regions_under(regions, scores.shape[2:])
     return to_cells(region_averages(scores.flatten(2), *under), *under).view_as(scores)
 
@@ -122,6 +124,9 @@ def seeds(
 ):
     "The seed [H,W] of one image: 0 = background, ids, 255 = undecided"
     icd, cam, ids = torch.as_tensor(icd), torch.as_tensor(cam), torch.as_tensor(present, dtype=torch.long)
+    check_shapes('seeds', icd=(icd, 'K H W'), cam=(cam, 'K H W'), present=(ids, 'K'))
+    if ids.min() < 1 or ids.max() > 254: raise UserError(f'seeds: present: expected class ids from 1 on, got {ids.tolist()}.')
+    if not (icd.isfinite().all() and cam.isfinite().all()): raise UserError('seeds: some scores are NaN or infinite; look at the network that made them.')
     claims, background = claims_of(icd, threshold, check_name(mode, MODES, 'mode'))
     product = cam * icd
     if mode == 'official':
