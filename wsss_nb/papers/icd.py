@@ -69,7 +69,7 @@ class SignAligner(nn.Module):
     "Turns scores so that the side with the larger moving mean of the CAM is positive"
     def __init__(
         self,
-        num_classes,  # K
+        num_classes,  # without background
         momentum=.9,  # of the moving means
         mode='official',  # official or paper, as in `group_means`
     ):
