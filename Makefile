@@ -7,7 +7,7 @@ SITE   := $(VENV)/.ready-site
 BROWSER := $(VENV)/.ready-browser
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
 
-.PHONY: demo test browser setup lab notebooks export readme site clean check-machine
+.PHONY: demo test coverage browser setup lab notebooks export readme site clean check-machine
 
 demo: $(READY)  ## the main job on the embedded set; ends by naming the page to open
 	$(BIN)/wsss demo
@@ -17,6 +17,12 @@ test: $(READY)  ## all tests
 
 browser: $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m browser tests/test_browser.py
+
+coverage: $(READY)  ## all tests, in their kernels and workers too, and the share of the package's lines that they execute
+	rm -f .coverage .coverage.*
+	COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 tests
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 setup: $(READY)  ## build .venv alone
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from wsss_nb.cli import main
-from wsss_nb.core import UserError
+from wsss_nb.core import UserError, save_json
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.methods import METHODS, localiser_learner, segmenter_learner
+from wsss_nb.methods import AFFINITIES, METHODS, affinity_learner, localiser_learner, segmenter_learner
 from wsss_nb.processes import SharedNorm, count, launcher
 from wsss_nb.train import Batches, Callback, Learner, read_checkpoint
 
@@ -27,6 +27,13 @@ class Seen(Callback):
     def after_step(self, learner, batch, losses): self.names.append(list(batch['name']))
 
 
+def localiser_in(cache):
+    "The folder of a localiser, for the affinity networks to stand on"
+    folder, data = Path(cache) / 'localiser', synthetic('train', n=4)
+    localiser_learner(data, 'cam', 'tiny', '', crop=48, long_side=(48, 64), epochs=1, batch_size=4, device='cpu', folder=folder).fit()
+    save_json(folder / 'stage.json', dict(stage='train', parameters=dict(method='cam', backbone='tiny', stride=0, options={}), results=dict(classes=data.classes)))
+
+
 def learners(cache):
     "What is trained both ways: 11 images in batches of 4, so 3 are left over in each round"
     data, half = synthetic('train', n=11), lambda m: np.where(np.arange(m.shape[1]) < m.shape[1] // 3, 255, m).astype(np.uint8)
@@ -36,6 +43,8 @@ def learners(cache):
     calm = lambda method: dict(dropout=0.) if method in ('ecsnet', 'seam') else {}
     out = {m: partial(localiser_learner, data, m, long_side=(48, 64), options=calm(m), cache=cache, **kw) for m in METHODS}
     out.update({f'segment {loss}': partial(segmenter_learner, some, loss=loss, norm='batch', **kw) for loss in ('plain', 'balanced')})
+    own = {k: v for k, v in kw.items() if k not in ('backbone', 'weights')}
+    out.update({kind: partial(affinity_learner, some, kind, Path(cache) / 'localiser', long_side=(48, 64), radius=3, **own) for kind in AFFINITIES})
     return dict(out, accumulate=partial(localiser_learner, data, 'cam', long_side=(48, 64), accumulate=2, clip=1., **kw))
 
 
@@ -59,6 +68,7 @@ def pair(tmp_path_factory):
     "Everything trained by two processes: what each of them has in the end"
     d = tmp_path_factory.mktemp('pair')
     (d / 'script.py').write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(d / 'rank'), cache=str(d)))
+    localiser_in(d)
     learners(d)['icd']()  # its regions are made once, as a stage would
     r = subprocess.run([*PAIR, str(d / 'script.py')], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-3000:]
@@ -68,7 +78,7 @@ def pair(tmp_path_factory):
 def largest(a, b): return max(float((x.double() - y.double()).abs().max()) for x, y in zip(a.values(), b.values()) if x.numel())
 
 
-@pytest.mark.parametrize('name', [*METHODS, 'segment plain', 'segment balanced', 'accumulate'])
+@pytest.mark.parametrize('name', [*METHODS, *AFFINITIES, 'segment plain', 'segment balanced', 'accumulate'])
 def test_two_processes_train_what_one_trains(pair, name):
     alone, first, second = trained(learners(pair[0])[name]), pair[1][name], pair[2][name]
     print(name, 'losses differ by', np.abs(np.subtract(alone['losses'], first['losses'])).max(), 'weights by', largest(alone['net'], first['net']))
@@ -119,6 +129,29 @@ def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path):
         assert a['step'] == b['step'] == 2 and np.allclose([h['loss'] for h in a['history']], [h['loss'] for h in b['history']], rtol=1e-4)
         assert largest(a['net'], b['net']) < 1e-4
     assert not list((tmp_path / 'two').rglob('.launch.pt'))
+
+
+LEARNS_BESIDE = """
+stages: [train, masks]
+train: {method: icd, epochs: 1, batch_size: 4, lr: 0.01, optimizer: sgd}
+psa: {epochs: 1, batch_size: 4, radius: 3, reading: {kind: cam}, scales: [1.0]}
+irn: {epochs: 1, batch_size: 4, radius: 3, reading: {kind: cam}, scales: [1.0]}
+masks: {splits: [train], refine: [psa, irn], reading: {kind: cam}, scales: [1.0], psa_border: true, psa_log2_steps: 2, irn_log2_steps: 2}
+limit: 8
+device: cpu
+workers: 1
+"""
+
+
+def test_the_affinity_networks_and_icd_are_launched_as_well(tmp_path):
+    (tmp_path / 'r.yaml').write_text(LEARNS_BESIDE)
+    assert main(['run', str(tmp_path / 'r.yaml'), '--no-report', '--runs', str(tmp_path / 'runs'), '--launch', '2']) == 0
+    made = {r['stage']: r for p in (tmp_path / 'runs/stages').glob('*/stage.json') for r in [json.loads(p.read_text())]}
+    assert {k: r.get('launch') for k, r in made.items()} == dict(train='2', psa='2', irn='2', masks=None)
+    for stage in ('train', 'psa', 'irn'):
+        state = read_checkpoint(next((tmp_path / 'runs/stages').glob(f'{stage}-*/checkpoint.pt')))
+        assert state['step'] == 2 and all(np.isfinite(h['loss']) for h in state['history'])
+    assert any(state['net']['mean_displacement'].flatten())  # what IRN measures after the training is in its checkpoint
 
 
 def test_an_error_in_one_of_them_is_told_in_one_line(tmp_path, capsys):

@@ -122,7 +122,14 @@ def test_a_worker_on_other_ground_is_told(tmp_path, monkeypatch, threads, token,
     assert not list((tmp_path / 'stages').glob('*'))
 
 
-def test_a_scheduler_that_does_not_answer_is_told(tmp_path, capsys):
+@pytest.fixture
+def impatient(monkeypatch):
+    "Wait one second for a scheduler instead of ten"
+    import distributed
+    monkeypatch.setattr(distributed, 'Client', lambda address, timeout, real=distributed.Client: real(address, timeout=1))
+
+
+def test_a_scheduler_that_does_not_answer_is_told(tmp_path, capsys, impatient):
     assert main(['run', 'cam_synthetic', '--runs', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:9']) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert err[-1].startswith('wsss: --scheduler tcp://127.0.0.1:9: no Dask scheduler answers there') and 'start one with `dask scheduler`' in err[-1]
@@ -179,7 +186,7 @@ def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
     for name in data.names: assert (tmp_path / f'shared/{name}.png').read_bytes() == (tmp_path / f'alone/{name}.png').read_bytes()
 
 
-def test_no_scheduler_for_images_is_told(monkeypatch):
+def test_no_scheduler_for_images_is_told(monkeypatch, impatient):
     from wsss_nb import workers
     monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:9')
     with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:9: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))

@@ -1,0 +1,155 @@
+"""Every method, from files to masks, on the pictures that break things: trained, stopped, resumed, loaded, read twice, refined by every step that there is."""
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wsss_nb.cams import write_score_maps
+from wsss_nb.core import save_json
+from wsss_nb.data.sample import Data, Record, load_maps, missing, read_mask
+from wsss_nb.methods import METHODS, NETWORK_STEPS, build_affinity, imported_from, load_localiser, localiser_learner
+from wsss_nb.refine.chain import STEPS
+from wsss_nb.refine.masks import write_masks
+from wsss_nb.train import Callback
+
+CLASSES = ['cat', 'dog', 'never']  # no image has the third
+SMALL = dict(backbone='tiny', weights='', crop=32, long_side=(24, 40), device='cpu', optimizer='adamw', lr=1e-3, head_lr=1., precision='fp32')
+
+
+def blobs(h, w, seed=0):
+    "A picture uint8 [h,w,3] with something to see, at any size"
+    r = np.random.default_rng(seed)
+    return np.kron(r.integers(0, 256, (h // 8 + 1, w // 8 + 1, 3)), np.ones((8, 8, 1))).astype(np.uint8)[:h, :w]
+
+
+def picture(path, h, w, mode='RGB', **saved):
+    im = Image.fromarray(blobs(h, w, len(path.name)))
+    if mode == '16 bit': im = Image.fromarray((np.asarray(im.convert('L')).astype(np.uint16) * 257))
+    elif mode == 'alpha': im.putalpha(Image.fromarray(blobs(h, w)[..., 0]))
+    else: im = im.convert(mode)
+    im.save(path, **saved)
+    return path
+
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory):
+    "Image id -> size (h, w) upright, and the Data"
+    d, turned = tmp_path_factory.mktemp('odd'), Image.Exif()
+    turned[0x0112] = 6
+    made = {
+        'one class': (picture(d / 'a.jpg', 40, 48), (1,), (40, 48)),
+        'all classes': (picture(d / 'b.png', 40, 48), (1, 2), (40, 48)),
+        'no class': (picture(d / 'c.png', 40, 48), (), (40, 48)),
+        'odd sides': (picture(d / 'd.jpg', 53, 71), (2,), (53, 71)),
+        'one pixel wide': (picture(d / 'e.png', 37, 1), (1,), (37, 1)),
+        'one pixel': (picture(d / 'f.png', 1, 1), (2,), (1, 1)),
+        'smaller than the stride': (picture(d / 'g.png', 5, 7), (2,), (5, 7)),
+        'a ribbon': (picture(d / 'h.png', 6, 200), (1,), (6, 200)),
+        'grey': (picture(d / 'i.png', 33, 29, 'L'), (1,), (33, 29)),
+        '16 bit': (picture(d / 'j.png', 33, 30, '16 bit'), (2,), (33, 30)),
+        'alpha': (picture(d / 'k.png', 31, 32, 'alpha'), (1,), (31, 32)),
+        'palette': (picture(d / 'l.png', 32, 31, 'P'), (2,), (32, 31)),
+        'turned': (picture(d / 'm.jpg', 30, 44, exif=turned), (1, 2), (44, 30)),
+    }
+    Image.new('RGB', (36, 34)).save(d / 'n.png')
+    made['black'] = (d / 'n.png', (1, 2), (34, 36))
+    data = Data([Record(name, path, tags) for name, (path, tags, _) in made.items()], CLASSES, 'odd', 'train')
+    return {name: size for name, (_, _, size) in made.items()}, data
+
+
+class Stop(Callback):
+    "Pull the plug in the second step"
+    def after_step(self, learner, batch, losses):
+        if learner.step == 2: raise KeyboardInterrupt
+
+
+def learner(data, method, folder, **kw): return localiser_learner(data, method, cache=folder / 'cache', folder=folder, epochs=1, **{**SMALL, 'batch_size': 5, **kw})
+
+
+@pytest.fixture(scope='module', params=METHODS)
+def method(request, odd, tmp_path_factory):
+    "A method, trained by two steps on the odd images: its name and the folder of its stage"
+    folder = tmp_path_factory.mktemp(request.param)
+    losses = learner(odd[1], request.param, folder).fit()
+    assert len(losses) == 2 and all(np.isfinite(v) for step in losses for v in step.values())
+    save_json(folder / 'stage.json', dict(stage='train', parameters=dict(method=request.param, backbone='tiny', stride=0, options={}), results=dict(classes=CLASSES)))
+    return request.param, folder
+
+
+def test_stopped_and_resumed_it_is_the_same(method, odd, tmp_path):
+    name, folder = method
+    with pytest.raises(KeyboardInterrupt): learner(odd[1], name, tmp_path, callbacks=[Stop()], save_seconds=0.).fit()
+    again = learner(odd[1], name, tmp_path)
+    history, net = again.fit(), load_localiser(folder)[0]
+    assert [h['step'] for h in history] == [1, 2]
+    for (k, a), b in zip(net.state_dict().items(), again.raw_net.state_dict().values(), strict=True): assert torch.equal(a, b), k
+
+
+def maps_of(folder, data): return {name: load_maps(folder / f'{name}.npz') for name in data.names}
+
+
+def check_maps(found, data, sizes):
+    "Finite, of the image's size, of the background and the tagged classes alone"
+    for r in data.records:
+        keys, maps = found[r.name]
+        assert set(keys.tolist()) - {0, 255} == set(r.tags), r.name
+        assert maps.shape == (len(keys), *sizes[r.name]) and maps.dtype == np.float16 and np.isfinite(maps).all() and (not maps.size or 0 <= maps.min() <= maps.max() <= 1.001), r.name
+
+
+def check_masks(folder, data, sizes):
+    for r in data.records:
+        mask = read_mask(folder / f'{r.name}.png', len(CLASSES), sizes[r.name])
+        assert mask.dtype == np.uint8 and set(np.unique(mask).tolist()) <= {0, 255, *r.tags}, r.name
+
+
+def test_its_maps_and_masks(method, odd, tmp_path):
+    (sizes, data), net = odd, load_localiser(method[1])[0]
+    reads = {batch: tmp_path / str(batch) for batch in (1, 8)}
+    for batch, out in reads.items(): write_score_maps(net, data, out, scales=(1., .5), batch_size=batch)
+    alone, together = (maps_of(out, data) for out in reads.values())
+    check_maps(alone, data, sizes)
+    for name in data.names: assert np.abs(alone[name].maps.astype(float) - together[name].maps).max(initial=0) < 5e-3, f'{name}: the other images of the batch matter'
+    write_score_maps(load_localiser(method[1])[0], data, tmp_path / 'again', scales=(1., .5), batch_size=1)
+    for name in data.names: assert (alone[name].maps == load_maps(tmp_path / f'again/{name}.npz').maps).all(), name
+    write_masks(data, reads[1], tmp_path / 'plain', workers=1)
+    write_masks(data, reads[1], tmp_path / 'refined', workers=1, steps=list(STEPS), crf_iters=2, pamr_iters=2)
+    for out in ('plain', 'refined'): check_masks(tmp_path / out, data, sizes)
+
+
+def test_without_tags_it_looks_for_itself(method, odd, tmp_path):
+    (sizes, data), net = odd, load_localiser(method[1])[0]
+    write_score_maps(net, data, tmp_path, scales=(1.,), flip=False, use_image_labels=False)
+    for name in data.names:
+        keys, maps = load_maps(tmp_path / f'{name}.npz')
+        assert set(keys.tolist()) <= {0, 1, 2, 3, 255} and maps.shape == (len(keys), *sizes[name]) and np.isfinite(maps).all()
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_one_image_of_one_class(name, odd, tmp_path):
+    data = Data([odd[1].records[0]], CLASSES[:1], 'one', 'train')
+    net = learner(data, name, tmp_path, batch_size=1)
+    assert np.isfinite(net.fit()[-1]['loss']) and net.step == 1
+    write_score_maps(net.raw_net, data, tmp_path / 'maps', scales=(1.,))
+    write_masks(data, tmp_path / 'maps', tmp_path / 'masks', workers=1)
+    check_masks(tmp_path / 'masks', data, odd[0])
+
+
+@pytest.mark.parametrize('step', NETWORK_STEPS)
+@pytest.mark.parametrize('method', ['cam', 'sipe'], indirect=True)  # maps without and with a background
+def test_every_refinement_by_a_network(step, method, odd, tmp_path):
+    (sizes, data), net = odd, load_localiser(method[1])[0]
+    write_score_maps(net, data, tmp_path / 'maps', scales=(1.,), flip=False)
+    if step in ('psa', 'irn'):
+        torch.manual_seed(0)
+        net = build_affinity(step, method[1]).eval()
+    settings = dict(per_class=50, cycles=1) if step == 'svm' else dict(iters=2) if step == 'ccmr' else dict(log2_steps=2)
+    refine = imported_from(NETWORK_STEPS[step])
+    for out in ('once', 'twice'): refine(net, data, tmp_path / 'maps', tmp_path / out, workers=1, **settings)
+    assert not missing(data, tmp_path / 'once', '.npz')
+    found = maps_of(tmp_path / 'once', data)
+    for r in data.records:
+        keys, maps = found[r.name]
+        assert set(keys.tolist()) <= {0, 255, *r.tags} and keys[0] == 0 and maps.shape == (len(keys), *sizes[r.name]) and np.isfinite(maps).all(), r.name
+        assert (maps == load_maps(tmp_path / f'twice/{r.name}.npz').maps).all(), r.name
+    write_masks(data, tmp_path / 'once', tmp_path / 'masks', workers=1)
+    check_masks(tmp_path / 'masks', data, sizes)
