@@ -232,8 +232,8 @@ WRONG = {
     'hierarchical: batch': (lambda: sipe.hierarchical([Z(1, 2, 8, 8), Z(2, 2, 4, 4)]), r'stages\[0\]: expected \[2,c,h,w\]'),
     'locate_seeds: grids': (lambda: sipe.locate_seeds(Z(1, 5, 4, 4), Z(1, 3, 8, 8)), 'cam: expected .* on the grid of the features'),
     'prototypes: grids': (lambda: sipe.prototypes(Z(1, 5, 4, 4), Z(1, 4, 4)), 'seeds: expected .* on the grid of the features'),
-    'is_cam: length': (lambda: sipe.is_cam(Z(1, 5, 4, 4), Z(1, 3, 6)), r'prototypes: expected \[B,C,D\] with B=1, D=5'),
-    'gsc_loss: shapes': (lambda: sipe.gsc_loss(Z(1, 3, 4, 4), Z(1, 3, 4, 5)), 'gsc_loss: is_cam: expected'),
+    'is_cam: length': (lambda: sipe.is_cam(Z(1, 5, 4, 4), Z(1, 3, 6)), r'prototypes: expected \[1,K\+1,5\]'),
+    'gsc_loss: shapes': (lambda: sipe.gsc_loss(Z(1, 3, 4, 4), Z(1, 3, 4, 5)), 'gsc_loss: expected two maps of one shape'),
     'gsc_loss: empty batch': (lambda: sipe.gsc_loss(Z(0, 3, 4, 4), Z(0, 3, 4, 4)), 'gsc_loss: cam: .* no side 0'),  # its mean would be nan
     'initial_seed: a class that is not there': (lambda: svm.initial_seed(MAPS, [3]), r'present: expected class ids 1..2, got \[3\]'),
     'initial_seed: rank': (lambda: svm.initial_seed(MAPS[0], [1]), r'cam: expected maps \[K,H,W\]'),

@@ -103,7 +103,8 @@ def is_cam(
     prototypes,  # [B,K+1,D]
 ):
     "Eq. 7: [B,K+1,h,w]"
-    check_shapes('is_cam', features=(features, 'B D h w'), prototypes=(prototypes, 'B C D'))
+    check_shapes('is_cam', features=(features, 'B D h w'))
+    if prototypes.ndim != 3 or prototypes.shape[::2] != features.shape[:2]: raise UserError(f'prototypes: expected [{len(features)},K+1,{features.shape[1]}] for features {list(features.shape)}, got {list(prototypes.shape)}.')
     return torch.bmm(unit(prototypes, 2), unit(features.flatten(2), 1)).relu().view(len(features), -1, *features.shape[2:])
 
 # %% ../../nbs/papers/sipe.ipynb #a2d22e04
@@ -113,7 +114,8 @@ def gsc_loss(
     max_normalise=True,  # False: Eq. 10 to the letter
 ):
     "Mean absolute difference of the general and the specific maps"
-    check_shapes('gsc_loss', cam=(cam, 'B C h w'), is_cam=(is_cam, 'B C h w'))
+    if cam.shape != is_cam.shape: raise UserError(f'gsc_loss: expected two maps of one shape, got {list(cam.shape)} and {list(is_cam.shape)}.')
+    check_shapes('gsc_loss', cam=(cam, 'B C h w'))
     if max_normalise: is_cam = is_cam / (is_cam.amax((2, 3), keepdim=True) + 1e-5)
     return (cam - is_cam).abs().mean()
 
