@@ -86,12 +86,12 @@ class SignAligner(nn.Module):
     def forward(
         self,
         scores,  # [B,K,h,w] with any sign
-        cam,  # [B,K,h,w] raw
-        labels,  # [B,K]; only asked in training
+        cam,  # [B,K,h,w] raw; like the labels only asked in training
+        labels,  # [B,K]
     ):
         "The scores with the sign of each class"
         like = f'B {len(self.means)} h w'
-        check_shapes('SignAligner', scores=(scores, like), cam=(cam, like), **(dict(labels=(labels, f'B {len(self.means)}')) if self.training else {}))
+        check_shapes('SignAligner', scores=(scores, like), **(dict(cam=(cam, like), labels=(labels, f'B {len(self.means)}')) if self.training else {}))
         if self.training: self.update(everyones(scores), everyones(cam), everyones(labels))
         return scores * (1 - 2 * (self.means[:, 0] < self.means[:, 1]).to(scores))[:, None, None]
 
