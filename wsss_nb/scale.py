@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['Node', 'graph', 'ground', 'make', 'installed', 'share', 'cluster', 'left_there', 'outcome', 'work_through',
-           'finish_run', 'run_side_by_side']
+           'finish_run', 'run_side_by_side', 'run_all']
 
 # %% ../nbs/13_scale.ipynb #e619261f
 import os, socket, time, uuid
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import UserError, make_folder
-from .execute import KEEP_MEMORY, StageFailed
+from .execute import KEEP_MEMORY
 from .recipes import stage_parameters
-from .run import lined_up, run_recipe, runs_of
+from .run import RunsStopped, lined_up, run_each, run_recipe, runs_of
 from .stage import INPUTS, Stage, execute, runs_folder
 from .workers import cores
 
@@ -150,6 +150,7 @@ def run_side_by_side(
     jobs=1,  # processes on this machine, if there is no scheduler
     scheduler='',  # address of a Dask scheduler
     say=print,
+    ended=lambda run: None,  # told of each run that is done, or stopped
 ):
     "Execute the stages of some recipes that were not made yet, as many at once as there are workers; returns the folders of the runs"
     nodes, failed, folders, errors = graph(recipes, runs), {}, {}, {}
@@ -159,6 +160,7 @@ def run_side_by_side(
             left.pop(run)
             try: folders[run] = finish_run(run, recipes[run], runs, failed)
             except UserError as e: errors[run] = e; say(f'{run} stopped: {e}')
+            ended(run)
     finish()
     if nodes:
         with cluster(min(jobs, len(nodes)), scheduler, say) as client:
@@ -166,5 +168,11 @@ def run_side_by_side(
                 if error is not None: failed[folder] = error
                 for waiting in left.values(): waiting.discard(folder)
                 finish()
-    if errors: raise StageFailed(f'{len(errors)} of {len(recipes)} runs stopped ({", ".join(errors)}): {next(iter(errors.values()))}')
+    if errors: raise RunsStopped(errors, len(recipes))
     return [folders[r] for r in recipes]
+
+
+def run_all(recipes, runs='', jobs=1, scheduler='', say=print, ended=lambda run: None):
+    "Execute runs: side by side where several jobs or a scheduler are named, else one after the other"
+    if jobs > 1 or scheduler: return run_side_by_side(recipes, runs, jobs, scheduler, say, ended)
+    return run_each(recipes, runs, say, ended)

@@ -15,7 +15,9 @@ import yaml
 from .core import UserError, load_json, make_folder, nearest, save_json, whole_file
 from .metrics import papers_table
 from .recipes import PACKAGE, read_recipe, set_option, stage_parameters
-from .run import dry_row, run_recipe
+from .execute import StageFailed
+from .run import dry_each
+from .scale import run_all
 from .stage import runs_folder
 
 # %% ../nbs/12_tables.ipynb #f42ffe9a
@@ -237,21 +239,21 @@ def run_table(
     options=(),  # `name=value` changes, for every row
     runs='',  # folder with runs
     dry=False,  # check everything and say what would run
+    jobs=1,  # so many stages at once on this machine
+    scheduler='',  # address of a Dask scheduler
     say=print,
 ):
     "Run the rows of a table that are not done, print it and write it; returns its folder"
     table_of(name)
     data = data or data_of(name)[0]
-    recipes = rows_on(name, data, options)
-    for label, recipe in recipes.items():
-        say(f'-- {label}')
-        if dry: dry_row(recipe, runs, say)
-        else:
-            run_recipe(name, runs=runs, run_name=run_name(name, label, data), say=say, recipe=recipe)
-            save_table(name, data, runs, options)
-    if dry: return
+    recipes = {run_name(name, label, data): recipe for label, recipe in rows_on(name, data, options).items()}
+    if dry: return dry_each(recipes, runs, say)
+    stopped = None
+    try: run_all(recipes, runs, jobs, scheduler, say, ended=lambda run: save_table(name, data, runs, options))
+    except StageFailed as e: stopped = e
     folder, rows = save_table(name, data, runs, options)
     for text in ('', heading(name, data, rows, options), '', columns_of(cells(name, rows)), f'table: {folder / "table.md"}'): say(text)
+    if stopped: raise stopped
     return folder
 
 # %% ../nbs/12_tables.ipynb #101789fc
