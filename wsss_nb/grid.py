@@ -2,16 +2,21 @@
 
 # %% auto #0
 __all__ = ['names_of', 'steps_of', 'title', 'check_cells', 'why_not', 'Cell', 'told', 'recipe_of', 'with_maps', 'cells_of',
-           'recipes_of', 'run_grid']
+           'recipes_of', 'is_of', 'result', 'times', 'about', 'gathered', 'save_grid', 'dry_grid', 'Board', 'run_grid']
 
-# %% ../nbs/14_grid.ipynb #3c9e502e
+# %% ../nbs/14_grid.ipynb #80e0f376
 import itertools
+from collections import Counter
 from typing import NamedTuple
 
-from .core import UserError, check_name
-from .methods import AFFINITIES
-from .recipes import read_recipe, set_option, stage_parameters
+from .core import UserError, check_name, load_json, make_folder, save_json, whole_file
+from .execute import StageFailed
+from .grid_page import grid_html, grid_markdown, markdown_table, time_text, write_cell_page
+from .methods import AFFINITIES, check_network
+from .recipes import STAGES, read_recipe, set_option, stage_parameters
+from .run import lined_up, work
 from .scale import run_all
+from .stage import INPUTS, NEUTRAL, runs_folder, splits_of
 from .tables import DATA, changed, known
 
 # %% ../nbs/14_grid.ipynb #d2ae1d63
@@ -106,7 +111,97 @@ def recipes_of(data, cells, options=()):
     for r in out.values(): stage_parameters(r)
     return out
 
-# %% ../nbs/14_grid.ipynb #0fb481fd
+# %% ../nbs/14_grid.ipynb #d363fd27
+def is_of(record, parameters):
+    "Whether a run on record was made with these parameters: stage -> parameters"
+    of_cell = lambda stage, p: {k: v for k, v in p.items() if k not in NEUTRAL and k not in INPUTS[stage]}
+    return list(record['stages']) == list(parameters) and all(of_cell(s, record['stages'][s]['parameters']) == of_cell(s, p) for s, p in parameters.items())
+
+
+def result(data, cell, recipe, runs='', error=None):
+    "What is known of a cell: its state and why, its number with its origin, the seconds of its stages"
+    folder = runs_folder(runs) / cell.run(data)
+    out = dict(cell._asdict(), run=folder.name, state='not run yet', why='', miou=None, seconds=None, number={}, stages={})
+    if recipe is None: return dict(out, state='makes no sense', why=why_not(data, cell.localiser, cell.refiner))
+    record = load_json(folder / 'run.json') if (folder / 'run.json').exists() else dict(state='', stages={})
+    out['stages'] = {s: dict(folder=v['folder'], seconds=v['seconds']) for s, v in record['stages'].items()}
+    if error is not None: return dict(out, state='failed', why=str(error))
+    if record['state'] != 'done' or not is_of(record, stage_parameters(recipe)): return dict(out, stages={})
+    what = 'masks' if cell.segmenter == 'none' else 'network'
+    number = [n for n in load_json(folder / 'metrics.json').get('numbers', []) if n['what'] == what][-1:]
+    if not number: return dict(out, state='no number', why='the images have no ground truth')
+    return dict(out, state='done', miou=number[0]['miou'], number=number[0], seconds=sum(v['seconds'] for v in out['stages'].values()))
+
+
+def times(cells):
+    "How many stages the cells that are done name, how many are different, and their seconds"
+    named = [(s, v['folder'], v['seconds']) for c in cells if c['state'] == 'done' for s, v in c['stages'].items()]
+    kinds = {s: [x for stage, _, x in set(named) if stage == s] for s in STAGES}
+    return dict(cells=sum(c['state'] == 'done' for c in cells), named=len(named), distinct=len(set(named)), alone=sum(x for *_, x in named), shared=sum(x for *_, x in set(named)),
+                stages={s: dict(count=len(x), seconds=sum(x)) for s, x in kinds.items() if x})
+
+
+def about(cells, options=()):
+    "Whose numbers they are"
+    n = next((c['number'] for c in cells if c['number']), None)
+    if not n: return 'Nothing is done yet.'
+    changes = [o for o in options if not o.startswith(('data.', 'data_', 'workers', 'device'))]
+    return (f'mIoU on {n["data"]} {n["split"]}, {n["images"]} images, over {n["classes"]}. Masks {"are told the tags" if n["use_image_labels"] else "are told nothing"}. '
+            + 'Nothing was chosen with ground truth.' * (not n['oracle']) + (f' Changed: {", ".join(changes)}.' if changes else ''))
+
+
+def gathered(data, results, options=()):
+    "The content of grid.json"
+    names = lambda kind, key: {n: title(kind, n) for n in dict.fromkeys(c[key] for c in results)}
+    return dict(title=f'The grid on {DATA[data]}', folder=f'grid-{data}', data=data, about=about(results, options), options=list(options), seeds=sorted({c['seed'] for c in results}), localisers=names('localisers', 'localiser'),
+                refiners=names('refiners', 'refiner'), segmenters=names('segmenters', 'segmenter'), times=times(results), cells=results)
+
+
+def save_grid(made, runs=''):
+    "Write grid.json, grid.md and grid.html; returns the page"
+    folder = make_folder(runs_folder(runs) / made['folder'])
+    save_json(folder / 'grid.json', made)
+    for name, text in (('grid.md', grid_markdown(made)), ('grid.html', grid_html(made))):
+        with whole_file(folder / name, 'w') as f: f.write(text)
+    return folder / 'grid.html'
+
+# %% ../nbs/14_grid.ipynb #4fe922b9
+def dry_grid(recipes, runs='', say=print):
+    "Check data and networks, and say what would be trained and how much the cells share"
+    named, distinct = 0, {}
+    for recipe in recipes.values():
+        for s in lined_up(stage_parameters(recipe), runs):
+            named += 1
+            distinct.setdefault(s.folder, (s, []))[1].append(1)
+    for s, cells in distinct.values():
+        data = {k: s.data(k) for k in splits_of(s.params)}
+        check_network(s.stage, s.params, len(next(iter(data.values())).classes))
+        if 'epochs' in s.params: say(f'{s.folder.name:24} {work(s, data)}, for {len(cells)} cells' + (', there already' if s.made else ''))
+    count = Counter(s.stage for s, _ in distinct.values())
+    say(f'{len(recipes)} cells name {named} stages, {len(distinct)} are different ({", ".join(f"{n} {s}" for s, n in count.items())}), {sum(s.made for s, _ in distinct.values())} are there already')
+
+
+class Board:
+    "A grid that is being filled: the results of its cells, and its page"
+    def __init__(self, data, cells, recipes, options, runs):
+        self.data, self.cells, self.recipes, self.options, self.runs = data, {c.run(data): c for c in cells}, recipes, options, runs
+        self.results = {run: self.look(run) for run in self.cells}
+
+    def look(self, run, error=None): return result(self.data, self.cells[run], self.recipes.get(run), self.runs, error)
+    def made(self): return gathered(self.data, list(self.results.values()), self.options)
+
+    def save(self, runs=()):
+        "Write the page, and those of some cells; returns its path"
+        made = self.made()
+        for c in (self.results[r] for r in runs): write_cell_page(made, c, runs_folder(self.runs))
+        return save_grid(made, self.runs)
+
+    def ended(self, run, error):
+        "A cell is done, or was stopped"
+        self.results[run] = self.look(run, error)
+        self.save([run])
+
+
 def run_grid(
     data='synthetic',  # synthetic, photos or voc12
     localisers=(),  # names, all if none are given
@@ -120,7 +215,14 @@ def run_grid(
     scheduler='',  # address of a Dask scheduler
     say=print,
 ):
-    "Run the cells of a grid that are not done, and write its page"
+    "Run the cells of a grid that are not done, and write its page; returns the content of grid.json"
     cells = cells_of(data, localisers, refiners, segmenters, seeds)
-    recipes = recipes_of(data, cells, options)
-    run_all(recipes, runs, jobs, scheduler, say)
+    recipes, stopped = recipes_of(data, cells, options), None
+    if dry: return dry_grid(recipes, runs, say)
+    board = Board(data, cells, recipes, options, runs)
+    try: run_all(recipes, runs, jobs, scheduler, say, board.ended)
+    except StageFailed as e: stopped = e
+    made, page = board.made(), board.save()
+    for text in ('', *itertools.chain(*((f'{name}:', markdown_table(made, s), '') for s, name in made['segmenters'].items())), time_text(made), f'Open this page: {page}'): say(text)
+    if stopped: raise stopped
+    return made

@@ -38,12 +38,12 @@ def number_row(run, n):
     return dict(n, run=run['name'], shown=('oracle ' if n['oracle'] else '') + f'{n["miou"]:.3f}', expected=' to '.join(map(str, recipe.get('expected', {}).get(key, []))), paper=recipe.get('paper', {}).get(key, ''),
                 labels='the tags' if n['use_image_labels'] else 'none', threshold=threshold if n['what'] != 'network' else '', refined=' + '.join(n['refine']) + (f' ({n["crf"]})' if n['crf'] else '') or 'none')
 
-# %% ../nbs/09_report.ipynb #ac1093cd
+# %% ../nbs/09_report.ipynb #bcb22e5d
 class Report:
     "What is known of some runs, as pieces of a page"
     def __init__(self, runs, names=()):
         self.folder = runs_folder(runs)
-        known = [r['name'] for r in list_runs(runs)]
+        known = names if names and all((self.folder / n / 'run.json').exists() for n in names) else [r['name'] for r in list_runs(runs)]
         for n in names:
             if n not in known: raise UserError(f'report: no run is called {n!r} in {self.folder}.{nearest(n, known)}')
         if not known: raise UserError(f'report: there are no runs in {self.folder}; make one with: wsss run cam_synthetic')
@@ -138,7 +138,7 @@ def provenance(self):
 
 Report.pictures, Report.curves, Report.provenance = pictures, curves, provenance
 
-# %% ../nbs/09_report.ipynb #9d354411
+# %% ../nbs/09_report.ipynb #0c76d955
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;color:#222}h1{font-size:1.7rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
 h3{font-size:1rem;margin-bottom:.3rem}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-bottom:1px solid #e5e5e5;text-align:left;white-space:nowrap}
 td:first-child{font-weight:600}th{background:#f6f6f6}tr:hover td{background:#fafafa}img{max-width:100%;height:auto}pre{font-size:12px;background:#f7f7f7;padding:.6rem;overflow-x:auto}summary{cursor:pointer;padding:.15rem 0}"""
@@ -151,6 +151,7 @@ def page(notebook):
         data = output.get('data', {})
         if 'image/png' in data: return f'<p><img src="data:image/png;base64,{"".join(data["image/png"]).strip()}"></p>'
         if 'text/html' in data: return ''.join(data['text/html'])
+        if output.get('output_type') == 'error': return f'<pre>{html.escape(output["ename"])}: {html.escape(output["evalue"])}</pre>'
         return f'<pre>{html.escape("".join(output.get("text", "")))}</pre>' if output.get('name') == 'stdout' else ''
     cells = load_json(notebook)['cells']
     body = ''.join(markdown2html(''.join(c['source'])) if c['cell_type'] == 'markdown' else ''.join(map(shown, c['outputs'])) for c in cells)

@@ -103,7 +103,7 @@ def run_each(
     recipes,  # run -> recipe
     runs='',  # folder with runs
     say=print,
-    ended=lambda run: None,  # told of each run that is done, or stopped
+    ended=lambda run, error: None,  # told of each run that is done, or of what stopped it
 ):
     "Execute runs one after the other; one that stops leaves the others; returns their folders"
     folders, errors = {}, {}
@@ -113,7 +113,7 @@ def run_each(
         except StageFailed as e:
             errors[run] = e
             say(f'{run} stopped: {e}')
-        ended(run)
+        ended(run, errors.get(run))
     if errors: raise RunsStopped(errors, len(recipes))
     return list(folders.values())
 

@@ -150,7 +150,7 @@ def run_side_by_side(
     jobs=1,  # processes on this machine, if there is no scheduler
     scheduler='',  # address of a Dask scheduler
     say=print,
-    ended=lambda run: None,  # told of each run that is done, or stopped
+    ended=lambda run, error: None,  # told of each run that is done, or of what stopped it
 ):
     "Execute the stages of some recipes that were not made yet, as many at once as there are workers; returns the folders of the runs"
     nodes, failed, folders, errors = graph(recipes, runs), {}, {}, {}
@@ -160,7 +160,7 @@ def run_side_by_side(
             left.pop(run)
             try: folders[run] = finish_run(run, recipes[run], runs, failed)
             except UserError as e: errors[run] = e; say(f'{run} stopped: {e}')
-            ended(run)
+            ended(run, errors.get(run))
     finish()
     if nodes:
         with cluster(min(jobs, len(nodes)), scheduler, say) as client:
@@ -172,7 +172,7 @@ def run_side_by_side(
     return [folders[r] for r in recipes]
 
 
-def run_all(recipes, runs='', jobs=1, scheduler='', say=print, ended=lambda run: None):
+def run_all(recipes, runs='', jobs=1, scheduler='', say=print, ended=lambda run, error: None):
     "Execute runs: side by side where several jobs or a scheduler are named, else one after the other"
     if jobs > 1 or scheduler: return run_side_by_side(recipes, runs, jobs, scheduler, say, ended)
     return run_each(recipes, runs, say, ended)

@@ -249,7 +249,7 @@ def run_table(
     recipes = {run_name(name, label, data): recipe for label, recipe in rows_on(name, data, options).items()}
     if dry: return dry_each(recipes, runs, say)
     stopped = None
-    try: run_all(recipes, runs, jobs, scheduler, say, ended=lambda run: save_table(name, data, runs, options))
+    try: run_all(recipes, runs, jobs, scheduler, say, ended=lambda run, error: save_table(name, data, runs, options))
     except StageFailed as e: stopped = e
     folder, rows = save_table(name, data, runs, options)
     for text in ('', heading(name, data, rows, options), '', columns_of(cells(name, rows)), f'table: {folder / "table.md"}'): say(text)
