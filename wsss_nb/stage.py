@@ -6,8 +6,8 @@ __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_m
            'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
            'through_pixels', 'pixel_settings', 'execute']
 
-# %% ../nbs/08_stage.ipynb #5f77d424
-import ast, json, os, time
+# %% ../nbs/08_stage.ipynb #2c32c8cf
+import ast, functools, json, os, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +19,11 @@ from .recipes import PACKAGE, notebook_parameters, stage_notebook, typed
 from .refine.chain import SETTINGS, refine
 from .refine.masks import WithMasks, write_maps
 
-# %% ../nbs/08_stage.ipynb #d30575bd
+# %% ../nbs/08_stage.ipynb #ba54bc5b
 NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'scale', 'cli', 'show'}  # modules that change no number
 
 
+@functools.lru_cache(maxsize=None)  # a table asks for the same few modules hundreds of times
 def imported(source, package=''):
     "The modules of wsss_nb that a piece of Python imports, as dotted names below wsss_nb"
     out = set()

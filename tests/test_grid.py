@@ -1,0 +1,178 @@
+"""The grid: cells share their stages, one that fails leaves the others, and the page, the tables and grid.json say what the runs say."""
+import copy
+import json
+import re
+from collections import Counter
+from html import unescape
+from statistics import mean
+
+import pytest
+from matplotlib import pyplot
+
+from wsss_nb import grid as G
+from wsss_nb import grid_page as P
+from wsss_nb import stage as S
+from wsss_nb.cli import main
+from wsss_nb.core import load_json, save_json
+from wsss_nb.execute import StageFailed
+from wsss_nb.methods import check_network
+from wsss_nb.recipes import notebook_parameters, read_recipe, rows_of, stage_parameters
+from wsss_nb.tables import known
+
+SMALL = ['limit=6', 'train.epochs=1', 'train.batch_size=2', 'psa.epochs=1', 'masks.scales=[1.0]', 'workers=1', 'device=cpu']
+MADE = []  # the stages that were executed
+
+
+def here(path, out, parameters, what, progress):
+    "A stage notebook executed in this process: no kernel has to start"
+    MADE.append((what, out.parent.name))
+    names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
+    out.write_bytes(path.read_bytes())
+    try:
+        for cell in S.notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
+    except Exception as e: raise StageFailed(f'{what} failed in cell 7: {e} (executed notebook: {out})') from None
+    finally:
+        pyplot.close('all')
+        for folder in list(names['stage'].locks) if 'stage' in names else []: names['stage'].release(folder)
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "Three localisers, two refiners, two seeds; PSA is let loose on SIPE, whose maps it cannot take. The folder with runs, what was said, what was executed at first and once more, the error"
+    rules, runs, said = copy.deepcopy(known('grid')), tmp_path_factory.mktemp('grid') / 'runs', []
+    rules['cannot'].pop('sipe')
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(S, 'run_notebook', here)
+        m.setattr(G, 'known', lambda name: rules)
+        MADE.clear()
+        ask = dict(localisers=['cam', 'grad_cam_pp', 'sipe'], refiners=['none', 'psa'], seeds=['0', '1'], options=SMALL, runs=runs, say=said.append)
+        with pytest.raises(StageFailed) as e: G.run_grid('synthetic', **ask)
+        first = list(MADE)
+        with pytest.raises(StageFailed): G.run_grid('synthetic', **ask)
+        yield runs, said, first, MADE[len(first):], str(e.value)
+
+
+def metric(runs, run): return next(n['miou'] for n in json.loads((runs / run / 'metrics.json').read_text())['numbers'] if (n['what'], n['split']) == ('masks', 'val'))
+
+
+def test_what_cells_agree_on_is_made_once(small):
+    runs, _, first, again, _ = small
+    assert len(set(first)) == len(first)
+    assert Counter(stage for stage, _ in first) == dict(train=4, psa=6, masks=10, evaluate=10)  # CAM and Grad-CAM++ share a network; PSA is trained for each way of reading it, and fails for SIPE
+    assert sorted(folder for _, folder in first if not folder.startswith('psa')) == sorted(p.parent.name for p in (runs / 'stages').glob('*/stage.json') if p.parent.name[:3] != 'psa')
+    assert Counter(again) == Counter(s for s in first if not (runs / 'stages' / s[1] / 'stage.json').exists()) and len(again) == 2  # goes on: what failed is tried again, nothing else
+    made = load_json(runs / 'grid-synthetic/grid.json')
+    done = [load_json(runs / c['run'] / 'run.json')['stages'] for c in made['cells'] if c['state'] == 'done']
+    seconds = {v['folder']: v['seconds'] for stages in done for v in stages.values()}
+    t = made['times']
+    assert (t['cells'], t['named'], t['distinct']) == (10, 34, 28) and abs(t['shared'] - sum(seconds.values())) < 1e-6
+    assert abs(t['alone'] - sum(v['seconds'] for stages in done for v in stages.values())) < 1e-6 and t['alone'] > t['shared']
+
+
+def test_a_cell_that_fails_leaves_the_others_and_says_why(small):
+    runs, said, _, _, error = small
+    assert error.startswith('2 of 12 runs stopped (grid-synthetic.sipe.psa.none.0, grid-synthetic.sipe.psa.none.1): psa failed in cell') and 'PSA makes two backgrounds of its own' in error
+    cells = {c['run']: c for c in load_json(runs / 'grid-synthetic/grid.json')['cells']}
+    assert len(cells) == 12 and {r for r, c in cells.items() if c['state'] != 'done'} == {f'grid-synthetic.sipe.psa.none.{s}' for s in (0, 1)}
+    failed = cells['grid-synthetic.sipe.psa.none.0']
+    assert failed['state'] == 'failed' and failed['miou'] is None and 'PSA makes two backgrounds' in failed['why'] and list(failed['stages']) == ['train']
+    page = unescape((runs / 'grid-synthetic/grid.html').read_text())
+    assert re.search(r'<td class="none failed" title="psa failed.*?"><a href="../grid-synthetic.sipe.psa.none.0/cell.html">failed</a></td>', page) and f'<li>failed: {failed["why"]}' in page
+    cell = (runs / failed['run'] / 'cell.html').read_text()
+    assert '<a href="psa.html">psa</a> (failed)' in cell and (runs / failed['run'] / 'psa.html').exists() and 'PSA makes two backgrounds' in cell
+    assert re.search(r'^\| SIPE \| .* \| failed \|$', next(t for t in said if t.startswith('|  | none | PSA |')), re.M)
+
+
+def test_the_page_the_tables_and_the_file_say_what_the_runs_say(small):
+    runs, said, *_ = small
+    folder, value = runs / 'grid-synthetic', lambda l, r, s: metric(runs, f'grid-synthetic.{l}.{r}.none.{s}')
+    for c in load_json(folder / 'grid.json')['cells']:
+        if c['state'] == 'done': assert c['miou'] == c['number']['miou'] == metric(runs, c['run']) and c['number']['seed'] == c['seed']
+    text = lambda x: f'{x:.3f}'.replace('0.', '.')
+    page, table = (folder / 'grid.html').read_text(), (folder / 'grid.md').read_text()
+    for l, name in dict(cam='CAM', grad_cam_pp='Grad-CAM++', sipe='SIPE').items():
+        a, b = value(l, 'none', 0), value(l, 'none', 1)
+        shown = f'{text((a + b) / 2)} ± {text(abs(a - b) / 2)}'
+        assert f'<a href="../grid-synthetic.{l}.none.none.0/cell.html"><b>{shown}</b></a>' in page and re.search(rf'\| {re.escape(name)} \| \**{re.escape(shown)}\**( \||$)', table, re.M)
+    gains = {l: mean(value(l, 'psa', s) - value(l, 'none', s) for s in (0, 1)) for l in ('cam', 'grad_cam_pp')}
+    sign = lambda x: f'{x:+.3f}'.replace('0.', '.').replace('-', '−')
+    for l, g in gains.items(): assert re.search(rf'{l}\.psa\.none\.0/cell\.html"><b>[^<]*</b></a><small><span{" class=.worse." if g < 0 else ""}>{re.escape(sign(g))}</span>', page)
+    assert f'| mean gain |  | {sign(mean(gains.values()))} |' in table
+    assert 'synthetic val, 6 images, over bg+8. Masks are told the tags. Nothing was chosen with ground truth.' in table and 'limit=6' in table
+    for target in set(re.findall(r'href="([^"]+)"', page)): assert (folder / target).exists(), target
+    for cell in runs.glob('*/cell.html'):
+        for target in re.findall(r'href="([^"]+)"', cell.read_text()): assert (cell.parent / target).exists(), target
+
+
+def test_a_run_with_other_settings_is_not_a_cells(small):
+    runs, cell = small[0], G.Cell('cam', 'none', 'none', 0)
+    state = lambda options: G.result('synthetic', cell, G.recipe_of('synthetic', cell, options), runs)['state']
+    assert state(SMALL) == state([*SMALL, 'data.root=/elsewhere']) == 'done' and state([*SMALL, 'masks.threshold=0.3']) == state(SMALL[1:]) == 'not run yet'
+
+
+# -- without running anything
+
+def test_seeds_are_put_together():
+    cell = lambda r, s, x: dict(localiser='cam', refiner=r, segmenter='none', seed=s, miou=x, seconds=1., state='done')
+    made = dict(cells=[cell('none', 0, .4), cell('none', 1, .5), cell('none', 2, .45), cell('crf', 1, .4), cell('crf', 3, .9)])
+    s = P.summaries(made)['none']['cam']
+    assert s['none']['mean'] == pytest.approx(.45) and s['none']['spread'] == pytest.approx(.05) and s['none']['gain'] is None
+    assert s['crf']['mean'] == pytest.approx(.65) and s['crf']['gain'] == pytest.approx(-.1)  # seed 3 has nothing to be compared with
+    assert P.text_of(s['none']) == '.450 ± .050' and P.short(-.0126, '+') == '−.013' and P.short(1.) == '1.000'
+
+
+@pytest.mark.parametrize('data, segmenters', [('synthetic', ['none', 'light']), ('photos', ['none', 'v3plus']), ('voc12', ['none', 'paper'])])
+def test_every_localiser_every_refiner_and_every_segmenter_is_valid(data, segmenters):
+    cells = {*G.cells_of(data, refiners=['none'], segmenters=segmenters), *G.cells_of(data, ['cam'], segmenters=segmenters)}
+    for run, recipe in G.recipes_of(data, cells).items():
+        p, (_, refiner, segmenter) = stage_parameters(recipe), run.split('.')[1:4]
+        assert ('segment' in p) == (segmenter != 'none') and p['masks']['refine'] == ([] if refiner == 'none' else refiner.split('+'))
+        assert len({s for s in p['evaluate']['splits'] if s in p['masks']['splits']}) == 1  # one split is counted
+        for a in {'psa', 'irn'} & set(p): assert all(p[a][k] == p['masks'][k] for k in ('scales', 'flip', 'reading', 'max_side')) and p[a]['split'] in ('train', 'train_aug', 'trainaug')
+        if refiner == 'none':
+            for stage, q in p.items(): check_network(stage, q, 20)
+
+
+def test_a_cell_stands_on_its_localisers_recipe():
+    for l in G.names_of('localisers'):
+        p, base = stage_parameters(G.recipe_of('synthetic', G.Cell(l, 'none', 'light', 3))), known('grid')['localisers'][l]['base']['synthetic']
+        own = stage_parameters(read_recipe(base))
+        assert {k: v for k, v in p['train'].items() if k != 'seed'} == {k: v for k, v in own['train'].items() if k != 'seed'} and {q['seed'] for q in p.values()} == {3}
+        assert p['masks']['threshold'] == own['masks']['threshold'] and {**own['segment'], 'seed': 3} == p['segment']
+    photos = rows_of(read_recipe('refiners_photos'))
+    for row, step in (('PSA', 'psa'), ('IRN', 'irn')): assert stage_parameters(photos[row])[step] == stage_parameters(G.recipe_of('photos', G.Cell('cam', step, 'none', 0)))[step]
+
+
+def test_what_makes_no_sense_has_a_reason():
+    assert 'background of their own' in G.why_not('synthetic', 'sipe', 'psa+crf') and not G.why_not('synthetic', 'cam', 'psa+crf')
+    assert G.why_not('synthetic', 'cam', 'crf+irn') == 'CRF leaves a mask, IRN asks for scores'
+    cells = G.cells_of('synthetic', ['sipe'], ['none', 'psa'])
+    recipes = G.recipes_of('synthetic', cells)
+    results = [G.result('synthetic', c, recipes.get(c.run('synthetic')), '/nowhere') for c in cells]
+    assert [r['state'] for r in results] == ['not run yet', 'makes no sense']
+    made = G.gathered('synthetic', results)
+    assert '| SIPE | not run yet | makes no sense |' in P.grid_markdown(made) and 'PSA learns from two that it makes itself <small>(SIPE · PSA)' in P.grid_html(made)
+
+
+def test_a_dry_run_says_what_is_shared_and_runs_nothing(tmp_path, capsys):
+    assert main(['grid', '--localisers', 'cam,grad_cam_pp', '--refiners', 'none,irn,irn+crf', '--dry-run', '--runs', str(tmp_path / 'runs')]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [l.split('-')[0] for l in lines[:-1]] == ['train', 'irn', 'irn'] and lines[0].endswith('500 steps of 16 images, for 6 cells') and all(l.endswith('for 2 cells') for l in lines[1:-1])
+    assert lines[-1] == '6 cells name 22 stages, 15 are different (1 train, 6 masks, 6 evaluate, 2 irn), 0 are there already' and not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('args, text', [
+    (['--localisers', 'sipes'], "grid: localisers: unknown name 'sipes'. Did you mean 'sipe'?"),
+    (['--refiners', 'none,psa+crff'], "grid: refiners, psa+crff: unknown name 'crff'. Did you mean 'crf'?"),
+    (['--refiners', 'none+crf'], 'grid: refiners, none+crf: expected steps joined by +, each once, such as psa+crf.'),
+    (['--refiners', 'crf+crf'], 'grid: refiners, crf+crf: expected steps joined by +, each once'),
+    (['--segmenters', 'heavy'], "grid: segmenters: unknown name 'heavy'"),
+    (['--segmenters', 'paper'], 'grid: segmenters: paper is not for the embedded set; there: none, light.'),
+    (['--data', 'coco14'], "grid: data: unknown name 'coco14'"),
+    (['--seeds', '0,x'], "grid: seeds: expected whole numbers such as 0,1, got 'x'."),
+    (['-p', 'masks.treshold=0.3'], "recipe, masks: unknown name 'treshold'. Did you mean 'threshold'"),
+])
+def test_mistakes_end_in_one_line(tmp_path, capsys, args, text):
+    assert main(['grid', *args, '--runs', str(tmp_path / 'runs')]) == 2
+    err = capsys.readouterr().err
+    assert text in err and err.startswith('wsss: ') and err.count('\n') == 1 and not (tmp_path / 'runs').exists()
