@@ -48,7 +48,7 @@ site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved ou
 	mv build/site/html _site
 	@echo "Open _site/index.html"
 
-clean:  ## remove .venv, the site and what the runs left (recipes, published runs and tables stay)
+clean:  ## remove .venv, the site and what the runs left (recipes, published runs and *.yaml stay)
 	rm -rf $(VENV) build _site *.egg-info
 	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name published ! -name '*.yaml' -exec rm -rf {} +
 

@@ -25,7 +25,7 @@ sys.meta_path.insert(0, Blocked())
 def wheel(tmp_path_factory):
     out, copy = tmp_path_factory.mktemp('wheel'), tmp_path_factory.mktemp('checkout')
     for name in ('wsss_nb', 'nbs/run', 'runs/recipes'): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
-    for name in ('runs/tables.yaml', 'runs/paper_numbers.yaml'): shutil.copy(ROOT / name, copy / name)
+    for name in ('runs/tables.yaml', 'runs/paper_numbers.yaml', 'runs/grid.yaml'): shutil.copy(ROOT / name, copy / name)
     for name in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE'): shutil.copy(ROOT / name, copy)
     r = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir', str(out), str(copy)], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
@@ -46,7 +46,7 @@ def test_the_wheel_holds_the_stages_and_the_recipes(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f'wsss_nb/stages/{s}.ipynb' for s in ('train', 'masks', 'segment', 'evaluate', 'report')} <= names
     assert {f'wsss_nb/recipe_files/{p.relative_to(ROOT / "runs/recipes")}' for p in (ROOT / 'runs/recipes').rglob('*.yaml')} <= names
-    assert {f'wsss_nb/table_files/{name}.yaml' for name in ('tables', 'paper_numbers')} == {n for n in names if 'table_files' in n}
+    assert {f'wsss_nb/table_files/{name}.yaml' for name in ('tables', 'paper_numbers', 'grid')} == {n for n in names if 'table_files' in n}
     assert {f'wsss_nb/{p.relative_to(ROOT / "wsss_nb")}' for p in (ROOT / 'wsss_nb').rglob('*.py')} <= names
 
 

@@ -212,6 +212,20 @@ def test_the_rows_of_a_table_share_their_stages_and_go_on(tiny, small_files):
     assert T.overview(runs)[1][5] == '3/3'
 
 
+def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch):
+    "--jobs, --scheduler and --launch reach what executes the runs; a row that stops leaves the table written, and is told at the end"
+    import os
+    runs, asked = tiny[0], {}
+    def stopped(recipes, runs, jobs, scheduler, say, ended):
+        asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
+        raise T.StageFailed('1 of 3 runs stopped')
+    monkeypatch.setattr(T, 'run_all', stopped)
+    (runs / 'tiny_1-synthetic/table.md').unlink()
+    options = [x for o in SMALL for x in ('-p', o)]
+    assert main(['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', 'tcp://a:1', '--launch', '2', *options]) == 1
+    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler='tcp://a:1', launch='2') and (runs / 'tiny_1-synthetic/table.md').exists()
+
+
 def test_numbers_on_the_papers_own_data_are_compared(tmp_path):
     n = dict(data='voc12', split='train', images=1464, classes='bg+20', backbone='resnet50', oracle=False, miou=.5, decided=.75, iou={})
     for label, what in (('CAM', 'score maps'), ('CAM, IPE', 'masks')): lay(tmp_path, T.run_name('sipe:4', label, 'voc12'), dict(numbers=[dict(n, what=what, oracle=what != 'masks')]))

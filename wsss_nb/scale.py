@@ -128,7 +128,8 @@ def work_through(client, nodes, runs, say=print):
         except ImportError as e: raise UserError(f'a worker has no wsss_nb, or another version ({e}); install the same on all machines.') from None
         if wrong: raise UserError(wrong[0])
         env = {k: os.environ[k] for k in ('WSSS_LAUNCH',) if k in os.environ}
-        for folder, n in nodes.items(): futures[folder] = client.submit(make, n.stage, n.params, folder.name, token, env, *(futures[a] for a in n.after), key=str(folder), pure=False)
+        for i, (folder, n) in enumerate(nodes.items()):  # whatever can be made, in the order of the runs
+            futures[folder] = client.submit(make, n.stage, n.params, folder.name, token, env, *(futures[a] for a in n.after), key=str(folder), pure=False, priority=-i)
         for future in d.as_completed(list(futures.values())):
             folder = Path(future.key)
             error, who = outcome(future, nodes[folder]), ', '.join(nodes[folder].runs[:3]) + (f' and {len(nodes[folder].runs) - 3} more' if len(nodes[folder].runs) > 3 else '')
