@@ -155,7 +155,7 @@ def test_a_gate_that_lets_nothing_through_is_zero_and_finite():
     y = swp(s, s.softmax(1), torch.zeros(1, 2, 4, 4), torch.ones(1, 2), min_area=0.)
     y.sum().backward()
     assert (y == 0).all() and (s.grad == 0).all()
-    with pytest.raises(UserError, match='expected scores, mask and refined of one shape'): swp(s, s, s[:, :1], torch.ones(1, 2))
+    with pytest.raises(UserError, match='swp: refined: expected .B,K,h,w. with B=1, K=2'): swp(s, s, s[:, :1], torch.ones(1, 2))
 
 
 def test_focal_penalty():

@@ -93,11 +93,13 @@ def tables(a):
 
 
 def publish(a):
+    "Copy what finished runs have on record, without paths of this machine"
     from wsss_nb.published import publish_all
     publish_all(a.names, a.runs, a.name, a.to)
 
 
 def published(a):
+    "List the published runs and compare the README's tables with them, or make the tables anew"
     from wsss_nb.readme import show_published
     return show_published(a.write, a.to)
 

@@ -108,7 +108,9 @@ LOOK = """body{max-width:1560px}p{max-width:80ch}a{color:inherit}ul{padding-left
 @media(prefers-color-scheme:dark){:root{--page:#15181c;--bad:#ff9a91;color-scheme:dark}body{background:var(--page);color:#ddd}th{background:#22262c}tr:hover td{background:#1d2126}h2{border-color:#444}th,td{border-color:#3a3f46}pre{background:#1d2126}}"""
 
 
-def seconds_text(s): return f'{s:.0f} s' if s < 600 else f'{s / 60:.0f} min'
+def seconds_text(s):
+    "Seconds, or minutes from ten of them on"
+    return f'{s:.0f} s' if s < 600 else f'{s / 60:.0f} min'
 
 
 def place_html(place, low, high, best):
@@ -131,7 +133,9 @@ def seed_link(cell):
     return f'<a href="{link(cell)}">{text}</a>' if cell['stages'] else text
 
 
-def link(cell): return f'../{quote(cell["run"])}/cell.html'
+def link(cell):
+    "Where the page of a cell lies, seen from the page of the grid"
+    return f'../{quote(cell["run"])}/cell.html'
 
 
 def map_html(made, segmenter):
@@ -148,6 +152,7 @@ def map_html(made, segmenter):
 
 
 def whole_page(title, body):
+    "A page of HTML with the report's look"
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)} · wsss_nb</title><style>{STYLE}{MAP}{LOOK}</style><body><h1>{html.escape(title)}</h1>{body}</body></html>'
 
 

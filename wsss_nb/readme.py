@@ -14,11 +14,13 @@ from .published import published_folder
 from .recipes import PACKAGE
 from .tables import known, markdown, numbers
 
-# %% ../nbs/16_readme.ipynb #5c5eb3c2
+# %% ../nbs/16_readme.ipynb #a69c1f58
 NUMBER = re.compile(r'(?:(?P<run>\S+) )?(?P<what>pixel mAP|masks|network|score maps)/(?P<split>\w+)(?: (?P<field>.+))?')
 
 
-def shown(x, digits=3): return f'{x:.{digits}f}'.removeprefix('0')
+def shown(x, digits=3):
+    "A share as the README writes it: .452"
+    return f'{x:.{digits}f}'.removeprefix('0')
 
 
 def checked(n, place, over):
