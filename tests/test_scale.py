@@ -15,7 +15,7 @@ from wsss_nb import scale
 from wsss_nb.cli import main
 from wsss_nb.core import UserError
 from wsss_nb.execute import StageFailed
-from wsss_nb.run import run_table, runs_of
+from wsss_nb.run import run_each, runs_of
 from wsss_nb.train import read_checkpoint
 
 TABLE = '''
@@ -64,7 +64,7 @@ def table(tmp_path_factory):
     d, killed, said = tmp_path_factory.mktemp('scale'), {}, []
     (d / 't.yaml').write_text(TABLE)
     (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
-    run_table(str(d / 't.yaml'), runs=d / 'plain', say=said.append)
+    run_each(runs_of(str(d / 't.yaml')), d / 'plain', said.append)
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed))
     killer.start()
     with pytest.raises(StageFailed) as e: scale.run_side_by_side(runs_of(str(d / 'bad/t.yaml')), d / 'dask', jobs=2, say=said.append)
