@@ -112,7 +112,7 @@ def run_each(
         try: folders[run] = run_recipe(run, runs=runs, run_name=run, say=say, recipe=recipe)
         except StageFailed as e:
             errors[run] = e
-            say(f'{run} stopped: {e}')
+            if len(recipes) > 1: say(f'{run} stopped: {e}')
         ended(run, errors.get(run))
     if errors: raise RunsStopped(errors, len(recipes))
     return list(folders.values())
