@@ -298,7 +298,7 @@ def main(argv=None):
     try: return a.f(a) or 0
     except UserError as e:
         print(f'wsss: {e}', file=sys.stderr)
-        return 1 if any(c.__name__ == 'StageFailed' for c in type(e).__mro__) else 2
+        return e.code
     except BrokenPipeError:  # `wsss params | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

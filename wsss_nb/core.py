@@ -18,6 +18,7 @@ from tqdm import tqdm
 # %% ../nbs/00_core.ipynb #d2b1e737
 class UserError(ValueError):
     "A mistake that the user can mend; its text says what was expected, what came, and what to do"
+    code = 2  # with which the command line ends
 
 
 def nearest(name, known):

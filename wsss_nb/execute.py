@@ -49,6 +49,7 @@ def is_locked(folder):
 # %% ../nbs/07_execute.ipynb #36e94836
 class StageFailed(UserError):
     "A cell of a stage notebook failed"
+    code = 1
 
 
 # Torch gives large blocks back to the system after each operation and asks for them again in the next: on a CPU half of a training step went into that. glibc is told to keep them.

@@ -43,13 +43,13 @@ PRESETS = {
 
 # %% ../../nbs/refine/crf.ipynb #d1f517be
 def check_image(image_u8, size=None, what='maps'):
-    "The image as contiguous uint8 [H,W,3], of the given (H, W) where there is one to compare with"
+    "The image as contiguous, writable uint8 [H,W,3] (pydensecrf refuses others), of the given (H, W) where there is one to compare with"
     image = np.asarray(image_u8)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f'image_u8: expected RGB uint8 [H,W,3], got {image.dtype} {list(image.shape)}; a tensor in [0,1] needs (255 * x).round() and its channels last.')
     if size is not None and image.shape[:2] != tuple(size):
         raise UserError(f'{what}: expected the size of the image, {image.shape[0]} x {image.shape[1]}, got {size[0]} x {size[1]}; resize to the image first.')
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=['C', 'W'])
 
 
 def check_maps(maps, image_u8, what='probs'):
