@@ -13,14 +13,14 @@ demo: $(READY)  ## the main job on the embedded set; ends by naming the page to 
 	$(BIN)/wsss demo
 
 test: $(READY)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 
 browser: $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m browser tests/test_browser.py
 
 coverage: $(READY)  ## all tests, in their kernels and workers too, and the share of the package's lines that they execute
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 tests
+	COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 --dist loadgroup tests
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

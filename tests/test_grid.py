@@ -13,9 +13,10 @@ from wsss_nb import grid as G
 from wsss_nb import grid_page as P
 from wsss_nb import stage as S
 from wsss_nb.cli import main
-from wsss_nb.core import load_json, save_json
+from wsss_nb.core import UserError, load_json, save_json
 from wsss_nb.execute import StageFailed
 from wsss_nb.methods import check_network
+from wsss_nb.readme import Tables
 from wsss_nb.recipes import notebook_parameters, read_recipe, rows_of, stage_parameters
 from wsss_nb.tables import known
 
@@ -175,3 +176,28 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, args, text):
     assert main(['grid', *args, '--runs', str(tmp_path / 'runs')]) == 2
     err = capsys.readouterr().err
     assert text in err and err.startswith('wsss: ') and err.count('\n') == 1 and not (tmp_path / 'runs').exists()
+
+
+# -- published
+
+def test_a_grid_is_published_and_the_readme_made_from_it(small, tmp_path, capsys):
+    runs, said, *_ = small
+    assert main(['publish', 'grid-synthetic', '--runs', str(runs), '--to', str(tmp_path)]) == 0 and capsys.readouterr().out.startswith('grid-synthetic: grid.json, grid.md; no notebooks')
+    made, record = load_json(tmp_path / 'grid-synthetic/grid.json'), load_json(runs / 'grid-synthetic.cam.none.none.1/run.json')
+    assert made['code'] == [record['code']] and made['versions'] == record['versions'] and made['devices'] == [record['stages']['train']['device']] and made['files'] == {}
+    assert {c['run']: c['miou'] for c in made['cells'] if c['miou'] is not None} == {c: metric(runs, c) for c in (f'grid-synthetic.{l}.{r}.none.1' for l in ('cam', 'grad_cam_pp', 'sipe') for r in ('none', 'psa')) if c != 'grid-synthetic.sipe.psa.none.1'}
+    for c in made['cells']:
+        for stage, v in c['stages'].items(): assert (runs / 'stages' / v['folder']).is_dir() and v['folder'].startswith(stage)
+    for name in ('grid.json', 'grid.md'): assert str(runs.parent) not in (tmp_path / 'grid-synthetic' / name).read_text()
+    entry = dict(grid='grid-synthetic', segmenter='none', over=dict(classes='bg+8', images=6))
+    tables = lambda **more: (tmp_path / 'tables.yaml').write_text(json.dumps(dict(tables=dict(g=dict(entry, **more)), by_hand={}))) and Tables(tmp_path)
+    t = tables()
+    assert t.tables()['g'] == next(s for s in said if s.startswith('|  | none | PSA |')) and len(t.used) == 5
+    with pytest.raises(UserError, match='g: masks: images of the published number is 6, but the table says 7'): tables(over=dict(images=7)).tables()
+    with pytest.raises(UserError, match="no published grid is called 'grid-synth'. Did you mean 'grid-synthetic'"): tables(grid='grid-synth').tables()
+
+
+def test_a_grid_with_nothing_done_is_not_published(tmp_path, capsys):
+    G.Board('synthetic', [G.Cell('cam', 'none', 'none', 0)], {}, (), tmp_path).save()
+    assert main(['publish', 'grid-synthetic', '--runs', str(tmp_path), '--to', str(tmp_path / 'out')]) == 2
+    assert 'publish: grid-synthetic: none of its cells is done; run it first: wsss grid --data synthetic' in capsys.readouterr().err and not (tmp_path / 'out').exists()

@@ -209,7 +209,7 @@ def test_a_run_on_photographs_leaves_its_record_and_no_picture(tmp_path, capsys)
     (run / 'w.pth').write_bytes(b'weights')
     (run / 'train.ipynb').write_text('{}')
     assert main(['publish', 'mine', '--runs', str(tmp_path / 'runs'), '--to', str(tmp_path / 'out'), '--as', 'its_name']) == 0
-    assert capsys.readouterr().out.startswith('its_name: run.json, metrics.json; no notebooks, no pictures;')
+    assert capsys.readouterr().out.startswith('its_name: metrics.json, run.json; no notebooks, no pictures;')
     out = tmp_path / 'out/its_name'
     assert sorted(p.name for p in out.iterdir()) == ['metrics.json', 'run.json'] and (out / 'metrics.json').read_text().strip() and read(out / 'metrics.json') == read(run / 'metrics.json')
     made = read(out / 'run.json')
@@ -255,7 +255,7 @@ def test_a_run_on_the_embedded_set_is_published_with_its_notebooks_and_made_agai
     (tmp_path / 'small.yaml').write_text('stages: [train, masks, evaluate]\n')
     options = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'masks.scales=[1.0]', 'workers=1']
     R.run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
-    assert main(['publish', 'small', '--runs', str(tmp_path / 'runs'), '--to', str(tmp_path / 'out')]) == 0 and 'metrics.json, 3 executed notebooks;' in capsys.readouterr().out
+    assert main(['publish', 'small', '--runs', str(tmp_path / 'runs'), '--to', str(tmp_path / 'out')]) == 0 and 'run.json, 3 executed notebooks;' in capsys.readouterr().out
     shutil.rmtree(tmp_path / 'runs')
     out = tmp_path / 'out/small'
     for f in out.iterdir(): assert str(tmp_path) not in f.read_text() and not any(TRACES.search(t) for t in texts(read(f)))
@@ -264,6 +264,15 @@ def test_a_run_on_the_embedded_set_is_published_with_its_notebooks_and_made_agai
     injected = next(''.join(c['source']) for c in cells if 'injected-parameters' in c['metadata'].get('tags', []))
     assert re.search(r'(?m)^localiser = "train-[0-9a-f]{12}"$', injected) and 'runs = "runs"' in injected
     assert main(['verify', str(out), '--runs', str(tmp_path / 'again')]) == 0 and 'each the same to the last bit' in capsys.readouterr().out
+
+
+def test_verify_refuses_other_weights(tmp_path, capsys):
+    (tmp_path / 'w.npz').write_bytes(b'other')
+    assert main(['verify', str(FOLDER / 'sipe_photos.SIPE'), '--runs', str(tmp_path / 'runs'), '-p', f'weights={tmp_path}/w.npz']) == 2
+    err, name = capsys.readouterr().err, next(iter(read(FOLDER / 'sipe_photos.SIPE/run.json')['files']))
+    assert f'w.npz: its SHA-256 is not that of {name}, with which the run began' in err and err.count('\n') == 1 and not (tmp_path / 'runs').exists()
+    R.same_weights(tmp_path / 'w.npz', dict(w=hashlib.sha256(b'other').hexdigest()))
+    R.same_weights(tmp_path / 'w.npz', dict(gone=''))
 
 
 def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from wsss_nb.cli import main
 from wsss_nb.core import UserError, save_json
 from wsss_nb.data.synthetic import write_voc
 from wsss_nb.data.voc import VOC_CLASSES
+from wsss_nb.execute import StageFailed
 from wsss_nb.methods import check_network
 from wsss_nb.recipes import all_recipes, is_row, read_recipe, stage_parameters
 
@@ -218,7 +219,7 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch):
     runs, asked = tiny[0], {}
     def stopped(recipes, runs, jobs, scheduler, say, ended):
         asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
-        raise T.StageFailed('1 of 3 runs stopped')
+        raise StageFailed('1 of 3 runs stopped')
     monkeypatch.setattr(T, 'run_all', stopped)
     (runs / 'tiny_1-synthetic/table.md').unlink()
     options = [x for o in SMALL for x in ('-p', o)]

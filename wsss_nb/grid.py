@@ -10,7 +10,6 @@ from collections import Counter
 from typing import NamedTuple
 
 from .core import UserError, check_name, load_json, make_folder, save_json, whole_file
-from .execute import StageFailed
 from .grid_page import grid_html, grid_markdown, markdown_table, time_text, write_cell_page
 from .methods import AFFINITIES, check_network
 from .recipes import STAGES, read_recipe, set_option, stage_parameters
@@ -217,12 +216,11 @@ def run_grid(
 ):
     "Run the cells of a grid that are not done, and write its page; returns the content of grid.json"
     cells = cells_of(data, localisers, refiners, segmenters, seeds)
-    recipes, stopped = recipes_of(data, cells, options), None
+    recipes = recipes_of(data, cells, options)
     if dry: return dry_grid(recipes, runs, say)
     board = Board(data, cells, recipes, options, runs)
     try: run_all(recipes, runs, jobs, scheduler, say, board.ended)
-    except StageFailed as e: stopped = e
-    made, page = board.made(), board.save()
-    for text in ('', *itertools.chain(*((f'{name}:', markdown_table(made, s), '') for s, name in made['segmenters'].items())), time_text(made), f'Open this page: {page}'): say(text)
-    if stopped: raise stopped
+    finally:
+        made, page = board.made(), board.save()
+        for text in ('', *itertools.chain(*((f'{name}:', markdown_table(made, s), '') for s, name in made['segmenters'].items())), time_text(made), f'Open this page: {page}'): say(text)
     return made

@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'leaks', 'in_64_colours', 'picture', 'output',
-           'notebook', 'published_folder', 'checksums', 'publish', 'publish_all', 'refuse_leaks']
+           'notebook', 'published_folder', 'checksums', 'publish', 'laid_down', 'publish_grid', 'publish_all',
+           'refuse_leaks']
 
 # %% ../nbs/15_published.ipynb #c534d782
 import base64, io, json, platform, re
@@ -13,6 +14,7 @@ from PIL import Image
 from .core import UserError, file_sha256, load_json, make_folder, whole_file
 from .recipes import PACKAGE
 from .run import leaves, record_of
+from .stage import runs_folder
 
 # %% ../nbs/15_published.ipynb #44d962f4
 WHOLE = re.compile(r'(~|[A-Za-z]:|\.\.?)?[/\\]')  # how a text begins that is a path
@@ -105,22 +107,37 @@ def publish(
     folder='',  # where published runs lie
     limit=PICTURE,
 ):
-    "Copy what a finished run has on record, scrubbed, into a folder of its name; returns that folder"
+    "Copy what a finished run, or a grid, has on record, scrubbed, into a folder of its name; returns that folder"
+    if (runs_folder(runs) / run_name / 'grid.json').exists(): return publish_grid(runs_folder(runs) / run_name, name, folder)
     place = record_of(run_name, runs)
     name = name or place.name
     made, metrics = load_json(place / 'run.json'), load_json(place / 'metrics.json')
     if made['state'] != 'done': raise UserError(f'publish: {place.name}: {made["state"]}; only a run that is done can be published: wsss resume {place.name}.')
     if not leaves(metrics): raise UserError(f'publish: {place.name} has no numbers; its data have no ground truth, or it ends before evaluate.')
-    if not re.fullmatch(r'[\w.+-]+', name): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
     ours = all(s['parameters'].get('data_name') == 'synthetic' for s in made['stages'].values())
     files = {'run.json': dict(scrubbed(made), name=name, files=checksums(made['stages'])), 'metrics.json': scrubbed(metrics)}
     if ours: files |= {f'{s}.ipynb': notebook(place / f'{s}.ipynb', limit) for s in made['stages']}
+    return laid_down(files, name, folder)
+
+
+def laid_down(files, name, folder):
+    "Write the files of a published run, if nothing in them names this machine"
+    if not re.fullmatch(r'[\w.+-]+', name): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
     for file, x in files.items(): refuse_leaks(f'{name}/{file}', x)
     target = make_folder(published_folder(folder) / name)
     for old in target.glob('*.ipynb'): old.unlink()
     for file, x in files.items():
-        with whole_file(target / file, 'w') as f: f.write(json.dumps(x, indent=1, ensure_ascii=False) + '\n')
+        with whole_file(target / file, 'w') as f: f.write(x if isinstance(x, str) else json.dumps(x, indent=1, ensure_ascii=False) + '\n')
     return target
+
+
+def publish_grid(place, name='', folder=''):
+    "The same of a grid: its cells with their numbers and the fingerprints of their stages, and its tables; the code, the versions and the weights of its runs"
+    made = load_json(place / 'grid.json')
+    records = [load_json(place.parent / c['run'] / 'run.json') for c in made['cells'] if c['state'] == 'done']
+    if not records: raise UserError(f'publish: {place.name}: none of its cells is done; run it first: wsss grid --data {made["data"]}.')
+    of_all = dict(code=sorted({r['code'] for r in records}), versions=records[0]['versions'], devices=sorted({s['device'] for r in records for s in r['stages'].values()}), files={k: v for r in records for k, v in checksums(r['stages']).items()})
+    return laid_down({'grid.json': dict(scrubbed(made), **scrubbed(of_all)), 'grid.md': scrubbed((place / 'grid.md').read_text(encoding='utf-8'))}, name or place.name, folder)
 
 
 def publish_all(names, runs='', name='', folder='', say=print):
@@ -129,11 +146,11 @@ def publish_all(names, runs='', name='', folder='', say=print):
     for run in names:
         made = publish(run, runs, name, folder)
         notebooks, size = len(list(made.glob('*.ipynb'))), sum(f.stat().st_size for f in made.iterdir())
-        say(f'{made.name}: run.json, metrics.json' + (f', {notebooks} executed notebooks' if notebooks else '; no notebooks, no pictures') + f'; {size // 1000} kB')
+        say(f'{made.name}: {", ".join(sorted(f.name for f in made.iterdir() if f.suffix != ".ipynb"))}' + (f', {notebooks} executed notebooks' if notebooks else '; no notebooks, no pictures') + f'; {size // 1000} kB')
 
 
 def refuse_leaks(file, x):
     "Refuse what still names this machine; the code of the notebooks is the package's, and pictures are no text"
-    if 'cells' in x: x = [[dict(o, data={k: v for k, v in o.get('data', {}).items() if k != 'image/png'}) for o in c.get('outputs', [])] for c in x['cells']]
+    if 'nbformat' in x: x = [[dict(o, data={k: v for k, v in o.get('data', {}).items() if k != 'image/png'}) for o in c.get('outputs', [])] for c in x['cells']]
     found = leaks(x)
     if found: raise UserError(f'publish: {file} would still hold {found[0]!r}, which belongs to this machine; write it as a relative path and run again.')

@@ -10,6 +10,7 @@ import json, re
 import yaml
 
 from .core import UserError, load_json, nearest, whole_file
+from .grid_page import markdown_table
 from .published import published_folder
 from .recipes import PACKAGE
 from .tables import known, markdown, numbers
@@ -40,12 +41,13 @@ class Tables:
         if not (self.folder / 'tables.yaml').exists(): raise UserError(f'published: {self.folder / "tables.yaml"} is missing; it says which number stands where.')
         self.says, self.used = yaml.safe_load((self.folder / 'tables.yaml').read_text(encoding='utf-8')), []
 
-    def names(self): return sorted(f.parent.name for f in self.folder.glob('*/metrics.json'))
+        self.names = sorted(f.parent.name for f in self.folder.glob('*/metrics.json'))
+        self.grids = sorted(f.parent.name for f in self.folder.glob('*/grid.json'))
 
     def measured(self, m, run, place, over):
         "A number of a published run"
         run, what = m['run'] or run, f'{m["what"]}/{m["split"]}'
-        if run not in self.names(): raise UserError(f'{place}: no published run is called {run!r}.{nearest(str(run), self.names())} wsss publish {run} makes it one.')
+        if run not in self.names: raise UserError(f'{place}: no published run is called {run!r}.{nearest(str(run), self.names)} wsss publish {run} makes it one.')
         metrics = load_json(self.folder / run / 'metrics.json')
         found = [n for n in metrics['numbers'] if f'{n["what"]}/{n["split"]}' == what.replace('pixel mAP', 'masks')]
         if not found: raise UserError(f'{place}: {run} has no {what}.')
@@ -86,9 +88,21 @@ class Tables:
             else: out.append(self.filled(template or '', row.get('run'), place, t.get('over', {})))
         return out
 
+    def grid(self, name):
+        "The table of a published grid, in Markdown"
+        t = self.says['tables'][name]
+        if t['grid'] not in self.grids: raise UserError(f'{name}: no published grid is called {t["grid"]!r}.{nearest(t["grid"], self.grids)} wsss publish {t["grid"]} makes it one.')
+        made = load_json(self.folder / t['grid'] / 'grid.json')
+        for c in made['cells']:
+            if c['segmenter'] != t['segmenter'] or not c['number']: continue
+            checked(c['number'], f'{name}: {made["segmenters"][t["segmenter"]]}', t['over'])
+            self.used.append(('run', f'{t["grid"]} {c["run"]}'))
+        return markdown_table(made, t['segmenter'])
+
     def table(self, name):
         "A table in Markdown"
         t = self.says['tables'][name]
+        if 'grid' in t: return self.grid(name)
         lines = markdown([list(t['columns']), *(self.row(name, label, row) for label, row in t['rows'].items())])
         return lines.replace('|  ', '| ')  # an empty cell
 
@@ -140,9 +154,10 @@ def show_published(write=False, folder='', say=print):
     t = Tables(folder)
     tables, sentences = t.tables(), t.sentences()
     wrong = wrong or out_of_step(places(), tables, sentences)
-    for name in t.names():
+    for name in [*t.names, *t.grids]:
         shows = sum(kind == 'run' and what.startswith(f'{name} ') for kind, what in t.used)
-        say(f'{name:40} {load_json(t.folder / name / "run.json")["code"]:18} {shows} numbers in the README')
+        code = load_json(t.folder / name / 'run.json')['code'] if name in t.names else ', '.join(load_json(t.folder / name / 'grid.json')['code'])
+        say(f'{name:40} {code:18} {shows} numbers in the README')
     say(', '.join(f'{sum(k == kind for k, _ in set(t.used))} {text}' for kind, text in (('run', 'numbers from runs'), ('paper', 'out of papers'), ('by hand', 'measured by hand'))))
     for line in wrong: say(f'out of step: {line}')
     return int(bool(wrong))

@@ -2,15 +2,15 @@
 
 # %% auto #0
 __all__ = ['code_version', 'copy_whole', 'record', 'lined_up', 'run_recipe', 'runs_of', 'RunsStopped', 'run_each', 'dry_each',
-           'dry_run', 'work', 'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'differences', 'verify',
-           'unused', 'prune']
+           'dry_run', 'work', 'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'differences', 'same_weights',
+           'verify', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #a620cf99
 import shutil, time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .core import UserError, load_json, nearest, save_json, versions, whole_file
+from .core import UserError, file_sha256, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, is_locked, locked
 from .methods import check_network
 from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters
@@ -190,6 +190,12 @@ def differences(before, after):
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
 
 
+def same_weights(path, files):
+    "Raise if a file of weights is none of those that a published run began with: name -> SHA-256"
+    path = Path(path).expanduser()
+    if any(files.values()) and path.is_file() and file_sha256(path) not in files.values(): raise UserError(f'{path}: its SHA-256 is not that of {", ".join(files)}, with which the run began; give that file with -p weights=...')
+
+
 def verify(
     run_name,  # a run, or a folder with its run.json and metrics.json
     runs='',  # folder with runs
@@ -202,6 +208,7 @@ def verify(
     if made['state'] != 'done': raise UserError(f'{folder.name}: {made["state"]}; only a run that is done can be verified: wsss resume {folder.name}.')
     if not leaves(before): raise UserError(f'{folder.name}: it has no metrics to compare.')
     for o in options: set_option(made['recipe'], o)
+    for p in stage_parameters(made['recipe']).values(): same_weights(p.get('weights') or '', made.get('files', {}))
     if place.exists(): shutil.rmtree(place)
     after = load_json(run_recipe(folder.name, runs=place, run_name=folder.name, say=say, recipe=made['recipe']) / 'metrics.json')
     changed = differences(before, after)

@@ -15,7 +15,6 @@ import yaml
 from .core import UserError, load_json, make_folder, nearest, save_json, whole_file
 from .metrics import papers_table
 from .recipes import PACKAGE, read_recipe, set_option, stage_parameters
-from .execute import StageFailed
 from .run import dry_each
 from .scale import run_all
 from .stage import runs_folder
@@ -248,12 +247,10 @@ def run_table(
     data = data or data_of(name)[0]
     recipes = {run_name(name, label, data): recipe for label, recipe in rows_on(name, data, options).items()}
     if dry: return dry_each(recipes, runs, say)
-    stopped = None
     try: run_all(recipes, runs, jobs, scheduler, say, ended=lambda run, error: save_table(name, data, runs, options))
-    except StageFailed as e: stopped = e
-    folder, rows = save_table(name, data, runs, options)
-    for text in ('', heading(name, data, rows, options), '', columns_of(cells(name, rows)), f'table: {folder / "table.md"}'): say(text)
-    if stopped: raise stopped
+    finally:
+        folder, rows = save_table(name, data, runs, options)
+        for text in ('', heading(name, data, rows, options), '', columns_of(cells(name, rows)), f'table: {folder / "table.md"}'): say(text)
     return folder
 
 # %% ../nbs/12_tables.ipynb #101789fc
