@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inside import inside
 from wsss_nb.core import UserError, load_json
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import read_mask, save_mask
@@ -17,7 +18,7 @@ RECIPE = dict(limit=6, masks=dict(given='truth', splits=['train']), segment=dict
 
 
 def test_the_datas_own_masks_are_an_upper_bound_without_any_localiser(tmp_path):
-    folder = run_recipe('bound', runs=str(tmp_path), recipe=RECIPE)
+    with inside(): folder = run_recipe('bound', runs=str(tmp_path), recipe=RECIPE)
     run, numbers = load_json(folder / 'run.json'), load_json(folder / 'metrics.json')['numbers']
     assert list(run['stages']) == ['masks', 'segment', 'evaluate']
     (masks,), networks = [n for n in numbers if n['what'] == 'masks'], [n for n in numbers if n['what'] == 'network']
@@ -46,7 +47,7 @@ def given(voc, tmp_path, change=lambda folder, names: None):
     for i, n in enumerate(data.names): save_mask(folder / f'{n}.png', data.mask(i))
     change(folder, data.names)
     recipe = dict(stages=['masks'], data=dict(name='voc12', root=str(voc), tags='masks'), masks=dict(given=str(folder), splits=['train']))
-    return run_recipe('given', runs=str(tmp_path / 'runs'), recipe=recipe, say=lambda _: None), folder, data
+    with inside(): return run_recipe('given', runs=str(tmp_path / 'runs'), recipe=recipe, say=lambda _: None), folder, data
 
 
 def test_plain_files_are_taken_as_they_are_and_changed_ones_are_taken_anew(voc, tmp_path):

@@ -7,8 +7,8 @@ from html import unescape
 from statistics import mean
 
 import pytest
-from matplotlib import pyplot
 
+from inside import inside
 from wsss_nb import grid as G
 from wsss_nb import grid_page as P
 from wsss_nb import stage as S
@@ -21,20 +21,6 @@ from wsss_nb.recipes import notebook_parameters, read_recipe, rows_of, stage_par
 from wsss_nb.tables import known
 
 SMALL = ['limit=6', 'train.epochs=1', 'train.batch_size=2', 'psa.epochs=1', 'masks.scales=[1.0]', 'workers=1', 'device=cpu']
-MADE = []  # the stages that were executed
-
-
-def here(path, out, parameters, what, progress):
-    "A stage notebook executed in this process: no kernel has to start"
-    MADE.append((what, out.parent.name))
-    names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
-    out.write_bytes(path.read_bytes())
-    try:
-        for cell in S.notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
-    except Exception as e: raise StageFailed(f'{what} failed in cell 7: {e} (executed notebook: {out})') from None
-    finally:
-        pyplot.close('all')
-        for folder in list(names['stage'].locks) if 'stage' in names else []: names['stage'].release(folder)
 
 
 @pytest.fixture(scope='module')
@@ -42,15 +28,13 @@ def small(tmp_path_factory):
     "Three localisers, two refiners; PSA is let loose on SIPE, whose maps it cannot take. The folder with runs, what was said, what was executed at first and once more, the error"
     rules, runs, said = copy.deepcopy(known('grid')), tmp_path_factory.mktemp('grid') / 'runs', []
     rules['cannot'].pop('sipe')
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(S, 'run_notebook', here)
+    with pytest.MonkeyPatch.context() as m, inside() as made:
         m.setattr(G, 'known', lambda name: rules)
-        MADE.clear()
         ask = dict(localisers=['cam', 'grad_cam_pp', 'sipe'], refiners=['none', 'psa'], seeds=['1'], options=SMALL, runs=runs, say=said.append)
         with pytest.raises(StageFailed) as e: G.run_grid('synthetic', **ask)
-        first = list(MADE)
+        first = list(made)
         with pytest.raises(StageFailed): G.run_grid('synthetic', **ask)
-    return runs, said, first, MADE[len(first):], str(e.value)
+    return runs, said, first, made[len(first):], str(e.value)
 
 
 def metric(runs, run): return next(n['miou'] for n in json.loads((runs / run / 'metrics.json').read_text())['numbers'] if (n['what'], n['split']) == ('masks', 'val'))

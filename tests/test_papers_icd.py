@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from conformity import check_localiser
+from inside import inside
 from wsss_nb.core import UserError
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import Data, Record, load_maps, read_mask, save_maps
@@ -392,7 +393,7 @@ evaluate: {splits: [val], pixel_map: true}
 
 def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map(tmp_path):
     (tmp_path / 'icd.yaml').write_text(RECIPE)
-    folder, said = run_recipe(str(tmp_path / 'icd.yaml'), runs=tmp_path, say=print), []
+    with inside(): folder = run_recipe(str(tmp_path / 'icd.yaml'), runs=tmp_path, say=print)
     store, data = tmp_path / 'stages', open_data('synthetic', 'val', limit=12)
     maps = {i: load_maps(next(store.glob('maps-*')) / f'{data.names[i]}.npz') for i in range(len(data))}
     got, ranked = json.loads((folder / 'metrics.json').read_text())['pixel_map']['val'], {}
@@ -405,5 +406,5 @@ def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map(tmp_path):
     assert np.array_equal(mask, to_mask(refine(data.image(0), m, ['crf'], crf_preset='icd')))
 
     regions = {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')}
-    run_recipe(str(tmp_path / 'icd.yaml'), ['train.lr=0.001', 'stages=[train]'], runs=tmp_path, run_name='again', say=said.append)
-    assert len(regions) == 12 and regions == {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')} and 'kept' not in said[0]
+    with inside() as made: run_recipe(str(tmp_path / 'icd.yaml'), ['train.lr=0.001', 'stages=[train]'], runs=tmp_path, run_name='again')
+    assert len(regions) == 12 and regions == {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')} and [stage for stage, _ in made] == ['train']

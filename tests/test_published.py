@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inside import inside
 from wsss_nb import published as P
 from wsss_nb import readme as M
 from wsss_nb import run as R
@@ -263,7 +264,8 @@ def test_a_run_on_the_embedded_set_is_published_with_its_notebooks_and_made_agai
     cells = read(out / 'masks.ipynb')['cells']
     injected = next(''.join(c['source']) for c in cells if 'injected-parameters' in c['metadata'].get('tags', []))
     assert re.search(r'(?m)^localiser = "train-[0-9a-f]{12}"$', injected) and 'runs = "runs"' in injected
-    assert main(['verify', str(out), '--runs', str(tmp_path / 'again')]) == 0 and 'each the same to the last bit' in capsys.readouterr().out
+    with inside() as made: assert main(['verify', str(out), '--runs', str(tmp_path / 'again')]) == 0
+    assert [stage for stage, _ in made] == ['train', 'masks', 'evaluate'] and 'each the same to the last bit' in capsys.readouterr().out
 
 
 def test_verify_refuses_other_weights(tmp_path, capsys):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from inside import inside
 from wsss_nb import run as R
 from wsss_nb import stage as S
 from wsss_nb.cli import main
@@ -75,11 +76,11 @@ def test_the_second_run_does_nothing(small):
 
 def test_a_crf_parameter_starts_again_at_the_masks(small):
     said = []
-    R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
+    with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
     assert 'kept' in said[0] and 'kept' not in said[1]
     assert len(list((small / 'runs/stages').glob('maps-*'))) == 2  # the score maps of both splits were not made again
     said.clear()
-    R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'masks.crf_iters=5', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
+    with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'masks.crf_iters=5', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
     assert 'kept' in said[0] and 'kept' not in said[1]
 
 
@@ -436,7 +437,7 @@ def test_walks_are_stages_and_steps_of_a_table(small, capsys):
     (small / 'walks.yaml').write_text('stages: [train, masks, evaluate]\nevaluate: {splits: [val], sweep: false}\nmasks: {splits: [val]}\n'
                                       'rows:\n  psa: {masks: {refine: [psa]}}\n  chain: {masks: {refine: [pamr, psa, crf]}}\n  irn: {masks: {refine: [irn, crf]}}\n')
     options = [o for o in SMALL if not o.startswith('segment')] + ['psa.epochs=1', 'irn.epochs=1', 'psa.scales=[1.0]', 'irn.scales=[1.0]', 'psa.batch_size=4', 'irn.batch_size=4', 'masks.psa_log2_steps=3', 'masks.irn_log2_steps=3', 'masks.psa_border=true']
-    assert main(['run', str(small / 'walks.yaml'), '--runs', str(small / 'runs'), *[x for o in options for x in ('-p', o)]]) == 0
+    with inside(): assert main(['run', str(small / 'walks.yaml'), '--runs', str(small / 'runs'), *[x for o in options for x in ('-p', o)]]) == 0
     out = capsys.readouterr().out
     assert out.count('train     kept') == 3 and 'masks/val' in out  # the localiser is that of the run `small`
     for row, steps in (('psa', ['train', 'psa', 'masks', 'evaluate']), ('chain', ['train', 'psa', 'masks', 'evaluate']), ('irn', ['train', 'irn', 'masks', 'evaluate'])):

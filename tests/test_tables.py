@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inside import inside
 from wsss_nb import run, stage
 from wsss_nb import tables as T
 from wsss_nb.cli import main
@@ -170,7 +171,7 @@ def small_files(monkeypatch): monkeypatch.setattr(T, 'known', TINY.get)
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     "Such a table, run: the folder with runs, and what was said"
-    with pytest.MonkeyPatch.context() as m:
+    with pytest.MonkeyPatch.context() as m, inside():
         m.setattr(T, 'known', TINY.get)
         runs, said = tmp_path_factory.mktemp('tiny') / 'runs', []
         T.run_table('tiny:1', 'synthetic', SMALL, runs, say=said.append)
@@ -208,7 +209,7 @@ def test_the_rows_of_a_table_share_their_stages_and_go_on(tiny, small_files):
     save_json(runs / 'tiny_1-synthetic.cam_crf/run.json', dict(record, state='stopped in evaluate', stages={k: v for k, v in record['stages'].items() if k != 'evaluate'}))
     assert T.overview(runs)[1] == ['tiny:1', '3/5', '0/3', '-', '-', '2/3', 'a small table']
     again = []
-    T.run_table('tiny:1', 'synthetic', SMALL, runs, say=again.append)
+    with inside(): T.run_table('tiny:1', 'synthetic', SMALL, runs, say=again.append)
     assert sum(' kept ' in s for s in again) == 8 and again[-2] == said[-2] and (runs / 'tiny_1-synthetic.cam_crf/metrics.json').read_bytes() == before
     assert T.overview(runs)[1][5] == '3/3'
 

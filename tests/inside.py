@@ -1,0 +1,32 @@
+"""Stage notebooks executed in the process of the test: no kernel has to start, and nothing is printed into them."""
+from contextlib import contextmanager
+
+import pytest
+from matplotlib import pyplot
+
+from wsss_nb import stage
+from wsss_nb.execute import StageFailed
+from wsss_nb.recipes import notebook_parameters
+
+
+def execute(path, out, parameters, what, progress):
+    names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
+    out.write_bytes(path.read_bytes())
+    try:
+        for cell in stage.notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
+    except Exception as e: raise StageFailed(f'{what} failed in cell 7: {e} (executed notebook: {out})') from None
+    finally:
+        pyplot.close('all')
+        for folder in list(names['stage'].locks) if 'stage' in names else []: names['stage'].release(folder)
+
+
+@contextmanager
+def inside():
+    "Runs are executed in this process; yields the stages that were: (stage, name of its folder)"
+    made = []
+    def noted(path, out, parameters, what, progress):
+        made.append((what, out.parent.name))
+        execute(path, out, parameters, what, progress)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(stage, 'run_notebook', noted)
+        yield made
