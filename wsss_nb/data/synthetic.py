@@ -117,6 +117,7 @@ SPLITS = dict(train=(1, 400), val=(2, 100))  # number in the key of the dice; im
 SHAPES = [(96, 96), (96, 96), (80, 112), (112, 80), (88, 104)]  # height, width
 
 
+@lru_cache(None)
 def tags_of(seed, split, i):
     "The class ids of image `i`, known before it is drawn"
     key = SPLITS[split][0]
