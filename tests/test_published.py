@@ -24,6 +24,7 @@ from wsss_nb.tables import known
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'runs/published'
 RUNS = sorted(f.parent for f in FOLDER.glob('*/run.json'))
+GRIDS = sorted(FOLDER.glob('*/grid.json'))
 FILES = sorted(p for p in FOLDER.rglob('*') if p.is_file())
 read = lambda path: json.loads(path.read_text(encoding='utf-8'))
 
@@ -43,7 +44,7 @@ TRACES = re.compile(r'/(home|Users|root|tmp|var|mnt|opt|usr|srv|scratch|work|med
 
 @pytest.mark.parametrize('path', [p for p in FILES if p.suffix != '.yaml'], ids=lambda p: p.relative_to(FOLDER).as_posix())
 def test_nothing_in_it_names_a_machine_or_somebody(path):
-    for text in texts(read(path)):
+    for text in texts(read(path)) if path.suffix != '.md' else [path.read_text()]:
         found = TRACES.search(text)
         assert not found, (found[0], text[max(0, found.start() - 40):][:120])
         assert len(platform.node()) < 4 or platform.node() == 'localhost' or not re.search(rf'\b{re.escape(platform.node())}\b', text)
@@ -59,6 +60,7 @@ def test_what_lies_there_is_what_should():
         for s in run['stages'].values():
             weights = s['parameters'].get('weights') or ''
             assert '.' not in weights or re.fullmatch('[0-9a-f]{64}', run['files'][weights])
+    for folder in (f.parent for f in GRIDS): assert {p.name for p in folder.iterdir()} == {'grid.json', 'grid.md'}
 
 
 def test_it_is_small_and_the_notebooks_open():
@@ -82,13 +84,37 @@ def test_the_readme_and_its_notebook_show_the_published_numbers(capsys):
     assert tables_of(readme) == tables_of(index) and readme.strip() == index.strip()
 
 
+def of_grid(made):
+    "What a grid's tables may say, counted in another way: means and half ranges over the seeds, gains over no refiner and their means over the localisers"
+    cells = {(c['segmenter'], c['localiser'], c['refiner'], c['seed']): c['miou'] for c in made['cells'] if c['state'] == 'done'}
+    over_seeds = {k: [x for (*place, _), x in cells.items() if tuple(place) == k] for k in {k[:3] for k in cells}}
+    out = [f(v) for v in over_seeds.values() for f in (np.mean, lambda v: np.ptp(v) / 2)]
+    for s, r in {(k[0], k[2]) for k in cells}:
+        gains = {l: [x - cells[s, l, 'none', n] for (a, b, c, n), x in cells.items() if (a, b, c) == (s, l, r) and (s, l, 'none', n) in cells] for l in made['localisers']}
+        out.append(abs(np.mean([np.mean(g) for g in gains.values() if g] or [0])))
+    return out
+
+
+def test_a_grid_has_the_numbers_of_the_runs_that_are_published_alone():
+    cells = {c['run']: c['number'] for c in read(FOLDER / 'grid-synthetic/grid.json')['cells'] if c['number']}
+    for localiser in ('cam', 'icd', 'ecsnet', 'sipe', 'ccmr'):
+        alone = next(n for n in read(FOLDER / f'{localiser}_synthetic/metrics.json')['numbers'] if (n['what'], n['split']) == ('masks', 'val'))
+        assert cells[f'grid-synthetic.{localiser}.none.none.0']['iou'] == alone['iou']
+    for path in GRIDS:
+        made = read(path)
+        for c in made['cells']:
+            n = c['number']
+            assert (c['state'] == 'done') == bool(n) == bool(c['stages']) and (not n or (n['seed'], n['miou'], n['oracle'], n['use_image_labels']) == (c['seed'], c['miou'], False, n['what'] == 'masks'))
+        assert made['times']['cells'] == sum(c['state'] == 'done' for c in made['cells']) and all(re.search(r'\([0-9a-f]{7}\)$', x) for x in made['code'])
+
+
 def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     text = (ROOT / 'README.md').read_text().split('\n## Results')[1].split('\n## ')[0]
     left = re.sub(r'<!-- table.*?<!-- /table -->', '', text, flags=re.S)
     assert not re.search(r'(?m)^\|', left), 'a table without its comments'
     t = M.Tables()
     assert list(tables_of(text)) == list(t.says['tables'])
-    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [x['value'] for x in t.says['by_hand'].values()]
+    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [x['value'] for x in t.says['by_hand'].values()] + [n for f in GRIDS for n in of_grid(read(f))]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
     assert len(numbers) > 100
