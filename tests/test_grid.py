@@ -135,7 +135,7 @@ def test_what_makes_no_sense_has_a_reason():
     results = [G.result('synthetic', c, recipes.get(c.run('synthetic')), '/nowhere') for c in cells]
     assert [r['state'] for r in results] == ['not run yet', 'makes no sense']
     made = G.gathered('synthetic', results)
-    assert '| SIPE | not run yet | makes no sense |' in P.grid_markdown(made) and 'PSA learns from two that it makes itself <small>(SIPE · PSA)' in P.grid_html(made)
+    assert '| SIPE | not run yet | – |' in P.grid_markdown(made) and 'PSA learns from two that it makes itself <small>(SIPE · PSA)' in P.grid_html(made)
 
 
 def test_a_dry_run_says_what_is_shared_and_runs_nothing(tmp_path, capsys):

@@ -45,9 +45,9 @@ def short(x, sign=''):
 
 
 def text_of(place):
-    "What a table says of a place: .512, .512 ± .004, or its state"
+    "What a table says of a place: .512, .512 ± .004, – where it makes no sense, or its state"
     if place is None: return ''
-    if place['mean'] is None: return place['cells'][0]['state']
+    if place['mean'] is None: return place['cells'][0]['state'].replace('makes no sense', '–')
     return short(place['mean']) + (f' ± {short(place["spread"])}' if place['n'] > 1 else '')
 
 
