@@ -164,6 +164,7 @@ def image_cluster(monkeypatch):
     "Two processes behind WSSS_SCHEDULER"
     from distributed import LocalCluster
     from wsss_nb import workers
+    assert list(workers.parallel(str, range(20), workers=2))[3] == '3'  # a pool of this machine with as many processes is there already
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as c:
         monkeypatch.setenv('WSSS_SCHEDULER', c.scheduler_address)
         yield c

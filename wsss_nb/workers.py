@@ -70,7 +70,7 @@ def killed():
     return (sys.modules['distributed'].KilledWorker,) if CLUSTER else ()
 
 
-POOL = {}  # number of workers -> processes that wait for the next call
+POOL = {}  # (number of workers, on a cluster) -> processes that wait for the next call
 
 
 def worker_begins():
@@ -89,8 +89,9 @@ def worker_does(f, item):
 
 def pool_of(workers):
     "So many processes, kept for the next call"
-    if workers not in POOL: POOL[workers] = CLUSTER[0].get_executor() if cluster_size() else ProcessPoolExecutor(workers, worker_context(), worker_begins)
-    return POOL[workers]
+    key = workers, cluster_size() > 0
+    if key not in POOL: POOL[key] = CLUSTER[0].get_executor() if key[1] else ProcessPoolExecutor(workers, worker_context(), worker_begins)
+    return POOL[key]
 
 
 def close_pool():
