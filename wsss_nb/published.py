@@ -136,7 +136,8 @@ def publish_grid(place, name='', folder=''):
     made = load_json(place / 'grid.json')
     records = [load_json(place.parent / c['run'] / 'run.json') for c in made['cells'] if c['state'] == 'done']
     if not records: raise UserError(f'publish: {place.name}: none of its cells is done; run it first: wsss grid --data {made["data"]}.')
-    of_all = dict(code=sorted({r['code'] for r in records}), versions=records[0]['versions'], devices=sorted({s['device'] for r in records for s in r['stages'].values()}), files={k: v for r in records for k, v in checksums(r['stages']).items()})
+    stages = {s['folder']: s for r in records for s in r['stages'].values()}
+    of_all = dict(code=sorted({r['code'] for r in records}), versions=records[0]['versions'], devices=sorted({s['device'] for s in stages.values()}), files=checksums(stages))
     return laid_down({'grid.json': dict(scrubbed(made), **scrubbed(of_all)), 'grid.md': scrubbed((place / 'grid.md').read_text(encoding='utf-8'))}, name or place.name, folder)
 
 

@@ -40,7 +40,6 @@ class Tables:
         self.folder = published_folder(folder)
         if not (self.folder / 'tables.yaml').exists(): raise UserError(f'published: {self.folder / "tables.yaml"} is missing; it says which number stands where.')
         self.says, self.used = yaml.safe_load((self.folder / 'tables.yaml').read_text(encoding='utf-8')), []
-
         self.names = sorted(f.parent.name for f in self.folder.glob('*/metrics.json'))
         self.grids = sorted(f.parent.name for f in self.folder.glob('*/grid.json'))
 

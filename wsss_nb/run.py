@@ -208,7 +208,7 @@ def verify(
     if made['state'] != 'done': raise UserError(f'{folder.name}: {made["state"]}; only a run that is done can be verified: wsss resume {folder.name}.')
     if not leaves(before): raise UserError(f'{folder.name}: it has no metrics to compare.')
     for o in options: set_option(made['recipe'], o)
-    for p in stage_parameters(made['recipe']).values(): same_weights(p.get('weights') or '', made.get('files', {}))
+    for path in {p.get('weights') or '' for p in stage_parameters(made['recipe']).values()}: same_weights(path, made.get('files', {}))
     if place.exists(): shutil.rmtree(place)
     after = load_json(run_recipe(folder.name, runs=place, run_name=folder.name, say=say, recipe=made['recipe']) / 'metrics.json')
     changed = differences(before, after)
