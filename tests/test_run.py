@@ -208,6 +208,15 @@ def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
     assert "no run is called 'nothing'" in capsys.readouterr().err
 
 
+def test_rows_of_a_table_can_be_named(capsys):
+    every = R.runs_of('icd_photos')
+    assert list(R.runs_of('icd_photos', rows=['top-down', 'abs CRF'])) == ['icd_photos.top-down', 'icd_photos.abs_CRF'] and R.runs_of('icd_photos', rows=['abs_CRF'], run_name='x') == {'x.abs_CRF': every['icd_photos.abs_CRF']} and len(every) > 2
+    assert main(['run', 'ccmr_synthetic_ablation', '--row', 'nGWP CCMR', '--dry-run', '-p', 'limit=8']) == 0
+    assert [l for l in capsys.readouterr().out.splitlines() if l.startswith('--')] == ['-- nGWP_CCMR']
+    for name, row, text in (('icd_photos', 'abs CRT', "icd_photos: no row is called 'abs_CRT'. Did you mean 'abs_CRF'? Known: CAM, "), ('cam_photos', 'CAM', "cam_photos: no row is called 'CAM'. This recipe is no table.")):
+        assert main(['run', name, '--row', row]) == 2 and text in capsys.readouterr().err
+
+
 def test_a_dry_run_checks_the_recipe_and_the_data_and_runs_nothing(tmp_path, capsys):
     assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path)]) == 0
     out = capsys.readouterr().out

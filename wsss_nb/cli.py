@@ -18,9 +18,9 @@ def run(a):
     from wsss_nb.processes import launching
     from wsss_nb.run import dry_run, runs_of
     from wsss_nb.scale import run_all
-    if a.dry_run: return dry_run(a.recipe, a.p, a.runs)
+    if a.dry_run: return dry_run(a.recipe, a.p, a.runs, rows=a.row)
     with launching(a.launch):
-        folders = run_all(runs_of(a.recipe, a.p, a.name), a.runs, a.jobs, a.scheduler)
+        folders = run_all(runs_of(a.recipe, a.p, a.name, a.row), a.runs, a.jobs, a.scheduler)
     if not a.report: return
     from wsss_nb.report import finish_report, finish_table
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
@@ -222,6 +222,7 @@ def parser():
     v.add_argument('recipe', help='a YAML file, or the name of a recipe (wsss recipes)')
     v.add_argument('--report', action=argparse.BooleanOptionalAction, default=True, help='write the page at the end')
     v.add_argument('--name', default='', help="name of the run (default: the recipe's)")
+    v.add_argument('--row', action='append', default=[], help='a row of a recipe that is a table, such as "SIPE CRF"; may be given again (default: all)')
     w = verb(table, 'table', "run the rows of a paper's table that are not done, and show its numbers beside ours")
     w.add_argument('table', help='paper:number, for example sipe:4 (wsss tables)')
     w.add_argument('--data', default='', help="voc12, coco14, photos or synthetic (default: the paper's)")

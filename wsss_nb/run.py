@@ -84,10 +84,13 @@ def run_recipe(
     return folder
 
 
-def runs_of(name, options=(), run_name=''):
-    "Run -> recipe: one, or one for each row of a recipe that is a table; every name and type checked"
+def runs_of(name, options=(), run_name='', rows=()):
+    "Run -> recipe: one, or one for each row (or these rows) of a recipe that is a table; every name and type checked"
     recipe, run_name = read_recipe(name, options), run_name or Path(name).stem
-    out = {f'{run_name}.{row}': r for row, r in rows_of(recipe).items()} or {run_name: recipe}
+    there, rows = rows_of(recipe), [r.replace(' ', '_') for r in rows]
+    for r in rows:
+        if r not in there: raise UserError(f'{name}: no row is called {r!r}.{nearest(r, there)} ' + (f'Known: {", ".join(there)}.' if there else 'This recipe is no table.'))
+    out = {f'{run_name}.{row}': r for row, r in there.items() if row in rows or not rows} or {run_name: recipe}
     for r in out.values(): stage_parameters(r)  # a mistake in the last row is told now
     return out
 
@@ -125,9 +128,9 @@ def dry_each(recipes, runs='', say=print):
         dry_row(recipe, runs, say)
 
 
-def dry_run(name, options=(), runs='', say=print):
-    "The same for a recipe, or every row of one that is a table"
-    dry_each(runs_of(name, options), runs, say)
+def dry_run(name, options=(), runs='', say=print, rows=()):
+    "The same for a recipe, or the rows of one that is a table"
+    dry_each(runs_of(name, options, rows=rows), runs, say)
 
 
 def work(s, data):
