@@ -13,7 +13,8 @@ from wsss_nb.core import UserError
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import Data, Record, load_maps, read_mask, save_maps
 from wsss_nb.data.views import TrainingViews
-from wsss_nb.metrics import pixel_ap
+from wsss_nb.evaluate import sweep_of
+from wsss_nb.metrics import Confusion, pixel_ap
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers import icd as I
 from wsss_nb.refine import signed as S
@@ -387,11 +388,11 @@ limit: 12
 workers: 1
 train: {method: icd, epochs: 1, batch_size: 4}
 masks: {splits: [val], scales: [1.0], refine: [crf], crf_preset: icd}
-evaluate: {splits: [val], pixel_map: true}
+evaluate: {splits: [val], pixel_map: true, sweep_own: true}
 """
 
 
-def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map(tmp_path):
+def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map_and_the_best_cut(tmp_path):
     (tmp_path / 'icd.yaml').write_text(RECIPE)
     with inside(): folder = run_recipe(str(tmp_path / 'icd.yaml'), runs=tmp_path, say=print)
     store, data = tmp_path / 'stages', open_data('synthetic', 'val', limit=12)
@@ -402,6 +403,14 @@ def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map(tmp_path):
         for k, x in zip(m.keys.tolist(), m.maps): ranked.setdefault(k, []).append((x[truth != 255], truth[truth != 255] == k))
     want = {data.classes[k - 1]: pixel_ap(*map(np.concatenate, zip(*v))) for k, v in ranked.items() if k not in (0, 255)}
     assert {c: v for c, v in got['classes'].items() if v is not None} == pytest.approx(want) and got['mean'] == pytest.approx(np.mean(list(want.values())))
+    best, counted = next(n for n in json.loads((folder / 'metrics.json').read_text())['numbers'] if n['what'] == 'score maps'), {}
+    for cut in np.arange(.02, .8, .02):  # their own background is left out, and what is undecided gets decided
+        counted[cut] = Confusion(len(data.classes) + 1)
+        for i, m in maps.items():
+            fg = (m.keys > 0) & (m.keys < 255)
+            counted[cut].update(np.where(m.maps[fg].max(0) > cut, m.keys[fg][m.maps[fg].argmax(0)], 0), data.mask(i))
+    assert best['oracle'] and best['miou'] == max(c.miou() for c in counted.values()) == pytest.approx(counted[best['threshold']].miou()) and best['threshold_from'] == 'ground truth'
+    assert any(255 in m.keys for m in maps.values()) and sweep_of(data, next(store.glob('maps-*'))) is None
     mask, m = read_mask(next(store.glob('masks-*')) / f'val/{data.names[0]}.png'), maps[0]
     assert np.array_equal(mask, to_mask(refine(data.image(0), m, ['crf'], crf_preset='icd')))
 

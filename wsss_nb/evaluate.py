@@ -68,10 +68,11 @@ def count_masks(data, folder):
     return counts
 
 
-def sweep_of(data, folder, thresholds=np.arange(.02, .8, .02)):
-    "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own"
-    pairs = ((load_maps(Path(folder) / f'{name}.npz'), data.mask(i)) for i, name in enumerate(data.names))
-    if 0 in load_maps(Path(folder) / f'{data.names[0]}.npz').keys: return None
+def sweep_of(data, folder, thresholds=np.arange(.02, .8, .02), own=False):
+    "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own, unless `own` lets the threshold take its place"
+    maps_of = lambda name: load_maps(Path(folder) / f'{name}.npz')
+    if 0 in maps_of(data.names[0]).keys and not own: return None
+    pairs = ((m.keys[m.keys < 255], m.maps[m.keys < 255], data.mask(i)) for i, m in enumerate(map(maps_of, data.names)))
     return threshold_sweep(pairs, thresholds, len(data.classes) + 1)
 
 # %% ../nbs/05_evaluate.ipynb #da734146
