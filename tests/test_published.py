@@ -206,7 +206,7 @@ def test_a_number_that_is_not_what_its_place_says_is_refused(template, label, ro
 def test_a_table_without_a_place_and_a_place_without_a_table_are_told():
     with pytest.raises(UserError, match="table 'b': it is in the README alone"): M.with_tables('<!-- table: b -->\n|x|\n<!-- /table -->', {})
     with pytest.raises(UserError, match="table 'a': it is in tables.yaml alone"): M.with_tables('no place', {'a': '|x|'})
-    assert M.with_tables('<!-- table: a -->\n|x|\n<!-- /table -->', {'a': '|y|\n|z|'}) == '<!-- table: a -->\n|y|\n|z|\n<!-- /table -->'
+    assert M.with_tables('<!-- table: a -->\n|x|\n<!-- /table -->', {'a': '|y|\n|z|'}) == '<!-- table: a -->\n|y|\n|z|\n<!-- /table -->' == M.with_tables('<!-- table: a -->\n<!-- /table -->', {'a': '|y|\n|z|'})
 
 
 # -- publishing
@@ -262,6 +262,9 @@ def test_what_still_names_the_machine_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(P, 'scrubbed', lambda x: x)
     with pytest.raises(UserError, match='publish: mine/run.json would still hold .*which belongs to this machine'): P.publish('mine', tmp_path / 'runs', folder=tmp_path / 'out')
     assert not list(tmp_path.glob('out/*/*'))
+    for file in ('grid.md', 'run.json'):  # that a text speaks of a notebook's format makes it none
+        with pytest.raises(UserError, match=f'{file} would still hold'): P.refuse_leaks(file, '"nbformat": 4, "cells": [], /data/mia/w.pth')
+    P.refuse_leaks('train.ipynb', dict(nbformat=4, cells=[dict(source='/data/mia/w.pth', outputs=[])]))  # its code is the package's
 
 
 def test_a_picture_gets_small_or_is_left_out():

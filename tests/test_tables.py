@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from inside import inside
-from wsss_nb import run, stage
+from wsss_nb import run, scale, stage
 from wsss_nb import tables as T
 from wsss_nb.cli import main
 from wsss_nb.core import UserError, save_json
@@ -16,6 +16,7 @@ from wsss_nb.data.voc import VOC_CLASSES
 from wsss_nb.execute import StageFailed
 from wsss_nb.methods import check_network
 from wsss_nb.recipes import all_recipes, is_row, read_recipe, stage_parameters
+from wsss_nb.run import RunsStopped
 
 NUMBERS = T.known('paper_numbers')
 ROWS = [(n, label, d) for n, t in T.all_tables().items() for label in t['rows'] for d in T.DATA if T.base_of(n, label, d)]
@@ -214,18 +215,22 @@ def test_the_rows_of_a_table_share_their_stages_and_go_on(tiny, small_files):
     assert T.overview(runs)[1][5] == '3/3'
 
 
-def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch):
+def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
     "--jobs, --scheduler and --launch reach what executes the runs; a row that stops leaves the table written, and is told at the end"
     import os
     runs, asked = tiny[0], {}
-    def stopped(recipes, runs, jobs, scheduler, say, ended):
-        asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
-        raise StageFailed('1 of 3 runs stopped')
-    monkeypatch.setattr(T, 'run_all', stopped)
-    (runs / 'tiny_1-synthetic/table.md').unlink()
-    options = [x for o in SMALL for x in ('-p', o)]
-    assert main(['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', 'tcp://a:1', '--launch', '2', *options]) == 1
-    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler='tcp://a:1', launch='2') and (runs / 'tiny_1-synthetic/table.md').exists()
+    def stopping(error):
+        def run(recipes, runs, jobs, scheduler, say, ended):
+            asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
+            raise error
+        return run
+    table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', 'tcp://a:1', '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
+    table.unlink()
+    monkeypatch.setattr(scale, 'run_side_by_side', stopping(UserError('Dask is not installed')))  # nothing was run: there is nothing to show
+    assert main(args) == 2 and not table.exists() and capsys.readouterr().out == ''
+    monkeypatch.setattr(scale, 'run_side_by_side', stopping(RunsStopped({'tiny_1-synthetic.cam': StageFailed('train failed')}, 3)))
+    assert main(args) == 1 and f'table: {table}' in capsys.readouterr().out
+    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler='tcp://a:1', launch='2') and table.exists()
 
 
 def test_numbers_on_the_papers_own_data_are_compared(tmp_path):

@@ -219,8 +219,8 @@ def run_grid(
     recipes = recipes_of(data, cells, options)
     if dry: return dry_grid(recipes, runs, say)
     board = Board(data, cells, recipes, options, runs)
-    try: run_all(recipes, runs, jobs, scheduler, say, board.ended)
-    finally:
+    def show():
         made, page = board.made(), board.save()
         for text in ('', *itertools.chain(*((f'{name}:', markdown_table(made, s), '') for s, name in made['segmenters'].items())), time_text(made), f'Open this page: {page}'): say(text)
-    return made
+    run_all(recipes, runs, jobs, scheduler, say, board.ended, show)
+    return board.made()

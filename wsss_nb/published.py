@@ -152,6 +152,6 @@ def publish_all(names, runs='', name='', folder='', say=print):
 
 def refuse_leaks(file, x):
     "Refuse what still names this machine; the code of the notebooks is the package's, and pictures are no text"
-    if 'nbformat' in x: x = [[dict(o, data={k: v for k, v in o.get('data', {}).items() if k != 'image/png'}) for o in c.get('outputs', [])] for c in x['cells']]
+    if file.endswith('.ipynb'): x = [[dict(o, data={k: v for k, v in o.get('data', {}).items() if k != 'image/png'}) for o in c.get('outputs', [])] for c in x['cells']]
     found = leaks(x)
     if found: raise UserError(f'publish: {file} would still hold {found[0]!r}, which belongs to this machine; write it as a relative path and run again.')

@@ -109,14 +109,14 @@ class Tables:
     def sentences(self): return [self.filled(s, None, s[:40]) for s in self.says.get('sentences', [])]
 
 # %% ../nbs/16_readme.ipynb #a89baebb
-MARKED = re.compile(r'(?<=<!-- table: )(\w+)( -->\n).*?(?=\n<!-- /table -->)', re.S)
+MARKED = re.compile(r'(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- /table -->)', re.S)
 
 
 def with_tables(text, tables):
     "The text with each table between its comments"
     there = [m[1] for m in MARKED.finditer(text)]
     for name in set(there) ^ set(tables): raise UserError(f'table {name!r}: it is in {"the README" if name in there else "tables.yaml"} alone; it needs an entry in tables.yaml, and <!-- table: {name} --> with <!-- /table --> in nbs/index.ipynb.')
-    return MARKED.sub(lambda m: m[1] + m[2] + tables[m[1]], text)
+    return MARKED.sub(lambda m: m[1] + m[2] + tables[m[1]] + '\n', text)
 
 
 def places():
@@ -127,7 +127,7 @@ def places():
 
 def out_of_step(texts, tables, sentences):
     "What differs between the published numbers and the texts, in lines"
-    out = [f'{path.name}: table {m[1]}' for path, text in texts.items() for m in MARKED.finditer(text) if m[0] != m[1] + m[2] + tables.get(m[1], '')]
+    out = [f'{path.name}: table {m[1]}' for path, text in texts.items() for m in MARKED.finditer(text) if m[3] != tables.get(m[1], '') + '\n']
     plain = {path: re.sub(r'\s+', ' ', text) for path, text in texts.items()}
     return out + [f'{path.name}: this does not stand there: {s}' for path, text in plain.items() for s in sentences if re.sub(r'\s+', ' ', s) not in text]
 

@@ -173,7 +173,11 @@ def run_side_by_side(
     return [folders[r] for r in recipes]
 
 
-def run_all(recipes, runs='', jobs=1, scheduler='', say=print, ended=lambda run, error: None):
-    "Execute runs: side by side where several jobs or a scheduler are named, else one after the other"
-    if jobs > 1 or scheduler: return run_side_by_side(recipes, runs, jobs, scheduler, say, ended)
-    return run_each(recipes, runs, say, ended)
+def run_all(recipes, runs='', jobs=1, scheduler='', say=print, ended=lambda run, error: None, show=lambda: None):
+    "Execute runs: side by side where several jobs or a scheduler are named, else one after the other; `show` is called at the end, where some have stopped as well"
+    try: folders = run_side_by_side(recipes, runs, jobs, scheduler, say, ended) if jobs > 1 or scheduler else run_each(recipes, runs, say, ended)
+    except RunsStopped:
+        show()
+        raise
+    show()
+    return folders

@@ -247,11 +247,12 @@ def run_table(
     data = data or data_of(name)[0]
     recipes = {run_name(name, label, data): recipe for label, recipe in rows_on(name, data, options).items()}
     if dry: return dry_each(recipes, runs, say)
-    try: run_all(recipes, runs, jobs, scheduler, say, ended=lambda run, error: save_table(name, data, runs, options))
-    finally:
-        folder, rows = save_table(name, data, runs, options)
+    save = lambda *ended: save_table(name, data, runs, options)
+    def show():
+        folder, rows = save()
         for text in ('', heading(name, data, rows, options), '', columns_of(cells(name, rows)), f'table: {folder / "table.md"}'): say(text)
-    return folder
+    run_all(recipes, runs, jobs, scheduler, say, save, show)
+    return save()[0]
 
 # %% ../nbs/12_tables.ipynb #101789fc
 def done(rows):
