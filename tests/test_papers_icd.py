@@ -404,7 +404,7 @@ def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map_and_the_best_cut
     want = {data.classes[k - 1]: pixel_ap(*map(np.concatenate, zip(*v))) for k, v in ranked.items() if k not in (0, 255)}
     assert {c: v for c, v in got['classes'].items() if v is not None} == pytest.approx(want) and got['mean'] == pytest.approx(np.mean(list(want.values())))
     best, counted = next(n for n in json.loads((folder / 'metrics.json').read_text())['numbers'] if n['what'] == 'score maps'), {}
-    for cut in np.arange(.02, .8, .02):  # their own background is left out, and what is undecided gets decided
+    for cut in np.arange(.02, 1, .02):  # their own background is left out, and what is undecided gets decided
         counted[cut] = Confusion(len(data.classes) + 1)
         for i, m in maps.items():
             fg = (m.keys > 0) & (m.keys < 255)

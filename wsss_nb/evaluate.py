@@ -68,7 +68,7 @@ def count_masks(data, folder):
     return counts
 
 
-def sweep_of(data, folder, thresholds=np.arange(.02, .8, .02), own=False):
+def sweep_of(data, folder, thresholds=np.arange(.02, 1, .02), own=False):
     "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own, unless `own` lets the threshold take its place"
     maps_of = lambda name: load_maps(Path(folder) / f'{name}.npz')
     if 0 in maps_of(data.names[0]).keys and not own: return None
