@@ -35,9 +35,9 @@ notebooks: $(READY)  ## execute the library notebooks in place and clean them
 export: $(READY)  ## nbs/ -> wsss_nb/
 	$(BIN)/nbdev_export
 
-readme: $(READY)  ## published runs -> tables in nbs/index.ipynb -> README.md
-	$(BIN)/wsss published --write
+readme: $(READY)  ## nbs/index.ipynb -> README.md, and published runs -> the tables in both
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	$(BIN)/wsss published --write
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
 	rm -rf build/site _site
