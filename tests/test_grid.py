@@ -174,7 +174,7 @@ def test_a_grid_is_published_and_the_readme_made_from_it(small, tmp_path, capsys
         for stage, v in c['stages'].items(): assert (runs / 'stages' / v['folder']).is_dir() and v['folder'].startswith(stage)
     for name in ('grid.json', 'grid.md'): assert str(runs.parent) not in (tmp_path / 'grid-synthetic' / name).read_text()
     entry = dict(grid='grid-synthetic', segmenter='none', over=dict(classes='bg+8', images=6))
-    tables = lambda **more: (tmp_path / 'tables.yaml').write_text(json.dumps(dict(tables=dict(g=dict(entry, **more)), by_hand={}))) and Tables(tmp_path)
+    tables = lambda **more: (tmp_path / 'tables.yaml').write_text(json.dumps(dict(tables=dict(g=dict(entry, **more))))) and Tables(tmp_path)
     t = tables()
     assert t.tables()['g'] == next(s for s in said if s.startswith('|  | none | PSA |')) and len(t.used) == 5
     with pytest.raises(UserError, match='g: masks: images of the published number is 6, but the table says 7'): tables(over=dict(images=7)).tables()

@@ -114,7 +114,7 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     assert not re.search(r'(?m)^\|', left), 'a table without its comments'
     t = M.Tables()
     assert list(tables_of(text)) == list(t.says['tables'])
-    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [x['value'] for x in t.says['by_hand'].values()] + [n for f in GRIDS for n in of_grid(read(f))]
+    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
     assert len(numbers) > 100
@@ -176,14 +176,6 @@ def test_the_command_tells_and_mends_what_is_out_of_step(checkout, capsys):
     assert main(['published']) == 2 and "sipe: SIPE, here: no published run is called 'sipe_photos.SIPE'" in capsys.readouterr().err
 
 
-def test_numbers_by_hand_are_few_and_say_where_they_are_from():
-    t = M.Tables()
-    t.tables()
-    hand = t.says['by_hand']
-    assert len(hand) == 7 and {what for kind, what in t.used if kind == 'by hand'} == set(hand)  # fewer is better: change this number when a run takes the place of one
-    assert all(len(x['what']) > 10 and 0 < x['value'] < 1 for x in hand.values())
-
-
 @pytest.mark.parametrize('template, label, row, text', [
     ('{score maps/val}', 'CAM', 'sipe_photos.CAM', 'oracle of the published number is True, but the table says False; name another run, or say in the row or the column what it is'),
     ('{masks/val}', 'CAM (oracle)', 'sipe_photos.CAM', 'oracle of the published number is False, but the table says True'),
@@ -193,7 +185,7 @@ def test_numbers_by_hand_are_few_and_say_where_they_are_from():
     ('{masks/val}', 'a row', 'sipe_photos.SIP', "no published run is called 'sipe_photos.SIP'. Did you mean 'sipe_photos.SIPE'.*wsss publish sipe_photos.SIP makes it one"),
     ('{network/val}', 'a row', 'sipe_photos.SIPE', 'sipe_photos.SIPE has no network/val'),
     ('{paper sipe:4 CAMs}', 'a row', {}, "paper_numbers.yaml has no row 'CAMs' in 'sipe:4'"),
-    ('{by hand nothing}', 'a row', {}, 'is no number of a run, of a paper, or by hand'),
+    ('{by hand}', 'a row', {}, '{by hand} is no number of a run or of a paper'),
     ('{masks/val}', 'a row', dict(run='sipe_photos.SIPE', her=''), "try, a row: there is no column 'her'. Did you mean 'here'"),
 ])
 def test_a_number_that_is_not_what_its_place_says_is_refused(template, label, row, text):

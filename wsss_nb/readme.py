@@ -58,18 +58,14 @@ class Tables:
 
     def value(self, text, run, place, over):
         "What stands for a text in braces"
-        kind, _, rest = text.partition(' ')
         if (m := NUMBER.fullmatch(text)): return self.measured(m, run, place, over)
-        if kind == 'paper':
-            table, _, label = rest.partition(' ')
-            found = numbers(known('paper_numbers').get(table, dict(rows={})), label)
-            if not found: raise UserError(f'{place}: runs/paper_numbers.yaml has no row {label!r} in {table!r}.')
-            self.used.append(('paper', rest))
-            return shown(found[0] / 100)
-        name = text.removeprefix('by hand ')
-        if name not in self.says['by_hand']: raise UserError(f'{place}: {{{text}}} is no number of a run, of a paper, or by hand.{nearest(name, self.says["by_hand"])}')
-        self.used.append(('by hand', name))
-        return shown(self.says['by_hand'][name]['value'], self.says['by_hand'][name].get('digits', 3))
+        kind, _, rest = text.partition(' ')
+        if kind != 'paper': raise UserError(f'{place}: {{{text}}} is no number of a run or of a paper.')
+        table, _, label = rest.partition(' ')
+        found = numbers(known('paper_numbers').get(table, dict(rows={})), label)
+        if not found: raise UserError(f'{place}: runs/paper_numbers.yaml has no row {label!r} in {table!r}.')
+        self.used.append(('paper', rest))
+        return shown(found[0] / 100)
 
     def filled(self, template, run, place, over=None):
         "A text with its numbers"
@@ -83,7 +79,7 @@ class Tables:
         for i, (head, template) in enumerate(t['columns'].items()):
             template, place = row.get(head, template), f'{name}: {label}, {head}'
             if i == 0 and template is None: out.append(label)
-            elif re.search(r'\d', re.sub(r'\{[^}]*\}', '', template or '')): raise UserError(f'{place}: {template!r} has a number of its own; name the run or the paper it is from, or put it under by_hand.')
+            elif re.search(r'\d', re.sub(r'\{[^}]*\}', '', template or '')): raise UserError(f'{place}: {template!r} has a number of its own; name the run or the paper it is from.')
             else: out.append(self.filled(template or '', row.get('run'), place, t.get('over', {})))
         return out
 
@@ -157,6 +153,6 @@ def show_published(write=False, folder='', say=print):
         shows = sum(kind == 'run' and what.startswith(f'{name} ') for kind, what in t.used)
         code = load_json(t.folder / name / 'run.json')['code'] if name in t.names else ', '.join(load_json(t.folder / name / 'grid.json')['code'])
         say(f'{name:40} {code:18} {shows} numbers in the README')
-    say(', '.join(f'{sum(k == kind for k, _ in set(t.used))} {text}' for kind, text in (('run', 'numbers from runs'), ('paper', 'out of papers'), ('by hand', 'measured by hand'))))
+    say(', '.join(f'{sum(k == kind for k, _ in set(t.used))} {text}' for kind, text in (('run', 'numbers from runs'), ('paper', 'out of papers'))))
     for line in wrong: say(f'out of step: {line}')
     return int(bool(wrong))
