@@ -5,17 +5,18 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SITE   := $(VENV)/.ready-site
 BROWSER := $(VENV)/.ready-browser
+PIP    := PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
 
-.PHONY: demo test coverage browser setup lab notebooks export readme site clean check-machine
+.PHONY: demo test coverage browser setup lab notebooks export readme site clean check-machine check-browser
 
-demo: $(READY)  ## the main job on the embedded set; ends by naming the page to open
+demo: $(READY)  ## the main job on the embedded set; ends with a page to look at
 	$(BIN)/wsss demo
 
 test: $(READY)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
 
-browser: $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
+browser: check-browser $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m browser tests/test_browser.py
 
 coverage: $(READY)  ## all tests, in their kernels and workers too, and the share of the package's lines that they execute
@@ -54,19 +55,22 @@ clean:  ## remove .venv, the site and what the runs left (recipes, published run
 
 $(READY): settings.ini setup.py pyproject.toml | check-machine
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(PIP) --upgrade pip
 	@echo "Installing torch, torchvision and the rest into $(VENV) (a few GB, some minutes) ..."
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	@$(BIN)/python -c "from wsss_nb.core import check_torch_pair; check_torch_pair()"
 	@touch $@
 
 $(SITE): $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[site]'
+	$(PIP) --editable '.[site]'
 	@touch $@
 
 $(BROWSER): $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(PIP) --editable '.[browser]'
 	@touch $@
+
+check-browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || command -v google-chrome-stable >/dev/null || { echo "Chromium is missing: install it (Debian, Ubuntu: apt-get install chromium)"; exit 1; }
 
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.10 or newer (Debian, Ubuntu: apt-get install python3 python3-venv python3-dev)"; exit 1; }
