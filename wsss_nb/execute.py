@@ -73,7 +73,7 @@ def watched(what, file):
     "Show what the kernel writes into its progress file as one moving line"
     stop, start, tty = threading.Event(), time.monotonic(), sys.stderr.isatty()
     def follow():
-        last = 0.
+        last = start
         while not stop.wait(1):
             if before == 'off' or not tty and time.monotonic() - last < 30: continue
             last = time.monotonic()

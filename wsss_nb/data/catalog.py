@@ -31,7 +31,7 @@ def open_data(
     given = {k: v for k, v in dict(root=root, tags=tags, masks=masks, classes=classes, variant=variant, limit=limit).items() if v}
     extra = sorted(set(given) - {*takes, 'limit'})
     if extra: raise UserError(f'data={name}: does not take {", ".join(extra)}; leave it out, or choose another data set.')
-    if 'root' in takes and not root: raise UserError(f'root: expected the folder of {name}, got nothing; give root=/path/to/it.')
+    if 'root' in takes and not root: raise UserError(f'root: expected the folder of {name}, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).')
     if not isinstance(limit, int) or limit < 0: raise UserError(f'limit: expected a number of images, 0 for all, got {limit!r}.')
     reader = getattr(import_module(f'wsss_nb.data.{module}'), name)
     data = reader(split=split, **{k: v for k, v in given.items() if k in takes})
