@@ -129,3 +129,18 @@ def test_mistakes_with_a_trained_run_end_in_one_line(voc_run, tmp_path, monkeypa
     assert main([*args, '--runs', str(voc_run / 'runs')]) == 2
     err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]
     assert len(err) == 1 and text in err[0] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('terminal, display, opened', [(True, ':0', True), (True, '', False), (False, ':0', False)])
+def test_a_page_is_opened_where_somebody_looks(tmp_path, capsys, monkeypatch, terminal, display, opened):
+    import sys
+    import webbrowser
+    from wsss_nb.cli import show_page
+    asked = []
+    monkeypatch.setattr(webbrowser, 'open', asked.append)
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: terminal, raising=False)
+    monkeypatch.setenv('DISPLAY', display)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    show_page(tmp_path / 'a page.html')
+    assert capsys.readouterr().out == f'\nOpen this page: {tmp_path / "a page.html"}\n' and asked == [(tmp_path / 'a page.html').as_uri()] * opened

@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'run', 'resume', 'verify', 'list_', 'prune', 'recipes', 'table', 'grid', 'tables', 'publish', 'published',
-           'report', 'params', 'data_synth', 'data_check', 'lane', 'demo', 'predict', 'export', 'voc_zip', 'voc_check',
-           'told', 'parser', 'parse_use', 'main']
+           'report', 'params', 'data_synth', 'data_check', 'show_page', 'lane', 'demo', 'predict', 'export', 'voc_zip',
+           'voc_check', 'told', 'parser', 'parse_use', 'main']
 
 # %% ../nbs/10_cli.ipynb #df941e38
-import argparse, os, subprocess, sys
+import argparse, os, subprocess, sys, webbrowser
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,6 +142,13 @@ def data_check(a):
 DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'], ['cam_synthetic']]  # jobs side by side, the longest first; in a job, what shares a network
 
 
+def show_page(path):
+    "Say where a page is, and open it where somebody looks: in a terminal on a desktop"
+    print(f'\nOpen this page: {path}')
+    desktop = sys.platform in ('darwin', 'win32') or os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')
+    if sys.stdout.isatty() and desktop: webbrowser.open(Path(path).resolve().as_uri())
+
+
 def lane(names, runs, threads):
     "Execute recipes one after the other, each in a process with so many threads; their lines begin with their names"
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), WSSS_PROGRESS='off')
@@ -154,14 +161,12 @@ def lane(names, runs, threads):
 
 def demo(a):
     "The recipes of DEMO side by side, then one page about them"
-    from wsss_nb.recipes import read_recipe, rows_of
     from wsss_nb.report import make_report
     from wsss_nb.stage import runs_folder
     from wsss_nb.workers import cores
     jobs = min(cores() + 1, len(DEMO))  # one more than cores: a stage that starts leaves its core idle
     with ThreadPoolExecutor(jobs) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), max(1, cores() // jobs)), DEMO))
-    runs = {name: rows_of(read_recipe(name)) for names in reversed(DEMO) for name in names}  # the baseline on top
-    print(f'\nOpen this page: {make_report([f"{n}.{row}" if row else n for n, rows in runs.items() for row in rows or [""]], a.runs)}')
+    show_page(make_report([name for names in reversed(DEMO) for name in names], a.runs))  # the baseline first
 
 # %% ../nbs/10_cli.ipynb #a8c660a6
 def predict(a):

@@ -128,7 +128,7 @@ def grid(
     tall = [max([p.shape[0] / p.shape[1] for p in r if p is not None] or [.2]) for r in rows]
     each = titles is not None and any(isinstance(t, (list, tuple)) for t in titles)
     titles = titles if each else [titles or []] + [[]] * (len(rows) - 1)
-    fig = Chart(columns * (size + .06), sum(t * size + .06 + .24 * bool(len(ts)) for t, ts in zip(tall, titles)))
+    fig = Chart(columns * (size + .06), sum(t * size + .06 + .04 * bool(len(ts)) + .2 * max([1 + str(t).count('\n') for t in ts], default=0) for t, ts in zip(tall, titles)))
     fig.get_layout_engine().set(w_pad=.03, h_pad=.03, wspace=0, hspace=0)
     axes = fig.subplots(len(rows), columns, squeeze=False, gridspec_kw=dict(height_ratios=tall))
     for i, (row, line) in enumerate(zip(axes, rows)):
@@ -253,18 +253,21 @@ def plot_curves(
     history,  # a list of records such as {'step': 10, 'loss': .7}, or a dict of such lists by run name
     keys=None,  # which quantities; all numbers but `x` by default
     x='step',  # the quantity on the x axis
+    apart=False,  # a panel for each run, too
 ):
     "Logged quantities over the steps, one panel each, several runs in one panel"
     runs = history if isinstance(history, dict) else {'': history}
     keys = list(keys or dict.fromkeys(k for r in runs.values() for row in r for k, v in row.items() if k != x and isinstance(v, (int, float))))
     if not keys: raise UserError('plot_curves: the history holds no numbers to draw.')
-    fig = Chart(3.4 * min(len(keys), 3), 2.4 * -(-len(keys) // 3))
-    axes = fig.subplots(-(-len(keys) // 3), min(len(keys), 3), squeeze=False).ravel()
-    for ax in axes[len(keys):]: ax.axis('off')
-    for ax, key in zip(axes, keys):
-        for (name, rows), color in zip(runs.items(), LINES * len(runs)): curve_on(ax, [(r[x], r[key]) for r in rows if key in r], color, name)
+    panels = [(key, {name: rows}, name) for name, rows in runs.items() for key in keys] if apart else [(key, runs, '') for key in keys]
+    fig = Chart(3.4 * min(len(panels), 3), 2.4 * -(-len(panels) // 3))
+    axes = fig.subplots(-(-len(panels) // 3), min(len(panels), 3), squeeze=False).ravel()
+    for ax in axes[len(panels):]: ax.axis('off')
+    for ax, (key, lines, title) in zip(axes, panels):
+        for (name, rows), color in zip(lines.items(), LINES * len(lines)): curve_on(ax, [(r[x], r[key]) for r in rows if key in r], color, name)
         clean(ax).set(xlabel=x, ylabel=key)
-    if any(runs): axes[0].legend(fontsize=8, frameon=False)
+        ax.set_title(title, fontsize=9)
+    if any(runs) and not apart: axes[0].legend(fontsize=8, frameon=False)
     return fig
 
 
