@@ -37,14 +37,14 @@ export: $(READY)  ## nbs/ -> wsss_nb/
 	$(BIN)/nbdev_export
 
 readme: $(READY)  ## nbs/index.ipynb -> README.md, and published runs -> the tables in both
-	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir . --output README nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir build --output README nbs/index.ipynb
+	sed 's#](pictures/#](nbs/pictures/#' build/README.md > README.md
 	$(BIN)/wsss published --write
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
 	rm -rf build/site _site
-	mkdir -p build/site/source/docs/pictures
+	mkdir -p build/site/source
 	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site/source
-	cp docs/pictures/*.png build/site/source/docs/pictures
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site/cache build/site/source build/site/html
 	mv build/site/html _site
 	@echo "Open _site/index.html"

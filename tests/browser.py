@@ -95,7 +95,7 @@ def run_all(page, url, notebook, seconds=900):
 
 SEEN = """() => {
   const size = e => { const b = e.getBoundingClientRect(); return [Math.round(b.width), Math.round(b.height)] }
-  const pictures = [...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg')]
+  const pictures = [...document.querySelectorAll('.jp-OutputArea-output img, .jp-OutputArea-output svg, .jp-MarkdownCell .jp-RenderedMarkdown img')]
   const area = document.querySelector('.jp-Notebook').getBoundingClientRect()
   return {
     figures: pictures.map(e => e.complete === false || e.naturalWidth === 0 ? [0, 0] : size(e)),

@@ -29,10 +29,11 @@ def page():
 
 
 def expected(notebook):
-    "How many figures and formulas the saved notebook has"
+    "How many figures and pictures, and how many formulas, the saved notebook has"
     cells = json.loads((ROOT / 'nbs' / notebook).read_text())['cells']
     figures = [o for c in cells for o in c.get('outputs', []) if {'image/png', 'image/svg+xml', 'image/jpeg'} & set(o.get('data', {}))]
-    return len(figures), sum(''.join(c['source']).count('$$') // 2 for c in cells if c['cell_type'] == 'markdown')
+    texts = [''.join(c['source']) for c in cells if c['cell_type'] == 'markdown']
+    return len(figures) + sum(t.count('![') for t in texts), sum(t.count('$$') // 2 for t in texts)
 
 
 def check(page, url, notebook):

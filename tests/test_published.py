@@ -81,7 +81,8 @@ def tables_of(text): return {m[1]: m[2] for m in re.finditer(r'<!-- table: (\w+)
 def test_the_readme_and_its_notebook_show_the_published_numbers(capsys):
     assert main(['published']) == 0 and 'out of step' not in capsys.readouterr().out
     readme, index = ((ROOT / 'README.md').read_text(), ''.join(read(ROOT / 'nbs/index.ipynb')['cells'][0]['source']))
-    assert tables_of(readme) == tables_of(index) and readme.strip() == index.strip()
+    assert tables_of(readme) == tables_of(index) and readme.strip() == index.strip().replace('](pictures/', '](nbs/pictures/')
+    assert all((ROOT / p).is_file() for p in re.findall(r'!\[.*?\]\((.*?)\)', readme)) and '](nbs/pictures/' in readme
 
 
 def of_grid(made):

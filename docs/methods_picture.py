@@ -1,4 +1,4 @@
-"""The picture of the README, from the runs of `make demo`: python docs/pictures/methods.py [runs]"""
+"""The picture of the README, from the runs of `make demo`: python docs/methods_picture.py [runs]"""
 import sys
 from pathlib import Path
 
@@ -16,5 +16,5 @@ report, data = Report(sys.argv[1] if len(sys.argv) > 1 else 'runs', list(RUNS)),
 folders = [report.stage_folder(run, 'masks') / 'val' for run in report.runs]
 rows = [[data.image(i), *(overlay(data.image(i), m) for m in (*(read_mask(f / f'{data.names[i]}.png') for f in folders), data.mask(i)))] for i in SHOWN]
 fig = grid(rows, titles=['image', *RUNS.values(), 'truth'], size=1.25)
-fig.savefig(png := Path(__file__).with_suffix('.png'), dpi=100)
+fig.savefig(png := Path(__file__).parents[1] / 'nbs/pictures/methods.png', dpi=100)
 Image.open(png).convert('RGB').quantize(192).save(png, optimize=True)  # a third of the bytes
