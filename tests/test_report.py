@@ -45,11 +45,11 @@ def drawn(monkeypatch):
 
 
 def test_a_heat_table_colours_by_value_and_marks_the_best_of_a_column():
-    text = R.heat_table({'a': [.2, .6], '<b>': [.4, None]}, ['x', 'y'])
+    text = R.heat_table({'a': [.2, .6, None], '<b>': [.4, None, None]}, ['x', 'y', 'never there'])
     assert re.findall(r'<th>(.*?)</th>', text) == ['', 'x', 'y']
-    assert re.findall(r'<td[^>]*>(.*?)</td>', text) == ['a', '0.200', '<b>0.600</b>', '&lt;b&gt;', '<b>0.400</b>', '']
+    assert re.findall(r'<td[^>]*>(.*?)</td>', text) == ['a', '0.200', '0.600', '&lt;b&gt;', '<b>0.400</b>', '']
     assert re.findall(r',([\d.]+)\)"', text) == ['0.00', '0.60', '0.30']  # from the least to the most of the table
-    assert '<b>' not in R.heat_table({'a': [.2, .6]}, ['x', 'y'])  # one row has no best
+    assert '<b>' not in R.heat_table({'a': [.2, .6], 'b': [.2, .6]}, ['x', 'y']) + R.heat_table({}, ['x'])  # where all are alike there is no best
 
 
 def test_the_summary_says_what_was_reached_on_the_last_split_and_no_oracle(tmp_path):
@@ -68,7 +68,7 @@ def test_classes_of_several_runs_are_compared_by_masks_and_network_and_those_of_
     read = lambda report: {title: [re.findall('<td[^>]*>(.*?)</td>', r) for r in table.split('<tr>')[2:]] for title, table in report.classes()}
     two = read(R.Report(tmp_path, ['a', 'b']))
     assert list(two) == ['synthetic, train, masks', 'synthetic, val, masks', 'synthetic, val, network']
-    assert two['synthetic, val, masks'] == [['a', '0.500', '0.600', '0.400', ''], ['b', '<b>0.600</b>', '<b>0.700</b>', '<b>0.500</b>', '']]
+    assert two['synthetic, val, masks'] == [['a', '0.500', '0.600', '0.400'], ['b', '<b>0.600</b>', '<b>0.700</b>', '<b>0.500</b>']]
     assert [r[0] for r in two['synthetic, val, network']] == ['a']
     one = read(R.Report(tmp_path, ['a']))
     assert {k: [r[0] for r in v] for k, v in one.items()} == {'synthetic, train': ['masks'], 'synthetic, val': ['masks', 'network']}
@@ -101,8 +101,8 @@ def test_pictures_of_one_run_go_from_image_to_truth(tmp_path, drawn):
 def test_a_training_that_runs_share_is_drawn_once(tmp_path, drawn):
     for name, train in (('a', 'train-a'), ('b', 'train-b'), ('c', 'train-a')): write_run(tmp_path, name, nothing, train=train)
     (title, figure), = R.Report(tmp_path, ['a', 'b', 'c']).curves()
-    assert title == 'train' and list(drawn[0]['history']) == ['a, c', 'b']
-    assert [ax.get_title() for ax in figure.axes if ax.axison] == ['a, c', 'b']
+    assert title == 'train' and list(drawn[0]['history']) == ['a and 1 more', 'b']
+    assert [ax.get_title() for ax in figure.axes if ax.axison] == ['a and 1 more', 'b']
     assert [list(line.get_ydata()) for ax in figure.axes for line in ax.lines] == [[1, 1 / 2, 1 / 3]] * 2
 
 

@@ -7,6 +7,7 @@ __all__ = ['COLUMNS', 'STYLE', 'html_table', 'heat_table', 'number_row', 'Report
 # %% ../nbs/09_report.ipynb #76bd9119
 import html, json, re
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -31,14 +32,15 @@ def heat_table(
     rows,  # label -> a share per name, None where there is none
     names,
 ):
-    "Shares as an HTML table: the higher the greener, the best of a column bold"
-    found = [v for values in rows.values() for v in values if v is not None] or [0.]
-    low, high, best = min(found), max(found), [max((v for v in column if v is not None), default=None) for column in zip(*rows.values())]
-    def cell(v, top):
+    "Shares as an HTML table: the higher the greener, the best of a column bold; a column without any is left out"
+    columns = [(n, column, [v for v in column if v is not None]) for n, column in zip(names, zip(*rows.values())) if any(v is not None for v in column)]
+    every = [v for *_, found in columns for v in found] or [0.]
+    low, high = min(every), max(every)
+    def cell(v, found):
         if v is None: return '<td></td>'
-        return f'<td style="background:rgba(20,150,130,{.6 * (v - low) / max(high - low, 1e-9):.2f})">' + (f'<b>{v:.3f}</b>' if v == top and len(rows) > 1 else f'{v:.3f}') + '</td>'
-    head = ''.join(f'<th>{html.escape(n)}</th>' for n in ('', *names))
-    body = ''.join(f'<tr><td>{html.escape(label)}</td>' + ''.join(map(cell, values, best)) + '</tr>' for label, values in rows.items())
+        return f'<td style="background:rgba(20,150,130,{.6 * (v - low) / max(high - low, 1e-9):.2f})">' + (f'<b>{v:.3f}</b>' if v == max(found) > min(found) else f'{v:.3f}') + '</td>'
+    head = ''.join(f'<th>{html.escape(n)}</th>' for n in ('', *(n for n, *_ in columns)))
+    body = ''.join(f'<tr><td>{html.escape(label)}</td>' + ''.join(cell(column[i], found) for _, column, found in columns) + '</tr>' for i, label in enumerate(rows))
     return f'<table class="heat"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -120,7 +122,7 @@ def pictures(self, n=8):
         images = [data.image(k) for k in names]
         over = lambda masks: [None if m is None else overlay(i, m) for i, m in zip(images, masks)]
         width = lambda columns: max(1.2, min(2., 14.4 / columns))  # of a picture, in inches: together as wide as the page
-        tags = [', '.join(data.classes[t - 1] for t in data.records[data.index(k)].tags or ()) for k in names]
+        tags = [fill(', '.join(data.classes[t - 1] for t in data.records[data.index(k)].tags or ()), 18) for k in names]
         truth = {'truth': over(map(data.mask, names))} if data.has_masks else {}
         yield f'{name}, {split}', legend(data.classes, columns=10) if len(data.classes) <= 24 else None
         made = {}  # what -> title -> pictures
@@ -143,7 +145,7 @@ def curves(self):
         done = {}  # folder -> the runs that share it
         for r in self.runs:
             if stage in r['stages']: done.setdefault(self.stage_folder(r, stage), []).append(r['name'])
-        history = {', '.join(names): load_json(f / 'stage.json')['results']['history'] for f, names in done.items()}
+        history = {names[0] + f' and {len(names) - 1} more' * (len(names) > 1): load_json(f / 'stage.json')['results']['history'] for f, names in done.items()}
         if any(history.values()): yield stage, plot_curves(history, keys=['loss'], apart=True)
 
 
@@ -161,7 +163,7 @@ Report.pictures, Report.curves, Report.provenance = pictures, curves, provenance
 
 # %% ../nbs/09_report.ipynb #0c76d955
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1200px;margin:2rem auto;padding:0 1rem;color:#222}h1{font-size:1.7rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
-h3{font-size:1rem;margin-bottom:.3rem}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}th,td{padding:.25rem .6rem;border-bottom:1px solid #e5e5e5;text-align:left;white-space:nowrap}
+h3{font-size:1rem;margin-bottom:.3rem}table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}table:not(.heat) td:nth-child(2){white-space:normal}th,td{padding:.25rem .6rem;border-bottom:1px solid #e5e5e5;text-align:left;white-space:nowrap}
 td:first-child{font-weight:600}th{background:#f6f6f6}tr:hover td{background:#fafafa}img{max-width:100%;height:auto}pre{font-size:12px;background:#f7f7f7;padding:.6rem;overflow-x:auto}summary{cursor:pointer;padding:.15rem 0}.heat td,.heat th{padding:.25rem .45rem;text-align:center}.heat td:first-child{text-align:left}"""
 
 

@@ -139,7 +139,7 @@ def grid(
 
 def place(ax, picture, title=''):
     "One picture on its axes, without ticks or frame"
-    if picture is not None: ax.imshow(picture, interpolation='nearest', aspect='equal')
+    if picture is not None: ax.imshow(picture, interpolation='antialiased', aspect='equal')  # cells of a small map stay square, a large photograph is averaged
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=9, pad=3)
     ax.spines[:].set_visible(False)
