@@ -113,6 +113,8 @@ def test_many_pictures_a_page_and_one_that_cannot_be_read(net, photos, tmp_path)
     page = Page((out / 'index.html').read_text())
     assert sorted(page.pictures) == sorted(f'overlays/{n}.jpg' for n in pictures if n != 'torn') and all((out / p).is_file() for p in page.pictures + page.links)
     assert 'torn.png: damaged' in (out / 'index.html').read_text()
+    predict_files(net, {'one': pictures['one']}, tmp_path / 'other', scales=[.5, 1.], flip=False, crf='irn')
+    for folder, used in ((out, 'scales 1.0; flip yes; max side 1024; fusion mean; crf none'), (tmp_path / 'other', 'scales 0.5, 1.0; flip no; max side 1024; fusion mean; crf irn')): assert f': {used}</p>' in (folder / 'index.html').read_text()
 
 
 def test_finished_pictures_are_kept_and_changed_ones_made_anew(net, photos, tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'find_run', 'stage_of', 'segment_stage', 'pictures_in', 'find_pictures', 'as_image', 'Predictor', 'load',
-           'save_picture', 'fresh', 'finish_picture', 'begin_folder', 'predict_files', 'swatch', 'figure', 'write_page',
-           'voc_masks', 'export_onnx']
+           'save_picture', 'fresh', 'finish_picture', 'begin_folder', 'predict_files', 'swatch', 'figure', 'in_words',
+           'write_page', 'voc_masks', 'export_onnx']
 
 # %% ../nbs/11_predict.ipynb #f2a01249
 import glob, html, inspect
@@ -176,35 +176,43 @@ def predict_files(
             keep, made = (None, read_mask(mask)) if fresh(mask, path) else restricted(predictor.scores(image, settings), tags.get(name))
             yield image, made, keep, settings['crf'], mask, over
     for _ in parallel(finish_picture, jobs(), 'predict, picture', len(pictures), workers if settings['crf'] else 1): pass
-    write_page(out, [n for n in pictures if n not in failed], predictor, overlays, failed)
+    write_page(out, [n for n in pictures if n not in failed], predictor, settings, overlays, failed)
     return failed
 
 # %% ../nbs/11_predict.ipynb #66af47ec
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;margin:2rem;color:#222}main{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:1rem}figure{margin:0}
-img{width:100%;height:auto;background:#eee}figcaption{overflow-wrap:anywhere}i{display:inline-block;width:.8em;height:.8em;margin:0 .25em 0 .6em;border:1px solid #666}"""
+img{width:100%;height:auto;background:#eee}figcaption{overflow-wrap:anywhere}span{white-space:nowrap;margin-right:.5em}i{display:inline-block;width:.8em;height:.8em;margin-right:.25em;border:1px solid #666}"""
 
 
-def swatch(k):
-    "A small square in the colour of class k, as HTML"
-    return '<i style="background:rgb({},{},{})"></i>'.format(*VOC_PALETTE[k])
+def swatch(k, text):
+    "A small square in the colour of class k and what it stands for, as HTML"
+    return '<span><i style="background:rgb({},{},{})"></i>{}</span> '.format(*VOC_PALETTE[k], html.escape(text))
 
 
 def figure(out, name, classes, overlays):
     "One picture of the page"
     mask = read_mask(out / f'masks/{name}.png')
     share = np.bincount(mask.ravel(), minlength=256)[1:len(classes) + 1] / mask.size
-    caption = ''.join(f'{swatch(k + 1)}{html.escape(classes[k])} {100 * share[k]:.0f} %' for k in np.argsort(-share, kind='stable') if share[k]) or ' only background'
+    caption = ''.join(swatch(k + 1, f'{classes[k]} ' + (f'{100 * share[k]:.0f} %' if share[k] >= .005 else '< 1 %')) for k in np.argsort(-share, kind='stable') if share[k]) or 'only background'
     source = quote(f'overlays/{name}.jpg' if overlays else f'masks/{name}.png')
     return (f'<figure><a href="{source}"><img loading="lazy" width="{mask.shape[1]}" height="{mask.shape[0]}" src="{source}" alt="{html.escape(name)}"></a>'
-            f'<figcaption><a href="{quote(f"masks/{name}.png")}">{html.escape(name)}</a>{caption}</figcaption></figure>')
+            f'<figcaption><a href="{quote(f"masks/{name}.png")}">{html.escape(name)}</a> {caption}</figcaption></figure>')
 
 
-def write_page(out, names, predictor, overlays, failed):
+def in_words(v):
+    "A setting as a reader says it: 0.5, 1.0 or yes or none"
+    if isinstance(v, bool): return 'yes' if v else 'no'
+    return ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v) or 'none'
+
+
+def write_page(out, names, predictor, settings, overlays, failed):
     "Write index.html"
-    legend = ''.join(f'{swatch(k)}{html.escape(c)}' for k, c in enumerate(predictor.classes, 1))
+    legend = ''.join(swatch(k, c) for k, c in enumerate(predictor.classes, 1))
+    title = f'{len(names)} picture' + 's' * (len(names) != 1)
+    used = '; '.join(f'{k.replace("_", " ")} {in_words(v)}' for k, v in settings.items())
     broken = ''.join(f'<li>{html.escape(t)}</li>' for t in failed.values())
     with whole_file(out / 'index.html', 'w') as f:
-        f.write(f'<!doctype html><meta charset="utf-8"><title>{len(names)} pictures</title><style>{STYLE}</style><h1>{len(names)} pictures</h1><p>{html.escape(predictor.name)}, {html.escape(str(predictor.settings))}</p>'
+        f.write(f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1><p>{html.escape(predictor.name)}: {html.escape(used)}</p>'
                 f'<p>{legend}</p><ul>{broken}</ul><main>{"".join(figure(out, n, predictor.classes, overlays) for n in names)}</main>\n')
 
 # %% ../nbs/11_predict.ipynb #c13a6e5c
