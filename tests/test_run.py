@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from inside import inside
 from wsss_nb import run as R
 from wsss_nb import stage as S
 from wsss_nb.cli import main
-from wsss_nb.execute import locked, run_notebook
+from wsss_nb.execute import in_threads_of, locked, run_notebook
 from wsss_nb.core import UserError
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.methods import build_localiser, check_network
@@ -171,6 +172,36 @@ def test_a_recorded_run_is_made_again_to_the_last_bit(small, tmp_path, capsys, m
     assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 1
     out = capsys.readouterr().out
     assert f'numbers.{first["what"]}/{first["split"]}.miou' in out and 'iou.background' in out and '2 of ' in out and 'by 9.3e-10 at most' in out
+
+
+def test_a_recorded_run_is_made_again_in_as_many_threads_as_then(small, tmp_path, capsys, monkeypatch):
+    published, seen = tmp_path / 'published/small', []
+    run, metrics = (json.loads((small / f'runs/small/{x}.json').read_text()) for x in ('run', 'metrics'))
+    run['stages']['train']['device'], run['stages']['masks']['device'], run['versions']['torch'] = 'cpu (x86_64, 3 threads)', 'a GPU', '1.0'
+    published.mkdir(parents=True)
+    for name, x in (('run', run), ('metrics', dict(metrics, more=1.))): (published / f'{name}.json').write_text(json.dumps(x))
+    def run_recipe(*a, make, say, **k):
+        for stage in ('train', 'masks', 'psa'): make(SimpleNamespace(stage=stage), say)
+        return small / 'runs/small'
+    monkeypatch.setattr(R, 'run_recipe', run_recipe)
+    monkeypatch.setattr(R, 'execute', lambda s, say: seen.append((s.stage, os.environ.get('OMP_NUM_THREADS'), os.environ.get('MKL_NUM_THREADS'))))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.delenv('MKL_NUM_THREADS', raising=False)
+    assert main(['verify', str(published), '--runs', str(tmp_path)]) == 1
+    assert seen == [('train', '3', '3'), ('masks', '1', None), ('psa', '1', None)] and os.environ['OMP_NUM_THREADS'] == '1' and 'MKL_NUM_THREADS' not in os.environ
+    here = json.loads((small / 'runs/small/run.json').read_text())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f'torch: 1.0 then, {here["versions"]["torch"]} now', f'train: cpu (x86_64, 3 threads) then, {here["stages"]["train"]["device"]} now', f'masks: a GPU then, {here["stages"]["masks"]["device"]} now']
+    assert lines[-1].startswith('1 of ') and 'another order' in lines[-1]
+
+
+@pytest.mark.skipif(os.cpu_count() < 2, reason='needs two cores')
+def test_a_kernel_computes_in_the_threads_of_a_record(tmp_path, monkeypatch):
+    import nbformat
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('import torch\nprint(torch.get_num_threads())')]), tmp_path / 'n.ipynb')
+    with in_threads_of('cpu (x86_64, 2 threads)'): run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
+    assert nbformat.read(tmp_path / 'out.ipynb', 4).cells[0].outputs[0].text == '2\n'
 
 
 def test_only_a_finished_run_with_metrics_can_be_verified(tmp_path, capsys):
@@ -464,7 +495,6 @@ def test_walks_are_stages_and_steps_of_a_table(small, capsys):
 @pytest.mark.parametrize('terminal, before, shown', [(True, '', '\r\033[Ktrain    60 s  step 3\r\033[K'), (False, '', 'train    60 s  step 3\n'), (False, 'off', '')])
 def test_progress_moves_in_a_terminal_and_is_rare_in_a_log(tmp_path, capsys, monkeypatch, terminal, before, shown):
     import itertools
-    from types import SimpleNamespace
     from wsss_nb import execute as E
     ticks = itertools.chain([1000., 1060.] if terminal else [1000., 1020., 1040., 1060.], itertools.repeat(1061.))  # a log is told nothing in the first half minute
     monkeypatch.setattr(E, 'time', SimpleNamespace(monotonic=lambda: next(ticks)))

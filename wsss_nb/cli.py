@@ -40,7 +40,7 @@ def verify(a):
     for k, (old, new) in list(changed.items())[:20]: print(f'{k:40} {old} -> {new}')
     if not changed: return print(f'{count} numbers, each the same to the last bit')
     sizes = [abs(old - new) for old, new in changed.values() if None not in (old, new)]
-    print(f'{len(changed)} of {count} numbers are different' + (f', by {max(sizes):.2g} at most' if sizes else ''))
+    print(f'{len(changed)} of {count} numbers are different' + (f', by {max(sizes):.2g} at most' if sizes else '') + '; another processor or version adds floats in another order')
     return 1
 
 

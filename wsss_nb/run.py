@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['code_version', 'copy_whole', 'record', 'lined_up', 'run_recipe', 'runs_of', 'RunsStopped', 'run_each', 'dry_each',
            'dry_run', 'work', 'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'differences', 'same_weights',
-           'verify', 'unused', 'prune']
+           'unlike', 'verify', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #a620cf99
 import shutil, time
@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .core import UserError, file_sha256, load_json, nearest, save_json, versions, whole_file
-from .execute import StageFailed, is_locked, locked
+from .execute import StageFailed, in_threads_of, is_locked, locked
 from .methods import check_network
 from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters
 from .stage import INPUTS, Stage, execute, needed, runs_folder, splits_of
@@ -199,6 +199,12 @@ def same_weights(path, files):
     if any(files.values()) and path.is_file() and file_sha256(path) not in files.values(): raise UserError(f'{path}: its SHA-256 is not that of {", ".join(files)}, with which the run began; give that file with -p weights=...')
 
 
+def unlike(before, after):
+    "What two records of a run do not agree on, of versions and of the devices of their stages: name -> (then, now)"
+    a, b = ({**r['versions'], **{s: v['device'] for s, v in r['stages'].items()}} for r in (before, after))
+    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+
+
 def verify(
     run_name,  # a run, or a folder with its run.json and metrics.json
     runs='',  # folder with runs
@@ -213,9 +219,13 @@ def verify(
     for o in options: set_option(made['recipe'], o)
     for path in {p.get('weights') or '' for p in stage_parameters(made['recipe']).values()}: same_weights(path, made.get('files', {}))
     if place.exists(): shutil.rmtree(place)
-    after = load_json(run_recipe(folder.name, runs=place, run_name=folder.name, say=say, recipe=made['recipe']) / 'metrics.json')
-    changed = differences(before, after)
-    if not changed: shutil.rmtree(place)
+    def as_then(s, say):
+        with in_threads_of(made['stages'].get(s.stage, {}).get('device', '')): execute(s, say)
+    after = run_recipe(folder.name, runs=place, run_name=folder.name, say=say, recipe=made['recipe'], make=as_then)
+    changed = differences(before, load_json(after / 'metrics.json'))
+    if changed:
+        for k, (then, now) in unlike(made, load_json(after / 'run.json')).items(): say(f'{k}: {then} then, {now} now')
+    else: shutil.rmtree(place)
     return len(leaves(before)), changed
 
 # %% ../nbs/08_run.ipynb #8981a13b

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .core import UserError, make_folder
-from .execute import KEEP_MEMORY
+from .execute import KEEP_MEMORY, THREADS
 from .recipes import stage_parameters
 from .run import RunsStopped, lined_up, run_each, run_recipe, runs_of
 from .stage import INPUTS, Stage, execute, runs_folder
@@ -75,7 +75,7 @@ def share(i, jobs):
     "The environment of the i-th of some workers on this machine: its share of the cores, a GPU of its own"
     import torch
     gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))).split(',')
-    threads = {k: os.environ.get(k) or str(max(1, cores() // jobs)) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
+    threads = {k: os.environ.get(k) or str(max(1, cores() // jobs)) for k in THREADS}
     return dict(threads, WSSS_PROGRESS='off', **({'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} if gpus[0] else {}))
 
 
