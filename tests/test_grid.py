@@ -181,6 +181,43 @@ def test_a_grid_is_published_and_the_readme_made_from_it(small, tmp_path, capsys
     with pytest.raises(UserError, match="no published grid is called 'grid-synth'. Did you mean 'grid-synthetic'"): tables(grid='grid-synth').tables()
 
 
+def parts_of(runs, folder, *parts, **more):
+    "Folders with runs that hold a grid.json of some localisers each, and the records of all"
+    made = load_json(runs / 'grid-synthetic/grid.json')
+    for i, part in enumerate(parts):
+        for c in made['cells']: save_json(folder / str(i) / c['run'] / 'run.json', load_json(runs / c['run'] / 'run.json'))
+        save_json(folder / str(i) / 'grid-synthetic/grid.json', {**G.gathered('synthetic', [c for c in made['cells'] if c['localiser'] in part], more.get('options', SMALL)), **more})
+
+
+def test_parts_of_a_grid_are_published_one_by_one(small, tmp_path, capsys):
+    runs, whole, files = small[0], tmp_path / 'whole', ('grid.json', 'grid.md')
+    parts_of(runs, tmp_path, ['sipe'], ['grad_cam_pp', 'cam'], ['cam', 'grad_cam_pp', 'sipe'])
+    assert main(['publish', 'grid-synthetic', '--runs', str(runs), '--to', str(whole)]) == 0
+    for i in '012': assert main(['publish', 'grid-synthetic', '--runs', str(tmp_path / i), '--to', str(tmp_path / 'out')]) == 0 and (i > '0') == all((tmp_path / 'out/grid-synthetic' / f).read_text() == (whole / 'grid-synthetic' / f).read_text() for f in files)
+    later = load_json(tmp_path / '1/grid-synthetic/grid.json')
+    for c in later['cells']: c.update(state='not run yet', miou=None, seconds=None, number={}, stages={}) if c['localiser'] == 'cam' else c.update(miou=.25)
+    save_json(tmp_path / '1/grid-synthetic/grid.json', later)
+    assert main(['publish', 'grid-synthetic', '--runs', str(tmp_path / '1'), '--to', str(tmp_path / 'out')]) == 0
+    was, now = ({c['run']: c['miou'] for c in load_json(f / 'grid-synthetic/grid.json')['cells']} for f in (whole, tmp_path / 'out'))
+    assert now == {r: .25 if '.grad_cam_pp.' in r else x for r, x in was.items()}  # a number gives way to a newer one, and to nothing else
+    capsys.readouterr()
+
+
+def test_a_part_with_other_settings_is_not_added(small, tmp_path, capsys):
+    parts_of(small[0], tmp_path, ['cam'], ['sipe'])
+    parts_of(small[0], tmp_path / 'other', ['sipe'], ['cam', 'sipe'], options=['limit=7'])
+    parts_of(small[0], tmp_path / 'newer', ['sipe'])
+    for f in (tmp_path / 'newer').glob('0/*.*.*/run.json'): save_json(f, {**load_json(f), 'versions': dict(torch='9')})
+    ask = lambda runs: main(['publish', 'grid-synthetic', '--runs', str(runs), '--to', str(tmp_path / 'out')])
+    assert ask(tmp_path / '0') == 0
+    kept = (tmp_path / 'out/grid-synthetic/grid.json').read_text()
+    assert ask(tmp_path / 'other/0') == 2 and (tmp_path / 'out/grid-synthetic/grid.json').read_text() == kept
+    err = capsys.readouterr().err
+    assert "publish: grid-synthetic: the cells that are published are of 'mIoU on synthetic val, 6 images" in err and "Changed: limit=7.'; run all of them again, or give another name with --as." in err and err.count('\n') == 1
+    assert ask(tmp_path / 'newer/0') == 2 and "these of {'torch': '9'}; run all of them again" in capsys.readouterr().err
+    assert ask(tmp_path / 'other/1') == 0 and load_json(tmp_path / 'out/grid-synthetic/grid.json')['options'] == ['limit=7']  # all of them again
+
+
 def test_a_grid_with_nothing_done_is_not_published(tmp_path, capsys):
     G.Board('synthetic', [G.Cell('cam', 'none', 'none', 0)], {}, (), tmp_path).save()
     assert main(['publish', 'grid-synthetic', '--runs', str(tmp_path), '--to', str(tmp_path / 'out')]) == 2

@@ -2,11 +2,13 @@
 
 # %% auto #0
 __all__ = ['names_of', 'steps_of', 'title', 'check_cells', 'why_not', 'Cell', 'told', 'recipe_of', 'with_maps', 'cells_of',
-           'recipes_of', 'is_of', 'result', 'times', 'about', 'gathered', 'save_grid', 'dry_grid', 'Board', 'run_grid']
+           'recipes_of', 'is_of', 'result', 'times', 'about', 'gathered', 'joined', 'save_grid', 'dry_grid', 'Board',
+           'run_grid']
 
 # %% ../nbs/14_grid.ipynb #80e0f376
 import itertools
 from collections import Counter
+from math import fsum
 from typing import NamedTuple
 
 from .core import UserError, check_name, load_json, make_folder, save_json, whole_file
@@ -136,8 +138,8 @@ def times(cells):
     "How many stages the cells that are done name, how many are different, and their seconds"
     named = [(s, v['folder'], v['seconds']) for c in cells if c['state'] == 'done' for s, v in c['stages'].items()]
     kinds = {s: [x for stage, _, x in set(named) if stage == s] for s in STAGES}
-    return dict(cells=sum(c['state'] == 'done' for c in cells), named=len(named), distinct=len(set(named)), alone=sum(x for *_, x in named), shared=sum(x for *_, x in set(named)),
-                stages={s: dict(count=len(x), seconds=sum(x)) for s, x in kinds.items() if x})
+    return dict(cells=sum(c['state'] == 'done' for c in cells), named=len(named), distinct=len(set(named)), alone=fsum(x for *_, x in named), shared=fsum(x for *_, x in set(named)),
+                stages={s: dict(count=len(x), seconds=fsum(x)) for s, x in kinds.items() if x})
 
 
 def about(cells, options=()):
@@ -154,6 +156,15 @@ def gathered(data, results, options=()):
     names = lambda kind, key: {n: title(kind, n) for n in dict.fromkeys(c[key] for c in results)}
     return dict(title=f'The grid on {DATA[data]}', folder=f'grid-{data}', data=data, about=about(results, options), options=list(options), seeds=sorted({c['seed'] for c in results}), localisers=names('localisers', 'localiser'),
                 refiners=names('refiners', 'refiner'), segmenters=names('segmenters', 'segmenter'), times=times(results), cells=results)
+
+
+def joined(before, made):
+    "Two parts of one grid as the content of one grid.json: cells of `made` where they are done, or new; of `before` otherwise"
+    cells = {c['run']: c for c in before['cells']}
+    cells |= {c['run']: c for c in made['cells'] if c['state'] == 'done' or c['run'] not in cells}
+    rank = lambda kind, key: list(dict.fromkeys([*known('grid')[kind], *(c[key] for c in cells.values())])).index
+    ranks = {key: rank(kind, key) for kind, key in (('segmenters', 'segmenter'), ('refiners', 'refiner'), ('localisers', 'localiser'))}
+    return gathered(made['data'], sorted(cells.values(), key=lambda c: (c['seed'], *(r(c[key]) for key, r in ranks.items()))), made['options'])
 
 
 def save_grid(made, runs=''):

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'leaks', 'in_64_colours', 'picture', 'output',
-           'notebook', 'published_folder', 'checksums', 'publish', 'laid_down', 'publish_grid', 'publish_all',
+           'notebook', 'published_folder', 'checksums', 'publish', 'laid_down', 'publish_grid', 'added', 'publish_all',
            'refuse_leaks']
 
 # %% ../nbs/15_published.ipynb #c534d782
@@ -12,6 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from .core import UserError, file_sha256, load_json, make_folder, whole_file
+from .grid import joined
+from .grid_page import grid_markdown
 from .recipes import PACKAGE
 from .run import leaves, record_of
 from .stage import runs_folder
@@ -132,13 +134,24 @@ def laid_down(files, name, folder):
 
 
 def publish_grid(place, name='', folder=''):
-    "The same of a grid: its cells with their numbers and the fingerprints of their stages, and its tables; the code, the versions and the weights of its runs"
-    made = load_json(place / 'grid.json')
+    "The same of a grid: its cells with their numbers and the fingerprints of their stages, and its tables; the code, the versions and the weights of its runs. What is published of it already stays"
+    made, name = load_json(place / 'grid.json'), name or place.name
     records = [load_json(place.parent / c['run'] / 'run.json') for c in made['cells'] if c['state'] == 'done']
     if not records: raise UserError(f'publish: {place.name}: none of its cells is done; run it first: wsss grid --data {made["data"]}.')
     stages = {s['folder']: s for r in records for s in r['stages'].values()}
     of_all = dict(code=sorted({r['code'] for r in records}), versions=records[0]['versions'], devices=sorted({s['device'] for s in stages.values()}), files=checksums(stages))
-    return laid_down({'grid.json': dict(scrubbed(made), **scrubbed(of_all)), 'grid.md': scrubbed((place / 'grid.md').read_text(encoding='utf-8'))}, name or place.name, folder)
+    made, before = scrubbed({**made, **of_all}), published_folder(folder) / name / 'grid.json'
+    if before.exists(): made = added(load_json(before), made, name)
+    return laid_down({'grid.json': made, 'grid.md': grid_markdown(made)}, name, folder)
+
+
+def added(before, made, name):
+    "A published grid and another part of it, of the same settings and versions"
+    cells = {c['run'] for c in made['cells'] if c['state'] == 'done'}
+    if all(c['run'] in cells for c in before['cells'] if c['state'] == 'done'): return made  # nothing of it stays
+    for what in ('about', 'versions'):
+        if before[what] != made[what]: raise UserError(f'publish: {name}: the cells that are published are of {before[what]!r}, these of {made[what]!r}; run all of them again, or give another name with --as.')
+    return {**joined(before, made), 'code': sorted({*before['code'], *made['code']}), 'versions': made['versions'], 'devices': sorted({*before['devices'], *made['devices']}), 'files': {**before['files'], **made['files']}}
 
 
 def publish_all(names, runs='', name='', folder='', say=print):
