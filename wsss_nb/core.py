@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'check_name', 'is_size', 'check_shapes', 'seed_everything', 'rng', 'random_state',
            'set_random_state', 'pick_device', 'device_name', 'disk_error', 'make_folder', 'whole_file', 'plain',
-           'save_json', 'load_json', 'digest', 'file_sha256', 'versions', 'Progress', 'check_torch_pair']
+           'save_json', 'load_json', 'environment', 'digest', 'file_sha256', 'versions', 'Progress', 'check_torch_pair']
 
 # %% ../nbs/00_core.ipynb #0bba4e7c
 import difflib, errno, hashlib, json, os, platform, random, sys, time
@@ -166,6 +166,16 @@ def load_json(path):
     try: return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'{path}: no such file.') from None
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise UserError(f'{path}: not valid JSON ({e}).') from None
+
+# %% ../nbs/00_core.ipynb #5755c83f
+@contextmanager
+def environment(**values):
+    "Let these environment variables stand for a while, and then what stood there before"
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try: yield
+    finally:
+        for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
 # %% ../nbs/00_core.ipynb #7c7bd2a1
 def digest(*parts):

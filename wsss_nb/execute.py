@@ -9,7 +9,7 @@ import os, re, shutil, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import UserError, disk_error, make_folder, save_json
+from .core import UserError, disk_error, environment, make_folder, save_json
 
 # %% ../nbs/07_execute.ipynb #be7655d7
 @contextmanager
@@ -60,14 +60,10 @@ KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_='4294967296', MALLOC_TRIM_THRESHOLD_='
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')
 
 
-@contextmanager
 def in_threads_of(device):
     "Kernels that start meanwhile compute in as many threads as the device of a record had, `cpu (x86_64, 2 threads)`"
-    before, count = {k: os.environ.get(k) for k in THREADS}, re.search(r'(\d+) threads', device)
-    if count: os.environ.update(dict.fromkeys(THREADS, count[1]))
-    try: yield
-    finally:
-        for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+    count = re.search(r'(\d+) threads', device)
+    return environment(**dict.fromkeys(THREADS, count[1]) if count else {})
 
 
 @contextmanager
@@ -76,10 +72,7 @@ def own_kernel():
     with tempfile.TemporaryDirectory() as d:
         save_json(Path(d) / 'kernels/wsss-nb/kernel.json', dict(argv=[sys.executable, '-m', 'ipykernel_launcher', '--log-level=CRITICAL', '-f', '{connection_file}'], display_name='wsss_nb', language='python',
                                                                env={k: os.environ.get(k, v) for k, v in KEEP_MEMORY.items()}))
-        before = os.environ.get('JUPYTER_PATH')
-        os.environ['JUPYTER_PATH'] = d + (os.pathsep + before if before else '')
-        try: yield 'wsss-nb'
-        finally: os.environ.pop('JUPYTER_PATH') if before is None else os.environ.update(JUPYTER_PATH=before)
+        with environment(JUPYTER_PATH=os.pathsep.join(filter(None, [d, os.environ.get('JUPYTER_PATH')]))): yield 'wsss-nb'
 
 
 @contextmanager
@@ -94,12 +87,11 @@ def watched(what, file):
             text = f'{what}  {last - start:4.0f} s  ' + (file.read_text(encoding='utf-8') if file.exists() else 'starting')
             print('\r\033[K' + text[:shutil.get_terminal_size().columns - 1] if tty else text, end='' if tty else '\n', file=sys.stderr, flush=True)
     before, thread = os.environ.get('WSSS_PROGRESS'), threading.Thread(target=follow, daemon=True)
-    os.environ['WSSS_PROGRESS'] = str(file)
     thread.start()
-    try: yield
+    try:
+        with environment(WSSS_PROGRESS=str(file)): yield
     finally:
         stop.set(); thread.join()
-        os.environ.pop('WSSS_PROGRESS') if before is None else os.environ.update(WSSS_PROGRESS=before)
         file.unlink(missing_ok=True)
         if tty: print('\r\033[K', end='', file=sys.stderr, flush=True)
 

@@ -6,7 +6,6 @@ __all__ = ['processes', 'everyones', 'count', 'AllSum', 'SharedNorm', 'share_nor
 
 # %% ../nbs/00_processes.ipynb #55876e92
 import ctypes, os, shlex, shutil, signal, subprocess, sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core import UserError, load_json, save_json, whole_file
+from .core import UserError, environment, load_json, save_json, whole_file
 
 # %% ../nbs/00_processes.ipynb #acf2ebed
 def processes():
@@ -89,13 +88,10 @@ def launcher(text):
     return [found, *rest]
 
 
-@contextmanager
 def launching(text):
     "Let the trainings of this process and of its kernels start theirs so; '' = as it is"
-    before = os.environ.get('WSSS_LAUNCH')
-    if text: launcher(text), os.environ.update(WSSS_LAUNCH=text)
-    try: yield
-    finally: os.environ.pop('WSSS_LAUNCH', None) if before is None else os.environ.update(WSSS_LAUNCH=before)
+    if text: launcher(text)
+    return environment(**{'WSSS_LAUNCH': text} if text else {})
 
 
 def end_with_parent():
