@@ -162,9 +162,8 @@ def joined(before, made):
     "Two parts of one grid as the content of one grid.json: cells of `made` where they are done, or new; of `before` otherwise"
     cells = {c['run']: c for c in before['cells']}
     cells |= {c['run']: c for c in made['cells'] if c['state'] == 'done' or c['run'] not in cells}
-    rank = lambda kind, key: list(dict.fromkeys([*known('grid')[kind], *(c[key] for c in cells.values())])).index
-    ranks = {key: rank(kind, key) for kind, key in (('segmenters', 'segmenter'), ('refiners', 'refiner'), ('localisers', 'localiser'))}
-    return gathered(made['data'], sorted(cells.values(), key=lambda c: (c['seed'], *(r(c[key]) for key, r in ranks.items()))), made['options'])
+    order = {k: [*known('grid')[f'{k}s'], *(c[k] for c in cells.values())] for k in ('segmenter', 'refiner', 'localiser')}
+    return gathered(made['data'], sorted(cells.values(), key=lambda c: (c['seed'], *(names.index(c[k]) for k, names in order.items()))), made['options'])
 
 
 def save_grid(made, runs=''):

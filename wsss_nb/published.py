@@ -151,7 +151,7 @@ def added(before, made, name):
     if all(c['run'] in cells for c in before['cells'] if c['state'] == 'done'): return made  # nothing of it stays
     for what in ('about', 'versions'):
         if before[what] != made[what]: raise UserError(f'publish: {name}: the cells that are published are of {before[what]!r}, these of {made[what]!r}; run all of them again, or give another name with --as.')
-    return {**joined(before, made), 'code': sorted({*before['code'], *made['code']}), 'versions': made['versions'], 'devices': sorted({*before['devices'], *made['devices']}), 'files': {**before['files'], **made['files']}}
+    return {**made, **joined(before, made), **{k: sorted({*before[k], *made[k]}) for k in ('code', 'devices')}, 'files': {**before['files'], **made['files']}}
 
 
 def publish_all(names, runs='', name='', folder='', say=print):

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['code_version', 'copy_whole', 'record', 'lined_up', 'run_recipe', 'runs_of', 'RunsStopped', 'run_each', 'dry_each',
-           'dry_run', 'work', 'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'differences', 'same_weights',
-           'unlike', 'verify', 'unused', 'prune']
+           'dry_run', 'work', 'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'unequal', 'differences',
+           'same_weights', 'unlike', 'verify', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #a620cf99
 import shutil, time
@@ -187,10 +187,14 @@ def leaves(x, at=''):
     return {k: v for name, value in items for k, v in leaves(value, f'{at}.{name}' if at else str(name)).items()}
 
 
+def unequal(a, b):
+    "Key -> (what the one has, what the other has), where two dicts are not the same"
+    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+
+
 def differences(before, after):
     "Path -> (number before, number after), for the numbers of two metrics that are not the same"
-    a, b = leaves(before), leaves(after)
-    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+    return unequal(leaves(before), leaves(after))
 
 
 def same_weights(path, files):
@@ -201,8 +205,7 @@ def same_weights(path, files):
 
 def unlike(before, after):
     "What two records of a run do not agree on, of versions and of the devices of their stages: name -> (then, now)"
-    a, b = ({**r['versions'], **{s: v['device'] for s, v in r['stages'].items()}} for r in (before, after))
-    return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
+    return unequal(*({**r['versions'], **{s: v['device'] for s, v in r['stages'].items()}} for r in (before, after)))
 
 
 def verify(
