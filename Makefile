@@ -31,10 +31,10 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
 
 notebooks: $(READY)  ## execute the library notebooks in place and clean them
-	@for nb in $(NBS); do echo $$nb; WSSS_PROGRESS=off $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace $$nb || exit 1; $(BIN)/nbdev_clean --fname $$nb; done
+	@for nb in $(NBS); do echo $$nb; WSSS_PROGRESS=off $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace $$nb || exit 1; $(BIN)/nbdev-clean --fname $$nb; done
 
 export: $(READY)  ## nbs/ -> wsss_nb/
-	$(BIN)/nbdev_export
+	$(BIN)/python docs/export.py
 
 readme: $(READY)  ## nbs/index.ipynb -> README.md, and published runs -> the tables in both
 	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir build --output README nbs/index.ipynb

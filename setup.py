@@ -1,4 +1,4 @@
-"""Reads everything it needs from settings.ini, which nbdev reads as well."""
+"""Reads everything it needs from settings.ini, the one place for version and dependencies."""
 from configparser import ConfigParser
 from pathlib import Path
 

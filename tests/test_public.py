@@ -20,7 +20,7 @@ from wsss_nb.papers import ccmr, ecsnet, icd, sipe, svm
 from wsss_nb.refine import crf, irn, pamr, psa, superpixels
 
 NBS = Path(__file__).resolve().parents[1] / 'nbs'
-MODULES = {m.name: importlib.import_module(m.name) for m in pkgutil.walk_packages(wsss_nb.__path__, 'wsss_nb.') if not m.name.endswith('_modidx')}
+MODULES = {m.name: importlib.import_module(m.name) for m in pkgutil.walk_packages(wsss_nb.__path__, 'wsss_nb.')}
 API = {cams: 'normalize with_background', metrics: 'Confusion pixel_ap', pamr: 'pamr', crf: 'dense_crf crf_from_labels', superpixels: 'merge_regions', irn: 'boundary_walk', psa: 'pair_affinity affinity_walk',
        sipe: 'hierarchical locate_seeds prototypes is_cam gsc_loss', svm: 'initial_seed sampling_probability zscore background_cosine self_enhanced_svm', ccmr: 'ccmr ngwp focal_penalty swp',
        icd: 'directional_scores bottom_up_loss SignAligner superpixel_mean top_down_loss seeds', ecsnet: 'minmax_cam erased_region blur_erase reliable_labels segmentation_loss multi_dilated_overlay'}
