@@ -76,7 +76,7 @@ def install_cell(path):
 def test_one_cell_installs_from_the_repository_of_the_settings():
     settings = configparser.ConfigParser(delimiters=['='])
     settings.read(ROOT / 'settings.ini')
-    source = f"{settings['DEFAULT']['git_url']}/archive/refs/heads/{settings['DEFAULT']['branch']}.zip"
+    source = f"{settings['DEFAULT']['git_url']}/archive/refs/heads/main.zip"
     papers, tutorials = ({install_cell(p) for p in paths} for paths in (PAPERS, TUTORIALS))
     assert len(papers) == len(tutorials) == 1 and all(f"@ {source}'" in cell for cell in papers | tutorials)
     assert papers == {cell.replace('wsss_nb[notebooks] @', 'wsss_nb @') for cell in tutorials}
