@@ -67,6 +67,17 @@ print(len(names))
     assert int(r.stdout) > 20
 
 
+def test_only_an_extra_has_to_be_built(wheel):
+    meta = zipfile.ZipFile(wheel).read(next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith('METADATA'))).decode()
+    assert re.findall(r'^Requires-Dist: pydensecrf2.*; (.*)$', meta, re.M) == ['extra == "crf"'] and 'Provides-Extra: crf\n' in meta
+
+
+def test_a_missing_package_is_advised_by_the_names_that_an_index_has(site, tmp_path):
+    r = python("from wsss_nb.execute import run_notebook\ntry: run_notebook('', '', {}, '', '')\nexcept ValueError as e: print(e)", site, tmp_path)
+    text, _, advised = r.stdout.strip().partition(' install ')
+    assert text.startswith('papermill is not installed; for running a recipe: ') and re.findall(r'"([\w-]+)[<>=,.\d]+"', advised) == ['papermill', 'ipykernel', 'nbconvert', 'jupyterlab'], r
+
+
 def test_the_lines_of_the_readme_turn_tagged_images_into_masks(site, tmp_path):
     from wsss_nb.data.synthetic import synthetic
     data = synthetic('train', n=6)

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['UserError', 'nearest', 'check_name', 'is_size', 'check_shapes', 'seed_everything', 'rng', 'random_state',
            'set_random_state', 'pick_device', 'device_name', 'disk_error', 'make_folder', 'whole_file', 'plain',
-           'save_json', 'load_json', 'environment', 'digest', 'file_sha256', 'versions', 'Progress', 'check_torch_pair']
+           'save_json', 'load_json', 'environment', 'digest', 'file_sha256', 'versions', 'Progress', 'check_torch_pair',
+           'install_line', 'not_installed']
 
 # %% ../nbs/00_core.ipynb #0bba4e7c
 import difflib, errno, hashlib, json, os, platform, random, sys, time
@@ -197,6 +198,7 @@ def versions():
     for p in ('torch', 'torchvision', 'accelerate', 'numpy', 'pillow', 'scikit-learn', 'pydensecrf2', 'papermill', 'wsss_nb'):
         try: found[p] = version(p)
         except PackageNotFoundError: pass
+    found.setdefault('pydensecrf2', 'none: the CRF runs in torch')
     return found
 
 # %% ../nbs/00_core.ipynb #49e39327
@@ -251,3 +253,28 @@ def check_torch_pair():
         keep = torchvision.ops.nms(torch.tensor([[0., 0, 1, 1], [0, 0, 1, 1]]), torch.tensor([.9, .8]), .5)
     except Exception as e: raise UserError(f'torch {torch.__version__} and torchvision do not fit ({str(e).splitlines()[0]}); {remedy}.') from None
     if keep.tolist() != [0]: raise UserError(f'torch {torch.__version__} and torchvision {torchvision.__version__} do not fit; {remedy}.')
+
+# %% ../nbs/00_core.ipynb #2f1f0ce8
+def install_line(
+    extra,  # one of settings.ini: crf, notebooks, onnx, scale ...
+    package='',  # what to install where nothing is known of the extra
+):
+    "A command that installs what an extra needs, for this very Python"
+    import shutil
+    from importlib.metadata import PackageNotFoundError, requires
+    import wsss_nb
+    here, pip = Path(wsss_nb.__file__).resolve().parents[1], shutil.which('pip')
+    pip = 'pip' if pip and Path(pip).parent == Path(sys.executable).parent else f'{sys.executable} -m pip'
+    if all((here / f).exists() for f in ('settings.ini', 'setup.py')): return f'{pip} install -e "{here}[{extra}]"'
+    try: lines = [l.partition(';') for l in requires('wsss_nb') or ()]
+    except PackageNotFoundError: lines = []
+    return f'{pip} install ' + (' '.join(f'"{name.strip()}"' for name, _, when in lines if extra in when.replace('"', ' ').replace("'", ' ').split()) or package)
+
+
+def not_installed(
+    package,  # by the name that an index has it under
+    extra,  # of settings.ini, to which it belongs
+    what,  # what it is needed for
+):
+    "The error that says so, with an install that works"
+    return UserError(f'{package} is not installed; for {what}: {install_line(extra, package)}')

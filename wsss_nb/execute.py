@@ -9,7 +9,7 @@ import os, re, shutil, sys, tempfile, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import UserError, disk_error, environment, make_folder, save_json
+from .core import UserError, disk_error, environment, make_folder, not_installed, save_json
 
 # %% ../nbs/07_execute.ipynb #be7655d7
 @contextmanager
@@ -99,7 +99,7 @@ def watched(what, file):
 def run_notebook(path, out, parameters, what, progress):
     "papermill with our kernel; a failing cell is told in one line and leaves the executed notebook"
     try: import papermill as pm
-    except ImportError: raise UserError("papermill is not installed: pip install 'wsss_nb[notebooks]' to run recipes.") from None
+    except ImportError: raise not_installed('papermill', 'notebooks', 'running a recipe') from None
     from nbclient.exceptions import DeadKernelError
     import logging
     logging.getLogger('papermill').setLevel(logging.ERROR)

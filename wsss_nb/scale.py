@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .core import UserError, make_folder
+from .core import UserError, make_folder, not_installed
 from .execute import KEEP_MEMORY, THREADS
 from .recipes import stage_parameters
 from .run import RunsStopped, lined_up, run_each, run_recipe, runs_of
@@ -67,7 +67,7 @@ def make(stage, params, name, token, env, *before):
 def installed():
     "Dask's distributed, if it is there"
     try: import distributed
-    except ImportError: raise UserError("Dask is not installed: pip install 'wsss_nb[scale]' for --jobs and --scheduler.") from None
+    except ImportError: raise not_installed('distributed', 'scale', '--jobs and --scheduler') from None
     return distributed
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .core import Progress, UserError
+from .core import Progress, UserError, not_installed
 
 # %% ../nbs/00_workers.ipynb #2f0f688e
 def cores():
@@ -58,7 +58,7 @@ def cluster_size():
     if not address: return 0
     if not CLUSTER:
         try: from distributed import Client
-        except ImportError: raise UserError("Dask is not installed: pip install 'wsss_nb[scale]' for WSSS_SCHEDULER.") from None
+        except ImportError: raise not_installed('distributed', 'scale', 'WSSS_SCHEDULER') from None
         try: CLUSTER.append(Client(address, timeout=10))
         except (OSError, ValueError) as e: raise UserError(f'WSSS_SCHEDULER={address}: no Dask scheduler answers there ({type(e).__name__}); start one with `dask scheduler`.') from None
     CLUSTER[0].wait_for_workers(1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import UserError, check_name, whole_file
+from ..core import UserError, check_name, not_installed, whole_file
 
 # %% ../../nbs/nets/export.ipynb #640f4cb2
 OUTPUTS = ('probabilities', 'logits')
@@ -36,7 +36,7 @@ SHAPES = ((1, 97, 131), (2, 64, 48), (3, 33, 65))  # batch, height, width of the
 def onnx_model(whole, **about):
     "The module as an ONNX model with symbolic batch, height and width; `about` goes into its metadata"
     try: import onnx, onnxscript  # noqa: F401
-    except ImportError as e: raise UserError(f"export: the package {e.name} is not installed; pip install 'wsss_nb[onnx]'.") from None
+    except ImportError as e: raise not_installed(e.name, 'onnx', 'export') from None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = torch.onnx.export(whole, (torch.rand(2, 3, 97, 131),), dynamo=True, verbose=False, input_names=['image'], output_names=[whole.output],

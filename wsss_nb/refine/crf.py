@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..core import UserError, check_name, pick_device
+from ..core import UserError, check_name, not_installed, pick_device
 from ..workers import parallel
 from .lattice import Lattice
 
@@ -140,7 +140,7 @@ def pick_backend(backend='auto'):
     if backend == 'torch': return backend
     try: import pydensecrf.densecrf  # noqa: F401
     except ImportError:
-        if backend == 'pydensecrf': raise UserError('crf_backend: pydensecrf is not installed; pip install pydensecrf2, or use crf_backend=torch.') from None
+        if backend == 'pydensecrf': raise not_installed('pydensecrf2', 'crf', 'crf_backend=pydensecrf (crf_backend=torch needs nothing)') from None
         return 'torch'
     return 'pydensecrf'
 
