@@ -79,11 +79,7 @@ def test_elsewhere_it_is_the_packages_of_the_extra(monkeypatch, tmp_path, requir
 def test_that_pydensecrf_is_not_there_is_on_record(monkeypatch):
     from wsss_nb.core import versions
     from wsss_nb.run import unlike
-    version = importlib.metadata.version
-    def without(name):
-        if name == 'pydensecrf2': raise importlib.metadata.PackageNotFoundError(name)
-        return version(name)
-    monkeypatch.setattr(importlib.metadata, 'version', without)
+    monkeypatch.setitem(sys.modules, 'pydensecrf.densecrf', None)
     now = versions()
     assert now['pydensecrf2'] == 'none: the CRF runs in torch'
     assert unlike(dict(versions={**now, 'pydensecrf2': '1.1'}, stages={}), dict(versions=now, stages={})) == {'pydensecrf2': ('1.1', 'none: the CRF runs in torch')}

@@ -198,7 +198,8 @@ def versions():
     for p in ('torch', 'torchvision', 'accelerate', 'numpy', 'pillow', 'scikit-learn', 'pydensecrf2', 'papermill', 'wsss_nb'):
         try: found[p] = version(p)
         except PackageNotFoundError: pass
-    found.setdefault('pydensecrf2', 'none: the CRF runs in torch')
+    try: import pydensecrf.densecrf  # noqa: F401
+    except ImportError: found['pydensecrf2'] = 'none: the CRF runs in torch'
     return found
 
 # %% ../nbs/00_core.ipynb #49e39327
