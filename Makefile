@@ -7,7 +7,8 @@ READY  := $(VENV)/.ready
 SITE   := $(VENV)/.ready-site
 BROWSER := $(VENV)/.ready-browser
 PIP    := PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install -qq
-NEWEST  = PYTHONWARNINGS=ignore:Editable .venv-newest/bin/python -m pip install -qq --upgrade --upgrade-strategy eager
+NEW    := .venv-newest
+NEWEST  = PYTHONWARNINGS=ignore:Editable $(NEW)/bin/python -m pip install -qq --upgrade --upgrade-strategy eager
 TORCH   = $(foreach r,$(filter torch%,$(shell sed -n 's/^requirements = //p' settings.ini)),'$(r)')
 CRF     = '$(shell sed -n 's/^crf_requirements = //p' settings.ini)'
 TORCH_INDEX ?=
@@ -35,13 +36,13 @@ setup: crf $(READY)  ## build .venv alone; TORCH_INDEX=URL takes torch and torch
 	@echo "$(VENV) is ready: make demo, make lab, $(BIN)/wsss"
 
 newest: check-machine  ## tests, and with them the notebooks, against the newest version of everything, in .venv-newest; for a schedule
-	@echo "Building .venv-newest: the newest version of each package of settings.ini, whatever its upper bound (6 GB on disk, 3 minutes and the network); then the tests, which execute the notebooks"
-	@$(PYTHON) -m venv --clear .venv-newest
+	@echo "Building $(NEW): the newest version of each package of settings.ini, whatever its upper bound (6 GB on disk, 3 minutes and the network); then the tests, which execute the notebooks"
+	@$(PYTHON) -m venv --clear $(NEW)
 	@$(call alive,$(NEWEST) pip && $(NEWEST) $$($(PYTHON) docs/newest.py names) && $(NEWEST) --no-deps --editable .)
-	@$(NEWEST) $$($(PYTHON) docs/newest.py names crf) >.venv-newest/crf.log 2>&1 || echo "pydensecrf2 could not be built, see .venv-newest/crf.log: the dense CRF runs in torch"
-	@.venv-newest/bin/python docs/newest.py versions
-	@touch .venv-newest/.installed .venv-newest/.ready
-	@$(MAKE) --no-print-directory VENV=.venv-newest test
+	@$(NEWEST) $$($(PYTHON) docs/newest.py names crf) >$(NEW)/crf.log 2>&1 || echo "pydensecrf2 could not be built, see $(NEW)/crf.log: the dense CRF runs in torch"
+	@$(NEW)/bin/python docs/newest.py versions
+	@touch $(NEW)/.installed $(NEW)/.ready
+	@$(MAKE) --no-print-directory VENV=$(NEW) test
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab nbs
@@ -66,7 +67,7 @@ site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved ou
 	@echo "Open _site/index.html"
 
 clean:  ## remove .venv, the site and what the runs left (recipes, published runs and *.yaml stay)
-	rm -rf $(VENV) .venv-newest build _site *.egg-info
+	rm -rf $(VENV) $(NEW) build _site *.egg-info
 	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name published ! -name '*.yaml' -exec rm -rf {} +
 
 $(INSTALLED): settings.ini setup.py pyproject.toml | check-machine

@@ -1,6 +1,9 @@
 """What a fresh machine lacks is told in one line, and `make setup` works without it where it can."""
 import configparser
+import importlib.metadata
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +126,23 @@ def test_a_cpu_build_of_torch_alone_is_no_pair(tmp_path):
 def test_an_index_that_is_named_gives_the_pair(tmp_path):
     lines, asked = setup(tmp_path, arguments=['TORCH_INDEX=https://example.org/cpu'])
     assert asked[1:3] == ['-qq --index-url https://example.org/cpu ' + ' '.join(r for r in requirements() if r.startswith('torch')), '-qq --editable .[dev]'] and len(lines) == 3
+
+
+def test_newest_asks_for_every_package_without_its_range(tmp_path):
+    lines, asked = setup(tmp_path, target='newest', arguments=[f'NEW={tmp_path / "new"}'])
+    eager, bare = '-qq --upgrade --upgrade-strategy eager ', lambda *extras: ' '.join(re.match(r'[\w.-]+', r)[0] for e in extras for r in requirements(e))
+    assert asked[:2] == [eager + 'pip', eager + bare('', 'notebooks', 'onnx', 'scale', 'site', 'dev')] and asked[2:4] == [eager + '--no-deps --editable .', eager + bare('crf')]
+    assert lines[0].startswith(f'Building {tmp_path / "new"}: the newest version of each package') and any(re.match(r'torch +\d[\w.+]+ +>=', l) for l in lines)
+    assert (tmp_path / 'asked').read_text().splitlines()[4] == '-m pytest -q -n 2 --dist loadgroup tests'
+
+
+def test_what_lies_beyond_its_range_is_marked(monkeypatch):
+    spec = importlib.util.spec_from_file_location('newest', ROOT / 'docs/newest.py')
+    newest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(newest)
+    monkeypatch.setattr(newest, 'ranges', lambda: {'': {'torch': '>=2.6,<3', 'numpy': '>=1.26,<3', 'pillow': '>=10.3', 'nothing-of-that-name': ''}})
+    monkeypatch.setattr(newest, 'version', lambda p: dict(torch='3.0', numpy='2.9', pillow='99').get(p) or importlib.metadata.version(p))
+    assert [l.split() for l in newest.versions()] == [['torch', '3.0', '>=2.6,<3', 'beyond'], ['numpy', '2.9', '>=1.26,<3'], ['pillow', '99', '>=10.3']]
 
 
 def test_a_pair_of_torch_and_torchvision_that_does_not_fit_is_told(monkeypatch):
