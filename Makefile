@@ -71,7 +71,7 @@ clean:  ## remove .venv, the site and what the runs left (recipes, published run
 	find runs -mindepth 1 -maxdepth 1 ! -name recipes ! -name published ! -name '*.yaml' -exec rm -rf {} +
 
 $(INSTALLED): settings.ini setup.py pyproject.toml | check-machine
-	@echo "Building $(VENV): torch, Jupyter and the rest; 2 to 10 minutes and what 3 GB take to download (6 GB on disk, 5 of them CUDA's libraries where torch comes with them)"
+	@echo "Building $(VENV): torch, Jupyter and the rest; 2 to 10 minutes and what 3 GB take to download (6 GB on disk, 4 of them CUDA's libraries where torch comes with them)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
 	@$(call alive,$(torch_alone))
@@ -88,7 +88,7 @@ if [ -n "$(TORCH_INDEX)" ]; then $(PIP) --index-url "$(TORCH_INDEX)" $(TORCH); \
 elif command -v nvidia-smi >/dev/null || [ "$$(uname -sm)" != 'Linux x86_64' ]; then true; \
 else cpu() { $(BIN)/python -m pip index versions $$1 2>/dev/null | grep -o '[0-9][0-9.]*+cpu' | head -n 1; }; vision=$$(cpu torchvision); \
 	if [ -n "$$vision" ] && [ -n "$$(cpu torch)" ]; then echo "No GPU here (nvidia-smi is missing): the CPU build of torch, torchvision $$vision"; $(PIP) "torchvision==$$vision"; \
-	else echo "No GPU here (nvidia-smi is missing), and the package index has no CPU build of both torch and torchvision: CUDA's 5 GB come along; from an index that has one: make setup TORCH_INDEX=https://..."; fi; fi
+	else echo "No GPU here (nvidia-smi is missing), and the package index has no CPU build of both torch and torchvision: CUDA's libraries, 4 GB, come along; from an index that has one: make setup TORCH_INDEX=https://..."; fi; fi
 endef
 
 # The dense CRF in C++ has no wheel: it is built where a compiler is, and each `make setup` tries again
