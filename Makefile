@@ -12,6 +12,7 @@ NEWEST  = PYTHONWARNINGS=ignore:Editable $(NEW)/bin/python -m pip install -qq --
 TORCH   = $(foreach r,$(filter torch%,$(shell sed -n 's/^requirements = //p' settings.ini)),'$(r)')
 CRF     = '$(shell sed -n 's/^crf_requirements = //p' settings.ini)'
 TORCH_INDEX ?=
+# $(call alive,command): the command, and a line every 20 s that it goes on
 alive   = (s=0; while sleep 20 3>&- && kill -0 $$$$; do s=$$((s + 20)); echo "  ... $$s s" >&3; done) 3>&1 >/dev/null 2>&1 </dev/null & t=$$!; $(1); rc=$$?; kill $$t; exit $$rc
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
 
@@ -36,7 +37,7 @@ setup: crf $(READY)  ## build .venv alone; TORCH_INDEX=URL takes torch and torch
 	@echo "$(VENV) is ready: make demo, make lab, $(BIN)/wsss"
 
 newest: check-machine  ## tests, and with them the notebooks, against the newest version of everything, in .venv-newest; for a schedule
-	@echo "Building $(NEW): the newest version of each package of settings.ini, whatever its upper bound (6 GB on disk, 3 minutes and the network); then the tests, which execute the notebooks"
+	@echo "Building $(NEW): the newest version of each package of settings.ini, whatever its upper bound (6 GB on disk, 2 to 10 minutes and the network); then the tests, which execute the notebooks"
 	@$(PYTHON) -m venv --clear $(NEW)
 	@$(call alive,$(NEWEST) pip && $(NEWEST) $$($(PYTHON) docs/newest.py names) && $(NEWEST) --no-deps --editable .)
 	@$(NEWEST) $$($(PYTHON) docs/newest.py names crf) >$(NEW)/crf.log 2>&1 || echo "pydensecrf2 could not be built, see $(NEW)/crf.log: the dense CRF runs in torch"
