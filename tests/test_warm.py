@@ -1,0 +1,125 @@
+"""Warm kernels: forks of a process that has imported everything, alike to cold ones, and gone when they should be."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from wsss_nb import warm
+from wsss_nb.core import environment
+from wsss_nb.execute import StageFailed, run_notebook
+
+pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='forks are used on Linux alone')
+
+
+def cells(*sources): return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+
+
+def answer(source, **env):
+    "The value of the last line of a piece of code in a kernel of its own"
+    nb = cells(source)
+    with environment(**env), warm.own_kernel() as name: NotebookClient(nb, kernel_name=name).execute()
+    return eval(nb.cells[0].outputs[-1]['data']['text/plain'])
+
+
+def alive(pid): return Path(f'/proc/{pid}').exists() and ' Z ' not in Path(f'/proc/{pid}/stat').read_text()
+
+
+def gone(*pids, seconds=20):
+    "Wait until none of these processes lives"
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < end: time.sleep(.05)
+    return not any(map(alive, pids))
+
+
+SEEN = '''
+import os, random, sys, threading, numpy as np, torch, matplotlib
+own = [os.getpid(), random.random(), np.random.rand(), torch.rand(1).item(), os.getsid(0)]
+torch.manual_seed(3)
+a = torch.nn.functional.conv2d(torch.randn(2, 3, 40, 40), torch.randn(8, 3, 3, 3)).sum().item()
+alike = [a, torch.get_num_threads(), sys.argv[0], sys.path, os.getcwd(), matplotlib.rcParams['backend'], __name__, torch.cuda.is_initialized(), dict(os.environ, JPY_PARENT_PID='', JPY_SESSION_NAME='', WSSS_WARM='', JUPYTER_PATH='')]
+[alike, own]
+'''
+
+
+def test_a_fork_is_like_a_cold_kernel_but_for_what_must_be_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kernels = [answer(SEEN, WSSS_WARM=w) for w in '110']
+    assert kernels[0][0] == kernels[1][0] == kernels[2][0]
+    assert all(len(set(values)) == 3 for values in zip(*[own for _, own in kernels]))
+
+
+def test_a_figure_is_shown(tmp_path):
+    nb = cells('import matplotlib.pyplot as plt\nplt.plot([1, 2]);')
+    with warm.own_kernel() as name: NotebookClient(nb, kernel_name=name).execute()
+    assert 'image/png' in nb.cells[0].outputs[0]['data']
+
+
+def test_what_counts_at_the_start_has_a_server_of_its_own(monkeypatch, tmp_path):
+    before = set(warm.SERVERS)
+    assert answer('import torch, threadpoolctl\n[torch.get_num_threads(), {p["num_threads"] for p in threadpoolctl.threadpool_info()}]', OMP_NUM_THREADS='1') == [1, {1}]
+    assert warm.setting(dict(os.environ, OMP_NUM_THREADS='3')) != warm.setting(dict(os.environ, OMP_NUM_THREADS='4')) == warm.setting(dict(os.environ, OMP_NUM_THREADS='4', WSSS_RUNS='x'))
+    edited = tmp_path / 'wsss_nb/core.py'
+    edited.parent.mkdir(); edited.write_text('')
+    monkeypatch.setattr(warm.wsss_nb, '__file__', str(tmp_path / 'wsss_nb/__init__.py'))
+    key = warm.setting({})
+    os.utime(edited, ns=(1, 1))
+    assert warm.setting({}) != key and before <= set(warm.SERVERS)
+
+
+def test_a_kernel_that_dies_is_told_and_takes_nothing_with_it(tmp_path):
+    for i, death in enumerate(('os._exit(3)', 'os.kill(os.getpid(), 9)')):
+        (tmp_path / 'n.ipynb').write_text(nbformat.writes(cells('', 'import os\n' + death)))
+        nb = json.loads((tmp_path / 'n.ipynb').read_text())
+        nb['cells'][0]['metadata'] = dict(tags=['parameters'])
+        nb['metadata'] = dict(kernelspec=dict(name='python3', display_name='', language='python'))
+        (tmp_path / 'n.ipynb').write_text(json.dumps(nb))
+        with pytest.raises(StageFailed, match='toy: its kernel died'): run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'toy', tmp_path / 'progress')
+    assert answer('1 + 1') == 2
+
+
+RUNS = '''
+import nbformat, os, sys
+from nbclient import NotebookClient
+from wsss_nb import warm
+code = "import os, subprocess, sys, time\\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\\nopen({out!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\\nopen({out!r} + '.ready', 'w')\\ntime.sleep(600)"
+nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+with warm.own_kernel() as name:
+    open({out!r} + '.server', 'w').write(str(next(iter(warm.SERVERS.values()))[0].pid))
+    NotebookClient(nb, kernel_name=name).execute()
+'''
+
+
+def test_a_killed_command_leaves_neither_kernel_nor_server(tmp_path):
+    out = tmp_path / 'pids'
+    command = subprocess.Popen([sys.executable, '-c', RUNS.format(out=str(out))], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (tmp_path / 'pids.ready').exists() and time.monotonic() < end: time.sleep(.1)
+    kernel, child = map(int, out.read_text().split())
+    server = int((tmp_path / 'pids.server').read_text())
+    assert alive(kernel) and alive(child) and alive(server)
+    command.send_signal(signal.SIGKILL); command.wait()
+    assert gone(kernel, child, server)
+
+
+def test_where_no_server_answers_the_kernel_is_a_cold_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(warm, 'server', lambda env: str(tmp_path / 'nobody'))
+    assert answer('import sys\n"torch" in sys.modules') is False
+
+
+def test_papermill_finds_the_engine(tmp_path):
+    from papermill.engines import NBClientEngine, papermill_engines
+    papermill_engines.register('wsss', warm.Engine)
+    import papermill
+    nb = cells('x = 1', 'import sys\nprint(x, "torch" in sys.modules)')
+    nb.cells[0].metadata['tags'] = ['parameters']
+    nb.metadata['kernelspec'] = dict(name='python3', display_name='', language='python')
+    nbformat.write(nb, tmp_path / 'n.ipynb')
+    out = papermill.execute_notebook(str(tmp_path / 'n.ipynb'), str(tmp_path / 'out.ipynb'), dict(x=5), engine_name='wsss', progress_bar=False)
+    assert out.cells[-1].outputs[0]['text'].split() == ['5', 'True']
