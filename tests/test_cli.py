@@ -1,18 +1,148 @@
 """The command line, verb by verb."""
 import json
 import re
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from wsss_nb import arguments as A
+from wsss_nb.cli import COMPUTES, DOES, main
+from wsss_nb.core import UserError
+
+
+# -- what can be typed
+
+def line_of(capsys, *words):
+    "The one line of a mistake"
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith('wsss: ') and err.count('\n') == 1 and not out.strip(), (out, err)
+    return err.removeprefix('wsss: ').strip()
+
+
+def test_wsss_alone_and_each_verb_are_helped(capsys):
+    assert main([]) == 0
+    alone = capsys.readouterr().out
+    assert main(['--help']) == 0 and capsys.readouterr().out == alone
+    order = [line.split('  ')[1] for line in alone.splitlines() if line.startswith('  ')]
+    assert order[:5] == ['run', 'resume', 'list', 'report', 'verify'] and order[-3:] == ['prune', 'publish', 'published'] and set(order) == set(A.VERBS) == set(DOES) >= set(COMPUTES)
+    for name in A.VERBS:
+        assert main([*name.split(), '--help']) == 0
+        assert A.VERBS[name].text[1:] in ' '.join(capsys.readouterr().out.split())
+    for verb in A.VERBS.values():
+        assert verb.text and all(len(a.help) > 8 for a in verb.arguments), verb
+
+
+def test_every_action_of_every_parser_has_a_help_or_is_an_old_spelling():
+    import argparse
+    for name, verb in A.VERBS.items():
+        old = {o for a in verb.arguments for o in a.old}
+        for action in A.parser_of(name)._actions: assert action.help and (action.help != argparse.SUPPRESS or {action.dest, *action.option_strings} & old), (name, action)
+
+
+def test_the_version_is_that_of_the_runs(capsys):
+    from wsss_nb.run import code_version
+    assert main(['--version']) == 0 and capsys.readouterr().out == f'wsss_nb {code_version()}\n'
+
+
+def test_help_lists_and_slips_do_not_wait_for_torch(tmp_path):
+    code = """import sys
 from wsss_nb.cli import main
+ends = [main(w.split()) for w in ('', '--help', '--version', 'run --help', 'recipes', 'params train', 'rum', 'run', 'run cam_syntetic', 'run cam_synthetic --scheduler tcp://127.0.0.1:1', 'run cam_synthetic -p epochs')]
+assert ends == [0] * 6 + [2] * 5, ends
+sys.exit(', '.join({'torch', 'numpy', 'matplotlib', 'distributed'} & set(sys.modules)) or 0)"""
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+
+
+@pytest.mark.parametrize('words, text', [
+    ('rum x', "verb: unknown name 'rum'. Did you mean 'run'?"),
+    ('--runs x list', "expected a verb first, such as wsss list, got '--runs'"),
+    ('run', 'run: recipe is missing: a YAML file, or the name of a recipe'),
+    ('resume', 'resume: run is missing: name or folder of a run'),
+    ('verify', 'verify: run is missing'),
+    ('export', 'export: run is missing'),
+    ('voc-zip', 'voc-zip: run is missing'),
+    ('voc-check', 'voc-check: zip is missing: the zip of a submission'),
+    ('table', 'table: table is missing: paper:number'),
+    ('publish', 'publish: run is missing: runs, or folders with'),
+    ('predict', 'predict: --out is missing: folder for masks'),
+    ('predict x --out y', 'predict: images is missing: files, folders, patterns'),
+    ('data', 'data: expected check or synth behind it'),
+    ('data chek', "data: unknown name 'chek'. Did you mean 'check'?"),
+    ('data synth', 'data synth: --out is missing: folder for the set'),
+    ('params trian', "stage: unknown name 'trian'. Did you mean 'train'?"),
+    ('run a --jobs 0', "run: --jobs: expected a whole number from 1 on, got '0'"),
+    ('run a --jobs two', "run: --jobs: expected a whole number from 1 on, got 'two'"),
+    ('predict a b --out c --scales 0.5,x', "predict: --scales: expected a number from 0.01 on, got 'x'"),
+    ('run a --scheduller x', "run: unknown '--scheduller'. Did you mean '--scheduler'?"),
+    ('list cam', "list: unknown 'cam'."),
+    ('run a.yaml', "recipe: unknown name 'a'"),
+    ('run no/a.yaml', 'no/a.yaml: no such recipe'),
+    ('run cam_synthetic -p epochs', '-p epochs: expected name=value'),
+    ('predict nothing . --out x --runs nowhere', "no run is called 'nothing'"),
+    ('run cam_synthetic --dry-run -p data.name=voc', "data.name: unknown name 'voc'. Did you mean 'voc12'?"),
+])
+def test_a_slip_is_one_line(tmp_path, monkeypatch, capsys, words, text):
+    monkeypatch.chdir(tmp_path)
+    assert text in line_of(capsys, *words.split()) and not list(tmp_path.iterdir())
+
+
+def test_a_verb_takes_the_options_that_it_uses(capsys):
+    "Each option is read by the function of its verb, and where nothing reads --runs it is not offered"
+    import inspect
+    for name, verb in A.VERBS.items():
+        source = inspect.getsource(DOES[name])
+        for a in A.parser_of(name)._actions:
+            if a.dest != 'help': assert f'a.{a.dest}' in source, (name, a.dest)
+    for words in ('recipes', 'params', 'published', 'voc-check x.zip', 'data check', 'data synth --out x'): assert "unknown '--runs'" in line_of(capsys, *words.split(), '--runs', 'x')
+
+
+@pytest.mark.parametrize('words, expected', [
+    ('predict own photos --out o --scales 0.5,1', dict(images=['photos'], scales=[.5, 1])),
+    ('predict own --out o --scales 0.5 photos', dict(images=['photos'], scales=[.5])),
+    ('predict own --scales 0.5 1 photos/a.jpg --out o', dict(images=['photos/a.jpg'], scales=[.5, 1])),
+    ('predict own --scales 0.5 2 --out o', dict(images=['2'], scales=[.5])),  # there is a folder of that name
+    ('predict own a.jpg --out o b.jpg --no-flip', dict(images=['a.jpg', 'b.jpg'], flip=False, scales=None)),
+    ('data check --data voc12 --splits train,val', dict(name='voc12', splits=['train', 'val'])),
+    ('data check --splits train val --data voc12', dict(name='voc12', splits=['train', 'val'])),
+    ('data check --splits train val voc12', dict(name='voc12', splits=['train', 'val'])),
+    ('data check voc12 --root x', dict(name='voc12', root='x', splits=[])),
+    ('data check', dict(name='synthetic')),
+    ('publish a b --to x', dict(names=['a', 'b'], out='x')),
+    ('publish a --out x --as b c', dict(names=['a', 'c'], out='x', name='b')),
+    ('published --to x', dict(out='x', write=False)),
+    ('published', dict(out='')),
+    ('run r -p a=1 --row x -p b=2 --row y', dict(p=['a=1', 'b=2'], row=['x', 'y'], jobs=1, launch='')),
+])
+def test_lists_swallow_nothing_and_old_spellings_are_read(tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '2').mkdir()
+    _, a = A.read(words.split())
+    assert {k: getattr(a, k) for k in expected} == expected
+
+
+def test_the_names_of_data_are_those_of_the_catalog():
+    from wsss_nb.data.catalog import READERS
+    assert A.DATA_NAMES == tuple(READERS)
+
+
+def test_old_spellings_are_not_shown(capsys):
+    main(['publish', '--help']), main(['data', 'check', '--help'])
+    out = capsys.readouterr().out
+    assert '--to' not in out and '--out DIR' in out and '--data NAME' in out and '[name]' not in out and '==SUPPRESS==' not in out
+
+
+# -- data
 
 
 def test_the_embedded_set_is_written_in_voc_layout_and_checks_clean(tmp_path, capsys):
     assert main(['data', 'synth', '--out', str(tmp_path / 'set')]) == 0
-    assert main(['data', 'check', 'voc12', '--root', str(tmp_path / 'set'), '--sheet', str(tmp_path)]) == 0
+    assert main(['data', 'check', '--data', 'voc12', '--root', str(tmp_path / 'set'), '--sheet', str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert 'voc12 train: 400 images' in out and 'voc12 val: 100 images' in out and out.count('problems: none') == 2
     assert Image.open(tmp_path / 'voc12_train.png').size[0] > 500
@@ -126,7 +256,7 @@ def test_a_run_on_test_becomes_a_zip_that_passes(voc_run, tmp_path, capsys):
 ])
 def test_mistakes_with_a_trained_run_end_in_one_line(voc_run, tmp_path, monkeypatch, capsys, args, text):
     monkeypatch.chdir(tmp_path)
-    assert main([*args, '--runs', str(voc_run / 'runs')]) == 2
+    assert main([*args, *(['--runs', str(voc_run / 'runs')] if args[0] != 'voc-check' else [])]) == 2
     err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]
     assert len(err) == 1 and text in err[0] and not list(tmp_path.iterdir())
 
