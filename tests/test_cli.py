@@ -274,3 +274,65 @@ def test_a_page_is_opened_where_somebody_looks(tmp_path, capsys, monkeypatch, te
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     show_page(tmp_path / 'a page.html')
     assert capsys.readouterr().out == f'\nOpen this page: {tmp_path / "a page.html"}\n' and asked == [(tmp_path / 'a page.html').as_uri()] * opened
+
+
+# -- own methods
+
+OWN = """from torch import nn
+from wsss_nb.cams import CamNet, Localiser
+class Fine(CamNet): pass
+class Scores(CamNet):
+    def forward(self, batch): return self.scores(self.backbone(batch['image'])[-1])
+class Named(CamNet):
+    def forward(self, batch): return dict(total=self.scores(self.backbone(batch['image'])[-1]).mean())
+class Each(CamNet):
+    def forward(self, batch): return dict(loss=self.scores(self.backbone(batch['image'])[-1]))
+class Flat(CamNet):
+    def raw_maps(self, images): return self.head(self.backbone(images)[-1])[:, 0]
+class Empty(Localiser): pass
+class Mapless(Localiser):
+    def forward(self, batch): return dict(loss=batch['image'].mean())
+class Module(nn.Module): pass
+class Picky(CamNet):
+    def forward(self, batch): raise RuntimeError('needs more')
+    def raw_maps(self, images): raise RuntimeError('needs more')
+def function(): pass
+"""
+
+
+@pytest.mark.parametrize('name, text', [
+    ('', "method: bad.py names a file and no class; expected file.py:Class, such as bad.py:Fine. Localisers in this file: Fine, Scores, Named,"),
+    (':Module', 'method: Module of bad.py is no localiser; expected a class Module(Localiser) with the methods forward(batch) and raw_maps(images), Localiser from wsss_nb.cams. Localisers in this file: Fine,'),
+    (':function', 'method: function of bad.py is no localiser;'),
+    (':Fines', "method: class of bad.py: unknown name 'Fines'. Did you mean 'Fine'?"),
+    (':Scores', 'method: bad.py:Scores: forward returned a Tensor [2, 3]; the trainer needs a dict of losses whose `loss`, a tensor of one number, is minimised'),
+    (':Named', 'method: bad.py:Named: forward returned a dict without `loss`;'),
+    (':Each', 'method: bad.py:Each: forward returned a `loss` that is no single number;'),
+    (':Flat', 'method: bad.py:Flat: raw_maps returned a Tensor [2, '),
+    (':Empty', 'method: bad.py:Empty has no forward; expected forward(batch) -> dict(loss=...) and raw_maps(images)'),
+    (':Mapless', 'method: bad.py:Mapless has no raw_maps;'),
+])
+def test_a_method_that_is_none_is_told_before_anything_runs(tmp_path, monkeypatch, capsys, name, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'bad.py').write_text(OWN)
+    said = line_of(capsys, 'run', 'cam_synthetic', '-p', f'train.method=bad.py{name}')
+    assert said.startswith(text), said
+    assert {f.name for f in tmp_path.iterdir()} <= {'bad.py', '__pycache__'}
+
+
+@pytest.mark.parametrize('name', ['Fine', 'Picky'])
+def test_a_method_is_only_judged_by_what_it_gives(tmp_path, name):
+    import torch
+    from wsss_nb.methods import check_localiser
+    (tmp_path / 'bad.py').write_text(OWN)
+    state = torch.get_rng_state()
+    check_localiser(f'{tmp_path}/bad.py:{name}')
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_in_training_is_told_the_same(tmp_path):
+    from wsss_nb.data.synthetic import synthetic
+    from wsss_nb.methods import localiser_learner
+    (tmp_path / 'bad.py').write_text(OWN)
+    learner = localiser_learner(synthetic('train', n=4), f'{tmp_path}/bad.py:Scores', 'tiny', '', crop=48, batch_size=2, device='cpu')
+    with pytest.raises(UserError, match=r'forward of the network returned a Tensor \[2, 8\]; the trainer needs a dict'): learner.fit()

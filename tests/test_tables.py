@@ -1,6 +1,7 @@
 """Every table of the papers: the numbers add up, the recipes are in step and valid, and a table runs, goes on and shows both sides."""
 import json
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -219,18 +220,20 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
     "--jobs, --scheduler and --launch reach what executes the runs; a row that stops leaves the table written, and is told at the end"
     import os
     runs, asked = tiny[0], {}
+    listening = socket.create_server(('127.0.0.1', 0))
+    address = 'tcp://{}:{}'.format(*listening.getsockname())
     def stopping(error):
         def run(recipes, runs, jobs, scheduler, say, ended):
             asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
             raise error
         return run
-    table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', 'tcp://a:1', '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
+    table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', address, '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
     table.unlink()
     monkeypatch.setattr(scale, 'run_side_by_side', stopping(UserError('Dask is not installed')))  # nothing was run: there is nothing to show
     assert main(args) == 2 and not table.exists() and capsys.readouterr().out == ''
     monkeypatch.setattr(scale, 'run_side_by_side', stopping(RunsStopped({'tiny_1-synthetic.cam': StageFailed('train failed')}, 3)))
     assert main(args) == 1 and f'table: {table}' in capsys.readouterr().out
-    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler='tcp://a:1', launch='2') and table.exists()
+    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler=address, launch='2') and table.exists()
 
 
 def test_numbers_on_the_papers_own_data_are_compared(tmp_path):

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'STAGES', 'WORDS', 'stage_notebook', 'parameters_cell', 'notebook_parameters', 'typed', 'all_recipes',
-           'is_row', 'recipe_file', 'set_option', 'merged', 'read_yaml', 'read_recipe', 'rows_of', 'choices',
+           'is_row', 'recipe_file', 'set_option', 'merged', 'read_yaml', 'read_recipe', 'rows_of', 'worded', 'choices',
            'check_choices', 'check_method', 'default_stages', 'flat', 'stage_parameters']
 
 # %% ../nbs/06_recipes.ipynb #d9cd9085
@@ -122,6 +122,13 @@ def rows_of(recipe):
     return {str(name).replace(' ', '_'): merged(rest, dict(row or {}, about=f'{rest.get("about", "")}: {name}')) for name, row in rows.items()}
 
 
+def worded(run, recipe):
+    "A run's name as its recipe writes it: `t.CRF from labels` lies in the folder `t.CRF_from_labels`"
+    table, dot, row = run.rpartition('.')
+    said = recipe.get('about', '').rpartition(': ')[2]
+    return table + dot + said if said.replace(' ', '_') == row else run
+
+
 @functools.cache  # what has names imports torch, and a list of recipes does not wait for it
 def choices():
     "Parameter -> the values that it may have"
@@ -148,11 +155,12 @@ def check_choices(stage, p):
 
 def check_method(p):
     "Raise at an unknown method, and at an option or a reading that it does not have"
-    from wsss_nb.methods import method_class, options_of
+    from wsss_nb.methods import check_localiser, method_class, options_of
     method = p.get('train', {}).get('method')
     if not method: return
     cls = method_class(method)
     for k in p['train']['options']: check_name(k, options_of(cls) or ['none'], f'train.options of {method}')
+    check_localiser(method, p['train']['options'])
     for s in p:
         for k in p[s].get('reading', {}): check_name(k, cls.reading or ['none'], f'{s}.reading of {method}')
 

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['copy_whole', 'record', 'lined_up', 'run_recipe', 'runs_of', 'RunsStopped', 'run_each', 'dry_each', 'dry_run', 'work',
-           'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'unequal', 'differences', 'same_weights', 'unlike',
-           'verify', 'unused', 'prune']
+           'settings', 'outline', 'dry_row', 'list_runs', 'record_of', 'resume', 'leaves', 'unequal', 'differences',
+           'same_weights', 'unlike', 'verify', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #a620cf99
 import shutil, time
@@ -14,7 +14,7 @@ from .basics import code_version
 from .core import UserError, file_sha256, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, in_threads_of, is_locked, locked
 from .methods import check_network
-from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters
+from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters, worded
 from .stage import INPUTS, Stage, execute, needed, runs_folder, splits_of
 from .train import Batches
 
@@ -80,9 +80,10 @@ def run_recipe(
 def runs_of(name, options=(), run_name='', rows=()):
     "Run -> recipe: one, or one for each row (or these rows) of a recipe that is a table; every name and type checked"
     recipe, run_name = read_recipe(name, options), run_name or Path(name).stem
-    there, rows = rows_of(recipe), [r.replace(' ', '_') for r in rows]
+    there, known = rows_of(recipe), [worded(k, r) for k, r in rows_of(recipe).items()]
     for r in rows:
-        if r not in there: raise UserError(f'{name}: no row is called {r!r}.{nearest(r, there)} ' + (f'Known: {", ".join(there)}.' if there else 'This recipe is no table.'))
+        if r.replace(' ', '_') not in there: raise UserError(f'{name}: no row is called {r!r}.{nearest(r, known)} ' + (f'Known: {", ".join(known)}.' if there else 'This recipe is no table.'))
+    rows = [r.replace(' ', '_') for r in rows]
     out = {f'{run_name}.{row}': r for row, r in there.items() if row in rows or not rows} or {run_name: recipe}
     for r in out.values(): stage_parameters(r)  # a mistake in the last row is told now
     return out
@@ -104,7 +105,7 @@ def run_each(
     "Execute runs one after the other; one that stops leaves the others; returns their folders"
     folders, errors = {}, {}
     for run, recipe in recipes.items():
-        if '.' in run: say(f'-- {run.partition(".")[2]}')
+        if '.' in run: say(f'-- {worded(run, recipe).partition(".")[2]}')
         try: folders[run] = run_recipe(run, runs=runs, run_name=run, say=say, recipe=recipe)
         except StageFailed as e:
             errors[run] = e
@@ -115,10 +116,15 @@ def run_each(
 
 
 def dry_each(recipes, runs='', say=print):
-    "Check some recipes and their data, and say what the runs would do"
+    "Check some recipes and their data, and say what the runs would do; what data are missing is told at the end"
+    missing = {}
     for run, recipe in recipes.items():
-        if '.' in run: say(f'-- {run.partition(".")[2]}')
-        dry_row(recipe, runs, say)
+        if '.' in run: say(f'-- {worded(run, recipe).partition(".")[2]}')
+        lines = []
+        try: dry_row(recipe, runs, lines.append)
+        except UserError as e: lines, missing[run] = list(outline(recipe)), str(e)
+        for line in lines: say(line)
+    if missing: raise UserError((f'{len(missing)} of {len(recipes)} rows cannot run yet: ' if len(recipes) > 1 else '') + ' '.join(dict.fromkeys(missing.values())))
 
 
 def dry_run(name, options=(), runs='', say=print, rows=()):
@@ -136,16 +142,30 @@ def work(s, data):
     return f'{sum(len(data[k]) for k in p.get("splits", []))} images in {views} views'
 
 
+def settings(stage, p):
+    "The parameters of a stage that are not at their defaults, in a line"
+    defaults = notebook_parameters(stage_notebook(stage))
+    return '  settings  ' + (', '.join(f'{k}={v!r}' for k, v in p.items() if v != defaults[k][0] and k not in INPUTS[stage] and k != 'runs') or 'the defaults')
+
+
+def outline(recipe):
+    "What can be said of a recipe without its data: stages, networks that can be built, settings"
+    for stage, p in stage_parameters(recipe).items():
+        check_network(stage, p, 20)
+        yield f'{stage}: {p["epochs"]} epochs' if 'epochs' in p else stage
+        yield settings(stage, p)
+
+
 def dry_row(recipe, runs, say):
     "The same for one recipe"
     for s in lined_up(stage_parameters(recipe), runs):
-        defaults, data = notebook_parameters(stage_notebook(s.stage)), {k: s.data(k) for k in splits_of(s.params)}
+        data = {k: s.data(k) for k in splits_of(s.params)}
         check_network(s.stage, s.params, len(next(iter(data.values())).classes) if data else 1)
         say(f'{s.stage}: {work(s, data)}')
         for d in data.values(): say(f'  in        {d}')
         for k, name in s.parts['inputs'].items(): say(f'  in        {k}: stages/{name}')
         say(f'  out       stages/{s.folder.name}' + (', there already' if s.made else ''))
-        say('  settings  ' + (', '.join(f'{k}={v!r}' for k, v in s.params.items() if v != defaults[k][0] and k not in INPUTS[s.stage] and k != 'runs') or 'the defaults'))
+        say(settings(s.stage, s.params))
 
 
 def list_runs(runs=''):
@@ -154,13 +174,13 @@ def list_runs(runs=''):
     for f in sorted(runs_folder(runs).glob('*/run.json')):
         r, m = load_json(f), load_json(f.parent / 'metrics.json')
         numbers = ', '.join(f'{x["what"]}/{x["split"]} {x["miou"]:.3f}' for x in m.get('numbers', []) if x.get('miou') is not None)
-        out.append(dict(name=r['name'], state='running' if is_locked(f.parent) else r['state'], seconds=r['seconds'], numbers=numbers))
+        out.append(dict(name=worded(r['name'], r.get('recipe', {})), folder=f.parent.name, state='running' if is_locked(f.parent) else r['state'], seconds=r['seconds'], numbers=numbers))
     return out
 
 
 def record_of(run_name, runs=''):
     "The folder of a run: one of the runs' folder, or any that holds a run.json"
-    for folder in (Path(run_name).expanduser(), runs_folder(runs) / run_name):
+    for folder in (Path(run_name).expanduser(), runs_folder(runs) / run_name, runs_folder(runs) / str(run_name).replace(' ', '_')):
         if (folder / 'run.json').exists(): return folder.resolve()
     known = [r['name'] for r in list_runs(runs)]
     raise UserError(f'no run is called {run_name!r} in {runs_folder(runs)}.{nearest(str(run_name), known)}')
