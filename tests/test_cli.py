@@ -80,6 +80,12 @@ sys.exit(', '.join({'torch', 'numpy', 'matplotlib', 'distributed'} & set(sys.mod
     ('run a --jobs two', "run: --jobs: expected a whole number from 1 on, got 'two'"),
     ('predict a b --out c --scales 0.5,x', "predict: --scales: expected a number from 0.01 on, got 'x'"),
     ('run a --scheduller x', "run: unknown '--scheduller'. Did you mean '--scheduler'?"),
+    ('run a --launch 0', "run: --launch: expected a whole number from 1 on, got '0'"),
+    ('run cam_synthetic -p data=voc12 --dry-run', "recipe, data: expected its settings, such as data.name=voc12, got 'voc12'."),
+    ('run cam_synthetic -p train=3 --dry-run', 'recipe, train: expected its settings, such as train.seed=1, got 3.'),
+    ('run cam_synthetic -p stages=train --dry-run', "recipe, stages: expected a list such as [train, masks], got 'train'."),
+    ('run cam_synthetic -p seed=1 -p seed.x=3', '-p seed.x=3: seed is 1 in this recipe, and has no parts'),
+    ('run cam_synthetic -p =3', '-p =3: expected name=value'),
     ('list cam', "list: unknown 'cam'."),
     ('run a.yaml', "recipe: unknown name 'a'"),
     ('run no/a.yaml', 'no/a.yaml: no such recipe'),
@@ -274,6 +280,66 @@ def test_a_page_is_opened_where_somebody_looks(tmp_path, capsys, monkeypatch, te
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
     show_page(tmp_path / 'a page.html')
     assert capsys.readouterr().out == f'\nOpen this page: {tmp_path / "a page.html"}\n' and asked == [(tmp_path / 'a page.html').as_uri()] * opened
+
+
+# -- rows by their names
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+    "A recipe that is a table, with blanks in the names of its rows, run"
+    from inside import inside
+    d = tmp_path_factory.mktemp('rows')
+    (d / 't.yaml').write_text("""about: two ways
+stages: [train, masks, evaluate]
+limit: 4
+device: cpu
+workers: 1
+train: {epochs: 1, batch_size: 4, crop: 48}
+masks: {splits: [val], scales: [1.0]}
+evaluate: {splits: [val], sweep: false}
+rows:
+  CRF from labels: {masks: {threshold: 0.3}}
+  plain_one: {}
+""")
+    with inside(): assert main(['run', str(d / 't.yaml'), '--runs', str(d / 'runs'), '--no-report']) == 0
+    return d
+
+
+def test_a_row_is_called_in_lists_as_in_its_recipe(rows, capsys):
+    runs = ['--runs', str(rows / 'runs')]
+    assert sorted(f.name for f in (rows / 'runs').glob('t.*')) == ['t.CRF_from_labels', 't.plain_one']
+    assert main(['list', *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [l[:24].strip() for l in lines] == ['t.CRF from labels', 't.plain_one'] and all(' done ' in l for l in lines)
+    for row in ('CRF from labels', 'CRF_from_labels'):
+        assert main(['run', str(rows / 't.yaml'), '--row', row, '--dry-run', *runs]) == 0
+        assert [l for l in capsys.readouterr().out.splitlines() if l.startswith('--')] == ['-- CRF from labels']
+    assert "no row is called 'CRF of labels'. Did you mean 'CRF from labels'? Known: CRF from labels, plain_one." in line_of(capsys, 'run', str(rows / 't.yaml'), '--row', 'CRF of labels', *runs)
+    assert "Did you mean 't.CRF from labels'?" in line_of(capsys, 'resume', 't.CRF of labels', *runs)
+
+
+@pytest.mark.parametrize('name', ['t.CRF from labels', 't.CRF_from_labels'])
+def test_a_run_is_found_by_either_name(rows, monkeypatch, name):
+    from inside import inside
+    from wsss_nb import report as R
+    from wsss_nb.predict import find_run
+    from wsss_nb.run import record_of, resume
+    runs = rows / 'runs'
+    assert record_of(name, runs) == find_run(name, runs).resolve() == (runs / 't.CRF_from_labels').resolve()
+    report = R.Report(runs, [name])
+    assert report.runs[0]['name'] == 't.CRF from labels' and report.runs[0]['folder'] == 't.CRF_from_labels'
+    both = R.Report(runs, [name, 't.plain_one'])
+    assert '>t.CRF from labels<' in both.summary() and 'href="t.CRF_from_labels/train.html"' in both.links()
+    with inside() as made: assert resume(name, runs).name == 't.CRF_from_labels' and not made
+    monkeypatch.setattr(R, 'run_notebook', lambda path, out, *more: out.write_text('{"cells": []}'))
+    assert R.make_report([name], runs) == runs / 't.CRF_from_labels/report.html' and not (runs / 't.CRF from labels').exists()
+
+
+def test_a_table_prints_the_names_of_its_recipe(rows, monkeypatch, capsys):
+    from wsss_nb import report
+    monkeypatch.setattr(report, 'make_report', lambda *a: 'page')
+    report.finish_table([rows / 'runs/t.CRF_from_labels', rows / 'runs/t.plain_one'], rows / 'runs')
+    assert [l[:24].strip() for l in capsys.readouterr().out.splitlines()[1:3]] == ['CRF from labels', 'plain_one']
 
 
 # -- own methods

@@ -267,6 +267,29 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, args, text):
     assert re.search(text, err) and err.startswith('wsss: ') and err.count('\n') == 1 and not (tmp_path / 'runs').exists()
 
 
+def test_without_data_all_rows_are_told_and_what_is_missing_once(tmp_path, capsys):
+    labels = [label for n, label, d in ROWS if (n, d) == ('sipe:4', 'voc12')]
+    assert main(['table', 'sipe:4', '--dry-run', '--runs', str(tmp_path / 'runs')]) == 2
+    out, err = capsys.readouterr()
+    assert err == f'wsss: {len(labels)} of {len(labels)} rows cannot run yet: root: expected the folder of voc12, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).\n'
+    assert [l for l in out.splitlines() if l.startswith('-- ')] == [f'-- {T.slug(label)}' for label in labels] and len(labels) > 1
+    assert out.count('train: 5 epochs\n  settings  method=') == out.count('evaluate\n  settings') == len(labels) and not (tmp_path / 'runs').exists()
+    assert main(['table', 'sipe:4', '--dry-run', '--runs', str(tmp_path / 'runs'), '-p', f'data.root={tmp_path}']) == 2
+    assert re.match(rf'wsss: {len(labels)} of {len(labels)} rows cannot run yet: root: expected .* in {tmp_path}', capsys.readouterr().err)
+
+
+def test_a_recipe_with_rows_and_without_data_does_the_same(tmp_path, capsys):
+    assert main(['run', 'refiners_photos', '--dry-run', '--runs', str(tmp_path / 'runs'), '-p', f'data.root={tmp_path}/nowhere', '-p', 'weights=']) == 2
+    out, err = capsys.readouterr()
+    rows = [l for l in out.splitlines() if l.startswith('-- ')]
+    assert len(rows) > 3 and '-- CRF from labels' in rows and err.startswith(f'wsss: {len(rows)} of {len(rows)} rows cannot run yet: ') and err.count('\n') == 1
+
+
+def test_a_network_that_cannot_be_built_is_told_without_data(tmp_path, capsys):
+    assert main(['run', 'cam_voc12', '--dry-run', '-p', 'segment.head=v2', '-p', 'segment.width=8']) == 2
+    assert 'width' in capsys.readouterr().err
+
+
 def test_tables_are_listed_and_recipes_do_not_drown_in_them(tmp_path, capsys):
     assert main(['tables', '--runs', str(tmp_path)]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['DATA_NAMES', 'GROUPS', 'whole', 'choice', 'RUNS', 'RUN', 'TRAINED', 'CHANGES', 'ROOT', 'WORKING', 'VERBS', 'number',
-           'numbers', 'texts', 'is_scale', 'is_split', 'Argument', 'arg', 'Verb', 'Parser', 'parser_of', 'joined',
-           'usage', 'verb_of', 'read']
+           'launch', 'numbers', 'texts', 'is_scale', 'is_split', 'Argument', 'arg', 'Verb', 'Parser', 'parser_of',
+           'joined', 'usage', 'verb_of', 'read']
 
 # %% ../nbs/10_arguments.ipynb #eb4ae2a9
 import argparse, re
@@ -24,6 +24,12 @@ def number(
     except ValueError: value = float('nan')
     if not value >= least or value == float('inf'): raise argparse.ArgumentTypeError(f'expected {what} from {least} on, got {text!r}')
     return value
+
+
+def launch(text):
+    "A number of processes, or a command that starts them"
+    if re.fullmatch(r'-?\d+', text): number(int, 1, text)
+    return text
 
 
 def numbers(text):
@@ -84,7 +90,7 @@ WORKING = (
     CHANGES, RUNS,
     arg('--jobs', type=whole(1), default=1, metavar='N', help='so many stages at once on this machine, for a table'),
     arg('--scheduler', metavar='ADDRESS', help='of a Dask cluster that executes the stages, such as tcp://node1:8786; its workers share the folder with runs'),
-    arg('--launch', metavar='N|COMMAND', help='train in so many processes, or in those that the command starts, such as "torchrun --nproc_per_node 2"'),
+    arg('--launch', type=launch, default='', metavar='N|COMMAND', help='train in so many processes, or in those that the command starts, such as "torchrun --nproc_per_node 2"'),
     arg('--dry-run', action='store_true', help='check names, types, data and networks, and show what would run'))
 
 # %% ../nbs/10_arguments.ipynb #1abd01ca

@@ -81,9 +81,11 @@ def recipe_file(name):
 def set_option(recipe, text):
     "Apply one `name=value` or `section.name=value` to a recipe; the value is YAML"
     name, equals, value = text.partition('=')
-    if not equals: raise UserError(f'-p {text}: expected name=value, for example -p masks.threshold=0.3.')
     *sections, last = name.strip().split('.')
-    for s in sections: recipe = recipe.setdefault(s, {})
+    if not equals or not last: raise UserError(f'-p {text}: expected name=value, for example -p masks.threshold=0.3.')
+    for s in sections:
+        recipe = recipe.setdefault(s, {})
+        if not isinstance(recipe, dict): raise UserError(f'-p {text}: {s} is {recipe!r} in this recipe, and has no parts; leave out what stands behind it.')
     try: recipe[last] = yaml.safe_load(value)
     except yaml.YAMLError as e: raise UserError(f'-p {text}: the value is not valid YAML ({e}).') from None
     if isinstance(recipe[last], str) and recipe[last].lower() in ('none', 'null'): recipe[last] = ''
@@ -100,7 +102,7 @@ def merged(recipe, more):
 def read_yaml(path):
     "The recipe in a file, on top of its base"
     try: recipe = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-    except yaml.YAMLError as e: raise UserError(f'{path}: not valid YAML ({e}).'.replace('\n', ' ')) from None
+    except yaml.YAMLError as e: raise UserError(f'{path}: not valid YAML ({" ".join(str(e).split())}).') from None
     if not isinstance(recipe, dict): raise UserError(f'{path}: expected `name: value` lines, got {type(recipe).__name__}.')
     base = recipe.pop('base', '')
     if base and (not isinstance(base, str) or Path(base).stem == path.stem): raise UserError(f'{path}: base: expected the name of another recipe, got {base!r}.')
@@ -179,7 +181,8 @@ def flat(recipe):
     out = {}
     for key, value in recipe.items():
         if key in WORDS: continue
-        if key == 'data' and isinstance(value, dict): out.update({('', f'data_{k}'): v for k, v in value.items()})
+        if key in ('data', *STAGES) and not isinstance(value or {}, dict): raise UserError(f'recipe, {key}: expected its settings, such as {key}.{"name=voc12" if key == "data" else "seed=1"}, got {value!r}.')
+        if key == 'data': out.update({('', f'data_{k}'): v for k, v in (value or {}).items()})
         elif key in STAGES: out.update({(key, k): v for k, v in (value or {}).items()})
         else: out['', key] = value
     return out
@@ -189,6 +192,7 @@ def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked"
     from wsss_nb.methods import AFFINITIES
     wanted = recipe.get('stages') or default_stages(recipe)
+    if not isinstance(wanted, list): raise UserError(f'recipe, stages: expected a list such as [train, masks], got {wanted!r}.')
     for s in wanted: check_name(s, STAGES, 'stages')
     stages = [s for s in STAGES if s in wanted or (s in AFFINITIES and 'masks' in wanted and s in default_stages(recipe))]
     known = {s: notebook_parameters(stage_notebook(s)) for s in STAGES}
