@@ -93,7 +93,7 @@ def test_a_killed_worker_loses_nothing(table):
 
 
 def test_each_stage_is_told_with_its_rows(table):
-    lines = [l for l in table[2] if 'train-' in l and 't.low' in l]
+    lines = [l for l in table[2] if ' s  train-' in l and 't.low' in l]
     assert len(lines) == 1 and lines[0].endswith('t.low, t.high')
 
 
