@@ -14,7 +14,7 @@ from .basics import code_version
 from .core import UserError, file_sha256, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, in_threads_of, is_locked, locked
 from .methods import check_network
-from .recipes import PACKAGE, notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters, worded
+from .recipes import notebook_parameters, read_recipe, rows_of, set_option, stage_notebook, stage_parameters, worded
 from .stage import INPUTS, Stage, execute, needed, runs_folder, splits_of
 from .train import Batches
 
