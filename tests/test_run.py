@@ -243,8 +243,8 @@ def test_rows_of_a_table_can_be_named(capsys):
     every = R.runs_of('icd_photos')
     assert list(R.runs_of('icd_photos', rows=['top-down', 'abs CRF'])) == ['icd_photos.top-down', 'icd_photos.abs_CRF'] and R.runs_of('icd_photos', rows=['abs_CRF'], run_name='x') == {'x.abs_CRF': every['icd_photos.abs_CRF']} and len(every) > 2
     assert main(['run', 'ccmr_synthetic_ablation', '--row', 'nGWP CCMR', '--dry-run', '-p', 'limit=8']) == 0
-    assert [l for l in capsys.readouterr().out.splitlines() if l.startswith('--')] == ['-- nGWP_CCMR']
-    for name, row, text in (('icd_photos', 'abs CRT', "icd_photos: no row is called 'abs_CRT'. Did you mean 'abs_CRF'? Known: CAM, "), ('cam_photos', 'CAM', "cam_photos: no row is called 'CAM'. This recipe is no table.")):
+    assert [l for l in capsys.readouterr().out.splitlines() if l.startswith('--')] == ['-- nGWP CCMR']
+    for name, row, text in (('icd_photos', 'abs CRT', "icd_photos: no row is called 'abs CRT'. Did you mean 'abs CRF'? Known: CAM, "), ('cam_photos', 'CAM', "cam_photos: no row is called 'CAM'. This recipe is no table.")):
         assert main(['run', name, '--row', row]) == 2 and text in capsys.readouterr().err
 
 

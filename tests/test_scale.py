@@ -1,11 +1,14 @@
 """Runs side by side on a real Dask cluster: the numbers of runs one after the other, although a worker was killed in a training and a stage failed."""
+import io
 import json
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -45,7 +48,7 @@ def one_thread():
 def kill_who_trains(runs, killed):
     "Wait for a checkpoint of a training that goes on, then kill the worker whose kernel writes it"
     import psutil
-    for _ in range(3000):
+    for _ in range(20000):
         for f in (runs / 'stages').glob('train-*/checkpoint.pt'):
             try: kernel = psutil.Process(int((f.parent / '.lock').read_text().split()[1]))
             except (psutil.NoSuchProcess, IndexError): continue
@@ -68,8 +71,11 @@ def table(tmp_path_factory):
     run_each(runs_of(str(d / 't.yaml')), d / 'plain', said.append)
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed))
     killer.start()
-    with pytest.raises(StageFailed) as e: scale.run_side_by_side(runs_of(str(d / 'bad/t.yaml')), d / 'dask', jobs=2, say=said.append)
+    with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
+        m.setattr(scale, 'EVERY', 1.)
+        scale.run_side_by_side(runs_of(str(d / 'bad/t.yaml')), d / 'dask', jobs=2, say=lambda text: (said.append(text), print(text, file=sys.stderr)))
     killer.join()
+    killed['lines'] = lines.getvalue().splitlines()
     return d, killed, said, str(e.value)
 
 
@@ -87,7 +93,7 @@ def test_a_killed_worker_loses_nothing(table):
 
 
 def test_each_stage_is_told_with_its_rows(table):
-    lines = [l for l in table[2] if 'train-' in l and 't.low' in l]
+    lines = [l for l in table[2] if ' s  train-' in l and 't.low' in l]
     assert len(lines) == 1 and lines[0].endswith('t.low, t.high')
 
 
@@ -123,17 +129,59 @@ def test_a_worker_on_other_ground_is_told(tmp_path, monkeypatch, threads, token,
     assert not list((tmp_path / 'stages').glob('*'))
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    "Wait one second for a scheduler instead of ten"
-    import distributed
-    monkeypatch.setattr(distributed, 'Client', lambda address, timeout, real=distributed.Client: real(address, timeout=1))
+def test_the_death_of_a_worker_is_told_and_progress_goes_on(table):
+    _, killed, said, _ = table
+    told = [l for l in said if l.startswith('a worker died (')]
+    assert len(told) == 1 and f'; done again, from what it had saved: {killed["folder"].name} (t.' in told[0]
+    progress = [l for l in killed['lines'] if l not in said]
+    assert all(re.match(r'\d of 7 stages(; |$)', l) for l in progress) and any('train (t.low, t.high): training, step ' in l for l in progress), progress
+    behind = [int(l[0]) for l in killed['lines'][killed['lines'].index(told[0]):] if l in progress]
+    assert behind == sorted(behind) and behind[-1] > behind[0]
 
 
-def test_a_scheduler_that_does_not_answer_is_told(tmp_path, capsys, impatient):
-    assert main(['run', 'cam_synthetic', '--runs', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:9']) == 2
+@pytest.mark.parametrize('lost', [True, False])
+def test_a_worker_that_goes_is_named_with_what_it_had(tmp_path, capsys, lost, monkeypatch):
+    "Without a cluster: what a client tells of its workers at three looks"
+    nodes = {tmp_path / f'train-{i}': scale.Node('train', {}, [], [f't.{i}']) for i in range(2)}
+    first, second = map(str, nodes)
+    looks = [{'tcp://a:1': [first], 'tcp://b:1': [second, 'something else']}, {'tcp://b:1': [second]}, {'tcp://b:1': [first, second]}]
+    class Client:
+        status = 'running'
+        def processing(self): return looks.pop(0)
+    (tmp_path / 'train-1').mkdir()
+    (tmp_path / 'train-1/.progress').write_text('training, step 3/9')
+    said, clock = [], iter(range(0, 1000, 20))
+    monkeypatch.setattr(scale.time, 'monotonic', lambda: next(clock))
+    watch = scale.Watch(Client(), nodes, said.append)
+    watch.look()
+    if not lost: watch.ended.add(tmp_path / 'train-0')
+    watch.look(), watch.look()
+    assert said == ['a worker died (tcp://a:1); done again, from what it had saved: train-0 (t.0)' if lost else 'a worker is gone (tcp://a:1); it had nothing in hand']
+    assert capsys.readouterr().err.splitlines()[-1] == f'{int(not lost)} of 2 stages; train (t.1): training, step 3/9'
+
+
+def test_a_scheduler_that_does_not_answer_is_told_within_three_seconds(tmp_path, capsys, monkeypatch):
+    began = time.monotonic()
+    assert main(['run', 'cam_synthetic', '--runs', str(tmp_path), '--scheduler', 'tcp://127.0.0.1:1']) == 2
+    assert time.monotonic() - began < 3
     err = capsys.readouterr().err.strip().splitlines()
-    assert err[-1].startswith('wsss: --scheduler tcp://127.0.0.1:9: no Dask scheduler answers there') and 'start one with `dask scheduler`' in err[-1]
+    assert len(err) == 1 and err[0].startswith('wsss: --scheduler tcp://127.0.0.1:1: no Dask scheduler answers there') and 'start one with `dask scheduler`' in err[0]
+    monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:1')
+    assert main(['table', 'sipe:4', '--data', 'synthetic', '--runs', str(tmp_path)]) == 2 and 'wsss: WSSS_SCHEDULER=tcp://127.0.0.1:1: no Dask' in capsys.readouterr().err
+    assert main(['list', '--runs', str(tmp_path)]) == 0 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('address', ['tcp://127.0.0.1:1', 'nonsense', 'tcp://nohost.invalid:8786', 'tcp://127.0.0.1:99999'])
+def test_an_address_where_nobody_is(address):
+    with pytest.raises(UserError, match='no Dask scheduler answers there'), scale.cluster(scheduler=address): pass
+
+
+def test_somebody_else_behind_the_address(tmp_path):
+    "A server that accepts and says nothing"
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        began = time.monotonic()
+        with pytest.raises(UserError, match='no Dask scheduler answers there'), scale.cluster(scheduler='tcp://127.0.0.1:{}'.format(server.getsockname()[1])): pass
+        assert time.monotonic() - began < 5
 
 
 def test_without_dask_the_extra_is_named(tmp_path, monkeypatch, capsys):
@@ -188,7 +236,7 @@ def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
     for name in data.names: assert (tmp_path / f'shared/{name}.png').read_bytes() == (tmp_path / f'alone/{name}.png').read_bytes()
 
 
-def test_no_scheduler_for_images_is_told(monkeypatch, impatient):
+def test_no_scheduler_for_images_is_told(monkeypatch):
     from wsss_nb import workers
-    monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:9')
-    with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:9: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))
+    monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:1')
+    with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:1: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))

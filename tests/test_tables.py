@@ -1,6 +1,7 @@
 """Every table of the papers: the numbers add up, the recipes are in step and valid, and a table runs, goes on and shows both sides."""
 import json
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -219,18 +220,20 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
     "--jobs, --scheduler and --launch reach what executes the runs; a row that stops leaves the table written, and is told at the end"
     import os
     runs, asked = tiny[0], {}
+    listening = socket.create_server(('127.0.0.1', 0))
+    address = 'tcp://{}:{}'.format(*listening.getsockname())
     def stopping(error):
         def run(recipes, runs, jobs, scheduler, say, ended):
             asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
             raise error
         return run
-    table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', 'tcp://a:1', '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
+    table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', address, '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
     table.unlink()
     monkeypatch.setattr(scale, 'run_side_by_side', stopping(UserError('Dask is not installed')))  # nothing was run: there is nothing to show
     assert main(args) == 2 and not table.exists() and capsys.readouterr().out == ''
     monkeypatch.setattr(scale, 'run_side_by_side', stopping(RunsStopped({'tiny_1-synthetic.cam': StageFailed('train failed')}, 3)))
     assert main(args) == 1 and f'table: {table}' in capsys.readouterr().out
-    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler='tcp://a:1', launch='2') and table.exists()
+    assert asked == dict(recipes=[f'tiny_1-synthetic.{r}' for r in ('cam', 'cam_best', 'cam_crf')], jobs=3, scheduler=address, launch='2') and table.exists()
 
 
 def test_numbers_on_the_papers_own_data_are_compared(tmp_path):
@@ -262,6 +265,29 @@ def test_mistakes_end_in_one_line(tmp_path, capsys, args, text):
     assert main(['table', *args, '--runs', str(tmp_path / 'runs')]) == 2
     err = capsys.readouterr().err
     assert re.search(text, err) and err.startswith('wsss: ') and err.count('\n') == 1 and not (tmp_path / 'runs').exists()
+
+
+def test_without_data_all_rows_are_told_and_what_is_missing_once(tmp_path, capsys):
+    labels = [label for n, label, d in ROWS if (n, d) == ('sipe:4', 'voc12')]
+    assert main(['table', 'sipe:4', '--dry-run', '--runs', str(tmp_path / 'runs')]) == 2
+    out, err = capsys.readouterr()
+    assert err == f'wsss: {len(labels)} of {len(labels)} rows cannot run yet: root: expected the folder of voc12, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).\n'
+    assert [l for l in out.splitlines() if l.startswith('-- ')] == [f'-- {T.slug(label)}' for label in labels] and len(labels) > 1
+    assert out.count('train: 5 epochs\n  settings  method=') == out.count('evaluate\n  settings') == len(labels) and not (tmp_path / 'runs').exists()
+    assert main(['table', 'sipe:4', '--dry-run', '--runs', str(tmp_path / 'runs'), '-p', f'data.root={tmp_path}']) == 2
+    assert re.match(rf'wsss: {len(labels)} of {len(labels)} rows cannot run yet: root: expected .* in {tmp_path}', capsys.readouterr().err)
+
+
+def test_a_recipe_with_rows_and_without_data_does_the_same(tmp_path, capsys):
+    assert main(['run', 'refiners_photos', '--dry-run', '--runs', str(tmp_path / 'runs'), '-p', f'data.root={tmp_path}/nowhere', '-p', 'weights=']) == 2
+    out, err = capsys.readouterr()
+    rows = [l for l in out.splitlines() if l.startswith('-- ')]
+    assert len(rows) > 3 and '-- CRF from labels' in rows and err.startswith(f'wsss: {len(rows)} of {len(rows)} rows cannot run yet: ') and err.count('\n') == 1
+
+
+def test_a_network_that_cannot_be_built_is_told_without_data(tmp_path, capsys):
+    assert main(['run', 'cam_voc12', '--dry-run', '-p', 'segment.head=v2', '-p', 'segment.width=8']) == 2
+    assert 'width' in capsys.readouterr().err
 
 
 def test_tables_are_listed_and_recipes_do_not_drown_in_them(tmp_path, capsys):

@@ -28,7 +28,7 @@ from .stage import open_split, runs_folder
 # %% ../nbs/11_predict.ipynb #58853824
 def find_run(run, runs=''):
     "The folder of a run or of a stage, by path or by name"
-    for path in (Path(run).expanduser(), runs_folder(runs) / str(run)):
+    for path in (Path(run).expanduser(), runs_folder(runs) / str(run), runs_folder(runs) / str(run).replace(' ', '_')):
         if (path / 'run.json').is_file() or (path / 'stage.json').is_file(): return path
     there = sorted(f.parent.name for f in runs_folder(runs).glob('*/run.json'))
     raise UserError(f'no run is called {str(run)!r} in {runs_folder(runs)}, and it is no folder of a run.{nearest(run, there)} Known: {", ".join(there) or "none"}.')

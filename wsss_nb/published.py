@@ -92,7 +92,7 @@ def notebook(path, limit=PICTURE):
 # %% ../nbs/15_published.ipynb #8a0be7f9
 def published_folder(folder=''):
     "The folder with published runs: the one given, or runs/published of the checkout"
-    if not folder and not (PACKAGE.parent / 'nbs/index.ipynb').exists(): raise UserError('published: runs/published lies in a checkout, and this package was installed without one; name a folder with --to.')
+    if not folder and not (PACKAGE.parent / 'nbs/index.ipynb').exists(): raise UserError('published: runs/published lies in a checkout, and this package was installed without one; name a folder with --out.')
     return Path(folder).expanduser() if folder else PACKAGE.parent / 'runs/published'
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from .core import UserError, load_json, nearest, whole_file, make_folder
 from .data.sample import read_mask
 from .execute import run_notebook
-from .recipes import stage_notebook
+from .recipes import stage_notebook, worded
 from .run import list_runs
 from .stage import open_split, runs_folder
 from .show import grid, legend, overlay, plot_curves
@@ -60,11 +60,13 @@ class Report:
     "What is known of some runs, as pieces of a page"
     def __init__(self, runs, names=()):
         self.folder = runs_folder(runs)
-        known = names if names and all((self.folder / n / 'run.json').exists() for n in names) else [r['name'] for r in list_runs(runs)]
+        names = [n if (self.folder / n / 'run.json').exists() else n.replace(' ', '_') for n in names]
+        known = names if names and all((self.folder / n / 'run.json').exists() for n in names) else [r['folder'] for r in list_runs(runs)]
         for n in names:
             if n not in known: raise UserError(f'report: no run is called {n!r} in {self.folder}.{nearest(n, known)}')
         if not known: raise UserError(f'report: there are no runs in {self.folder}; make one with: wsss run cam_synthetic')
         self.runs = [dict(load_json(self.folder / n / 'run.json'), metrics=load_json(self.folder / n / 'metrics.json')) for n in (names or known)]
+        for r, n in zip(self.runs, names or known): r.update(name=worded(r['name'], r.get('recipe', {})), folder=n)
 
     def numbers(self): return [(r, n) for r in self.runs for n in r['metrics'].get('numbers', [])]
 
@@ -98,7 +100,7 @@ class Report:
 
     def links(self):
         "The executed notebooks of each run as pages"
-        here = lambda r: '' if len(self.runs) == 1 else f'{r["name"]}/'
+        here = lambda r: '' if len(self.runs) == 1 else f'{r["folder"]}/'
         row = lambda r: ' · '.join(f'<a href="{html.escape(here(r) + s)}.html">{s}</a> ({v["seconds"]:.0f} s)' for s, v in r['stages'].items())
         return '<ul>' + ''.join(f'<li>{html.escape(r["name"])}: {row(r)}</li>' for r in self.runs) + '</ul>'
 
@@ -189,10 +191,10 @@ def make_report(
     pictures=8,
 ):
     "Write the report of some runs; returns the path of the page"
-    folder = make_folder(Path(out).expanduser() if out else runs_folder(runs) / (names[0] if len(names) == 1 else ''))
-    Report(runs, names)  # says what is missing before a kernel starts
+    there = [r['folder'] for r in Report(runs, names).runs]  # says what is missing before a kernel starts
+    folder = make_folder(Path(out).expanduser() if out else runs_folder(runs) / (there[0] if len(names) == 1 else ''))
     run_notebook(stage_notebook('report'), folder / 'report.ipynb', dict(names=list(names), runs=str(runs_folder(runs)), pictures=pictures), 'report', folder / '.progress')
-    executed = [nb for r in Report(runs, names).runs for nb in (runs_folder(runs) / r['name'] / f'{s}.ipynb' for s in r['stages']) if nb.exists()]
+    executed = [nb for r in Report(runs, names).runs for nb in (runs_folder(runs) / r['folder'] / f'{s}.ipynb' for s in r['stages']) if nb.exists()]
     for nb in [folder / 'report.ipynb', *executed]:
         with whole_file(nb.with_suffix('.html'), 'w') as f: f.write(page(nb))
     return folder / 'report.html'
@@ -200,7 +202,8 @@ def make_report(
 # %% ../nbs/09_report.ipynb #704145f1
 def finish_table(folders, runs):
     "The numbers of a table, a line for each row, and one report of all rows"
-    rows = {f.name.partition('.')[2]: {f'{n["what"]}/{n["split"]}': n['miou'] for n in load_json(f / 'metrics.json').get('numbers', []) if not n['oracle']} for f in folders}
+    name = lambda f: worded(f.name, load_json(f / 'run.json')['recipe']).partition('.')[2]
+    rows = {name(f): {f'{n["what"]}/{n["split"]}': n['miou'] for n in load_json(f / 'metrics.json').get('numbers', []) if not n['oracle']} for f in folders}
     columns = list(dict.fromkeys(k for r in rows.values() for k in r))
     print(f'{"":24}' + ''.join(f'{c:>16}' for c in columns))
     for row, numbers in rows.items(): print(f'{row:24}' + ''.join(f'{numbers[c]:16.4f}' if c in numbers else f'{"":16}' for c in columns))

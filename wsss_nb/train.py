@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'poly', 'constant', 'warm_poly', 'epoch_order', 'Batches', 'Views', 'default_groups', 'parameter_groups',
-           'make_optimizer', 'Callback', 'NanGuard', 'OnlyBackground', 'Learner', 'one_step', 'fit', 'read_checkpoint',
-           'same_settings', 'save', 'resume', 'load_net']
+           'make_optimizer', 'Callback', 'NanGuard', 'OnlyBackground', 'Learner', 'check_losses', 'one_step', 'fit',
+           'read_checkpoint', 'same_settings', 'save', 'resume', 'load_net']
 
 # %% ../nbs/04_train.ipynb #cd2b33d6
 import math, os, time, warnings
@@ -168,6 +168,14 @@ class Learner:
         self.step, self.history = 0, []
 
 # %% ../nbs/04_train.ipynb #3172b069
+def check_losses(losses, who='forward of the network'):
+    "The losses of a network; raises unless they are a dict whose `loss` is one number"
+    loss = losses.get('loss') if isinstance(losses, dict) else None
+    if torch.is_tensor(loss) and loss.numel() == 1: return losses
+    got = 'a dict without `loss`' if isinstance(losses, dict) and loss is None else 'a `loss` that is no single number' if isinstance(losses, dict) else f'a {type(losses).__name__}' + (f' {list(losses.shape)}' if torch.is_tensor(losses) else '')
+    raise UserError(f'{who} returned {got}; the trainer needs a dict of losses whose `loss`, a tensor of one number, is minimised, such as dict(loss=multilabel_loss(scores, batch["labels"])).')
+
+
 def one_step(self: Learner, batch):
     "Forward, backward and, at the end of an accumulation, an update; returns the losses as floats"
     factor = self.schedule(self.step, self.steps)
@@ -176,7 +184,7 @@ def one_step(self: Learner, batch):
     batch['image'] = batch['image'].contiguous(memory_format=self.layout)
     batch.update(progress=self.step / self.steps, step=self.step, per_epoch=self.per_epoch)
     with self.accelerator.accumulate(self.net):
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed): losses = self.net(batch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed): losses = check_losses(self.net(batch))
         self.accelerator.backward(losses['loss'])
         if self.clip and self.accelerator.sync_gradients: self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()

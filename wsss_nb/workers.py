@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from .basics import check_scheduler
 from .core import Progress, UserError, not_installed
 
 # %% ../nbs/00_workers.ipynb #2f0f688e
@@ -59,7 +60,8 @@ def cluster_size():
     if not CLUSTER:
         try: from distributed import Client
         except ImportError: raise not_installed('distributed', 'scale', 'WSSS_SCHEDULER') from None
-        try: CLUSTER.append(Client(address, timeout=10))
+        check_scheduler(address, f'WSSS_SCHEDULER={address}')
+        try: CLUSTER.append(Client(address, timeout=3))
         except (OSError, ValueError) as e: raise UserError(f'WSSS_SCHEDULER={address}: no Dask scheduler answers there ({type(e).__name__}); start one with `dask scheduler`.') from None
     CLUSTER[0].wait_for_workers(1)
     return sum(CLUSTER[0].nthreads().values())
