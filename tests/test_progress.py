@@ -26,7 +26,7 @@ def work(n=4):
 '''
 
 
-def environment(**more): return {**{k: v for k, v in os.environ.items() if k != 'WSSS_PROGRESS'}, 'PYTHONPATH': str(ROOT), 'COLUMNS': '80', **more}
+def environment(): return {**{k: v for k, v in os.environ.items() if k != 'WSSS_PROGRESS'}, 'PYTHONPATH': str(ROOT), 'COLUMNS': '80', 'TERM': 'xterm'}
 
 
 def on_a_terminal(code):
@@ -174,6 +174,16 @@ def test_a_kernel_writes_into_a_file_and_its_stage_is_told(tmp_path, shown, monk
     assert 'WSSS_PROGRESS' not in os.environ and not file.exists()
 
 
+@pytest.mark.parametrize('terminal, term, expected', [(True, 'xterm', tell.Terminal), (True, 'dumb', Log), (False, 'xterm', Log)])
+def test_a_line_is_written_over_only_where_a_terminal_can(monkeypatch, terminal, term, expected):
+    monkeypatch.delenv('WSSS_PROGRESS', raising=False)
+    monkeypatch.setenv('TERM', term)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: terminal, raising=False)
+    before, there = (sys.stdout, sys.stderr), place()
+    there.close()
+    assert type(there) is expected and (sys.stdout, sys.stderr) == before
+
+
 def test_off_is_off_and_a_file_is_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv('WSSS_PROGRESS', 'off')
     with at_work('quiet'): assert place() is None and LINE.thread is None
@@ -186,7 +196,7 @@ def test_off_is_off_and_a_file_is_a_file(tmp_path, monkeypatch):
 def test_in_jupyter_a_display_moves_and_is_empty_in_the_end(monkeypatch, tmp_path):
     import nbformat
     from nbclient import NotebookClient
-    monkeypatch.delenv('WSSS_PROGRESS')
+    monkeypatch.delenv('WSSS_PROGRESS', raising=False)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     seen = []
     class Client(NotebookClient):
@@ -197,9 +207,9 @@ def test_in_jupyter_a_display_moves_and_is_empty_in_the_end(monkeypatch, tmp_pat
     Client(nb, timeout=60, kernel_name='python3').execute()
     kinds = [k for k, _ in seen]
     assert kinds[0] == 'display_data' and set(kinds[1:]) == {'update_display_data'}
-    assert re.match(r'\d/4 counting, step', seen[1][1]['text/plain']) and seen[-1][1] == {}
+    assert re.match(r'\d/4 counting, step', seen[1][1]['text/plain']) and seen[-1][1] == {'text/plain': ''}
     assert [(o.output_type, o.get('data', o.get('text'))) for o in nb.cells[0].outputs if o.output_type != 'display_data'] == [('stream', 'a line of its own\n')]
-    assert [o.data for o in nb.cells[0].outputs if o.output_type == 'display_data'] == [{}] and [o.output_type for o in nb.cells[1].outputs] == ['execute_result']
+    assert [o.data for o in nb.cells[0].outputs if o.output_type == 'display_data'] == [{'text/plain': ''}] and [o.output_type for o in nb.cells[1].outputs] == ['execute_result']
 
 
 DEMO = QUICK + '''

@@ -73,7 +73,7 @@ class Jupyter:
     def show(self, text): self.publish({'text/plain': text})
 
     def close(self):
-        if self.shown: self.publish({})
+        if self.shown: self.publish({'text/plain': ''})
 
 
 class Log:
@@ -109,7 +109,7 @@ def place():
     if named: return None if named == 'off' else File(named)
     shell = ipython.get_ipython() if hasattr(ipython, 'get_ipython') else None
     if hasattr(shell, 'kernel'): return Jupyter(shell.display_pub)
-    return Terminal() if sys.stderr.isatty() else Log()
+    return Terminal() if sys.stderr.isatty() and os.environ.get('TERM') != 'dumb' else Log()
 
 # %% ../nbs/00_tell.ipynb #6e63aef5
 class Line:
