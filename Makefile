@@ -45,8 +45,8 @@ newest: check-machine  ## tests, and with them the notebooks, against the newest
 	@touch $(NEW)/.installed $(NEW)/.ready
 	@$(MAKE) --no-print-directory VENV=$(NEW) test
 
-lab: $(READY)  ## open JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+lab: $(READY)  ## open JupyterLab on a copy of the notebooks in lab/; EDIT=1: on the notebooks themselves; LAB='--no-browser --port 9000': its options
+	@$(BIN)/python docs/lab.py $(if $(EDIT),--edit) $(LAB)
 
 notebooks: $(READY)  ## execute the library notebooks in place and clean them
 	@for nb in $(NBS); do echo $$nb; WSSS_PROGRESS=off $(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace $$nb || exit 1; $(BIN)/nbdev-clean --fname $$nb; done

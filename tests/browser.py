@@ -33,7 +33,7 @@ def lab(folder):
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     places = {f'JUPYTER{k}': str(folder / v) for k, v in dict(_CONFIG_DIR='config', _RUNTIME_DIR='runtime', _DATA_DIR='data', LAB_SETTINGS_DIR='settings', LAB_WORKSPACES_DIR='workspaces').items()}
     options = ['--no-browser', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.allow_root=True', f'--ServerApp.root_dir={folder / "nbs"}']
-    env = {**os.environ, **places, 'WSSS_PROGRESS': 'off', 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
+    env = {**{k: v for k, v in os.environ.items() if k != 'WSSS_PROGRESS'}, **places, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
     with open(folder / 'lab.log', 'w') as log: server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *options], cwd=folder, env=env, stdout=log, stderr=log)
     try: yield answers(f'http://127.0.0.1:{port}', server, folder / 'lab.log')
     finally:

@@ -1,5 +1,9 @@
 """Tests that share a fixture of their module run in one process, where it is made once (`pytest -n 2 --dist loadgroup`)."""
+import os
+
 import pytest
+
+os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook

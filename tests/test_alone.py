@@ -63,7 +63,7 @@ def test_it_runs_alone_as_it_is(path, tmp_path):
 def test_its_parameters_are_in_the_words_of_the_stages(path):
     def parameters(path): return next(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if 'parameters' in c['metadata'].get('tags', []))
     lines = parameters(path).splitlines()
-    assert [l.split(' = ')[0] for l in lines] == ['data_name', 'data_root', 'data_tags', 'data_masks', 'data_classes']
+    assert [l.split(': ')[0] for l in lines] == ['data_name', 'data_root', 'data_tags', 'data_masks', 'data_classes']
     assert set(lines) <= set(parameters(ROOT / 'nbs/run/train.ipynb').splitlines())
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import ROOT, chromium, chromium_page, lab, run_all, screenshots, SEEN
+from browser import ERRORS, ROOT, SEEN, choose, chromium, chromium_page, lab, open_notebook, run_all, screenshots
 
 pytest.importorskip('playwright', reason='needs the extra [browser]: pip install -e .[browser]')
 pytestmark = pytest.mark.skipif(not chromium(), reason='needs Chromium (Debian, Ubuntu: apt-get install chromium)')
@@ -15,11 +15,23 @@ BROKEN = dict(cells=[dict(cell_type='code', id='a', metadata={}, source='1 / 0',
               metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
 
 
+WORKS = """
+import time
+from wsss_nb.tell import Progress
+print('above')
+for i in Progress(range(8), 'counting, step'): time.sleep(.5)
+print('below')"""
+
+
+def page_of(source): return dict(BROKEN, cells=[dict(BROKEN['cells'][0], source=source)])
+
+
 @pytest.fixture(scope='module')
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
     with lab(folder) as url:
         (folder / 'nbs/broken.ipynb').write_text(json.dumps(BROKEN))
+        (folder / 'nbs/works.ipynb').write_text(json.dumps(page_of(WORKS)))
         yield url
 
 
@@ -51,6 +63,20 @@ def test_a_notebook_runs_in_the_browser(page, url): check(page, url, 'data/draw.
 
 def test_an_error_is_noticed(page, url):
     assert 'ZeroDivisionError' in ' '.join(run_all(page, url, 'broken.ipynb'))
+
+
+def test_progress_is_seen_while_it_lasts_and_leaves_nothing_behind(page, url):
+    open_notebook(page, url, 'works.ipynb')
+    choose(page, 'Run', 'Run All Cells')
+    line = page.locator('.jp-OutputArea-output', has_text='counting, step')
+    line.wait_for()
+    screenshots(page, ROOT / 'build' / 'browser', 'works_meanwhile')
+    page.locator('.jp-OutputArea-output', has_text='below').wait_for()
+    page.wait_for_timeout(500)
+    screenshots(page, ROOT / 'build' / 'browser', 'works')
+    assert line.count() == 0 and page.locator(ERRORS).count() == 0
+    heights = page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea-child')].map(e => [e.textContent.trim(), Math.round(e.getBoundingClientRect().height)])")
+    assert [t for t, h in heights if h > 2] == ['above', 'below'], heights
 
 
 @pytest.mark.browser

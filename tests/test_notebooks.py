@@ -49,3 +49,15 @@ def test_it_was_executed_and_explains_itself(path):
 @pytest.mark.parametrize('path', [pytest.param(p, id=name(p)) for p in sorted((NBS / 'run').glob('*.ipynb'))])
 def test_a_stage_has_one_parameters_cell(path):
     assert sum('parameters' in c['metadata'].get('tags', []) for c in cells(path)) == 1 and not any(''.join(c['source']).startswith('#| export') for c in cells(path))
+
+
+@pytest.mark.parametrize('path', [pytest.param(p, id=name(p)) for p in ALL if p.parent.name in ('run', 'tutorials')])
+def test_no_line_of_code_has_to_be_scrolled(path):
+    for c in cells(path):
+        text = ''.join(c['source'])
+        if 'find_spec' not in text: assert [l for l in text.splitlines() if len(l) > 120] == []  # but for the cell that installs, the same on all pages
+
+
+@pytest.mark.parametrize('path', [pytest.param(p, id=name(p)) for p in ALL if p.parent.name == 'tutorials'])
+def test_a_tutorial_says_how_long_it_takes(path):
+    assert re.search(r'Run All takes (about )?\d+ (seconds|minutes?) on 2 cores', ''.join(cells(path, 'markdown')[0]['source']))

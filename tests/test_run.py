@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -490,18 +489,3 @@ def test_walks_are_stages_and_steps_of_a_table(small, capsys):
     assert 'walks' in [p.name for p in (small / 'runs').iterdir()] and (small / 'runs/walks/report.html').exists()
     assert main(['prune', '--runs', str(small / 'runs')]) == 0
     assert not any(n in capsys.readouterr().out for n in stages if n.startswith(('psa-', 'irn-', 'refined-')))  # a run stands on its parts
-
-
-@pytest.mark.parametrize('terminal, before, shown', [(True, '', '\r\033[Ktrain    60 s  step 3\r\033[K'), (False, '', 'train    60 s  step 3\n'), (False, 'off', '')])
-def test_progress_moves_in_a_terminal_and_is_rare_in_a_log(tmp_path, capsys, monkeypatch, terminal, before, shown):
-    import itertools
-    from wsss_nb import execute as E
-    ticks = itertools.chain([1000., 1060.] if terminal else [1000., 1020., 1040., 1060.], itertools.repeat(1061.))  # a log is told nothing in the first half minute
-    monkeypatch.setattr(E, 'time', SimpleNamespace(monotonic=lambda: next(ticks)))
-    monkeypatch.setattr(sys.stderr, 'isatty', lambda: terminal, raising=False)
-    monkeypatch.setenv('WSSS_PROGRESS', before) if before else monkeypatch.delenv('WSSS_PROGRESS', raising=False)
-    (tmp_path / 'progress').write_text('step 3')
-    with E.watched('train', tmp_path / 'progress'):
-        assert os.environ['WSSS_PROGRESS'] == str(tmp_path / 'progress')
-        time.sleep(1.5 if terminal else 2.5)
-    assert capsys.readouterr().err == shown and os.environ.get('WSSS_PROGRESS', '') == before and not (tmp_path / 'progress').exists()

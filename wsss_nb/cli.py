@@ -6,12 +6,13 @@ __all__ = ['DEMO', 'DOES', 'COMPUTES', 'run', 'resume', 'verify', 'list_', 'prun
            'predict', 'export', 'voc_zip', 'voc_check', 'told', 'check_cluster', 'main']
 
 # %% ../nbs/10_cli.ipynb #df941e38
-import os, subprocess, sys, webbrowser
+import os, subprocess, sys, tempfile, webbrowser
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .arguments import read
 from .basics import UserError, check_scheduler
+from .tell import at_work, written
 
 # %% ../nbs/10_cli.ipynb #86f27e69
 def run(a):
@@ -154,24 +155,27 @@ def show_page(path):
     if sys.stdout.isatty() and desktop: webbrowser.open(Path(path).resolve().as_uri())
 
 
-def lane(names, runs, threads):
-    "Execute recipes one after the other, each in a process with so many threads; their lines begin with their names"
-    env = dict(os.environ, OMP_NUM_THREADS=str(threads), WSSS_PROGRESS='off')
+def lane(names, runs, threads, told):
+    "Execute recipes one after the other, each in a process with so many threads; their lines begin with their names, and how far they are stands in the file `told`"
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), WSSS_PROGRESS=str(told))
     for name in names:
         command = [sys.executable, '-c', 'import sys; from wsss_nb.cli import main; sys.exit(main(sys.argv[1:]))', 'run', name, '--no-report', '--runs', str(runs)]
-        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
+        with at_work(lambda: f'{name} {written(told) or "starting"}'), subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as p:
             for line in p.stdout: print(f'{name}: {line}', end='', flush=True)
         if p.returncode: raise UserError(f'{name} stopped (see above); the same command goes on from there.')
 
 
 def demo(a):
     "The recipes of DEMO side by side, then one page about them"
+    names = [name for job in reversed(DEMO) for name in job]  # the baseline first
+    print(f'demo: {len(names)} methods on the embedded set, a page at the end; some minutes on a few cores; what is done already is kept', flush=True)
     from wsss_nb.report import make_report
     from wsss_nb.stage import runs_folder
     from wsss_nb.workers import cores
     jobs = min(cores() + 1, len(DEMO))  # one more than cores: a stage that starts leaves its core idle
-    with ThreadPoolExecutor(jobs) as pool: list(pool.map(lambda names: lane(names, runs_folder(a.runs), max(1, cores() // jobs)), DEMO))
-    show_page(make_report([name for names in reversed(DEMO) for name in names], a.runs))  # the baseline first
+    with tempfile.TemporaryDirectory() as d, ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(lambda job: lane(job, runs_folder(a.runs), max(1, cores() // jobs), os.path.join(d, job[0])), DEMO))
+    with at_work('the page'): show_page(make_report(names, a.runs))
 
 # %% ../nbs/10_cli.ipynb #a8c660a6
 def predict(a):
@@ -238,7 +242,7 @@ def main(argv=None):
         name, a = read(sys.argv[1:] if argv is None else list(argv))
         if name is None: return print(a) or 0
         check_cluster(name, a)
-        return DOES[name](a) or 0
+        with at_work(f'wsss {name}', alone=True): return DOES[name](a) or 0
     except UserError as e:
         print(f'wsss: {e}', file=sys.stderr)
         return e.code

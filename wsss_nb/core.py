@@ -3,19 +3,19 @@
 # %% auto #0
 __all__ = ['is_size', 'check_shapes', 'seed_everything', 'rng', 'random_state', 'set_random_state', 'pick_device', 'device_name',
            'disk_error', 'make_folder', 'whole_file', 'plain', 'save_json', 'load_json', 'environment', 'digest',
-           'file_sha256', 'versions', 'Progress', 'check_torch_pair', 'install_line', 'not_installed']
+           'file_sha256', 'versions', 'check_torch_pair', 'install_line', 'not_installed']
 
 # %% ../nbs/00_core.ipynb #0bba4e7c
-import errno, hashlib, json, os, platform, random, sys, time
+import errno, hashlib, json, os, platform, random, sys
 from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # must stand before torch is imported; see below
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from .basics import UserError, check_name, nearest
+from .tell import Progress
 
 # %% ../nbs/00_core.ipynb #d2b1e737
 def is_size(n, dim, sizes):
@@ -180,49 +180,6 @@ def versions():
     try: import pydensecrf.densecrf  # noqa: F401
     except ImportError: found['pydensecrf2'] = 'none: the CRF runs in torch'
     return found
-
-# %% ../nbs/00_core.ipynb #49e39327
-class Progress:
-    "Iterate over `items` and show one moving line; `note` adds a few words to it"
-    def __init__(self, items, what='', total=None):
-        self.items, self.what, self.extra, self.done, self.last = items, what, '', 0, 0.
-        self.total = total if total is not None else (len(items) if hasattr(items, '__len__') else None)
-        self.file = os.environ.get('WSSS_PROGRESS', '')
-        self.bar = None if self.file else tqdm(total=self.total, desc=what, leave=False, mininterval=.5, file=sys.stderr, dynamic_ncols=True)
-
-    def note(self, text):
-        "Show `text` behind the line"
-        self.extra = text
-        if self.bar is not None: self.bar.set_postfix_str(text, refresh=False)
-
-    def start_at(self, done):
-        "Count `done` items as finished already (after a resume)"
-        self.done = done
-        if self.bar is not None: self.bar.update(done)
-
-    def line(self):
-        "The line as text"
-        return f'{self.what} {self.done}' + (f'/{self.total}' if self.total else '') + (f'  {self.extra}' if self.extra else '')
-
-    def step(self, n=1):
-        "Count `n` more items"
-        self.done += n
-        if self.bar is not None: self.bar.update(n)
-        elif self.file != 'off' and (time.monotonic() - self.last > 1 or self.done == self.total):
-            self.last = time.monotonic()
-            try: Path(self.file).write_text(self.line(), encoding='utf-8')
-            except OSError: pass  # a progress line is never worth a crash
-
-    def __iter__(self):
-        try:
-            for x in self.items:
-                yield x
-                self.step()
-        finally: self.close()
-
-    def close(self):
-        "Take the bar away"
-        if self.bar is not None: self.bar.close()
 
 # %% ../nbs/00_core.ipynb #8ef28d3f
 def check_torch_pair():

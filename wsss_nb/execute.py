@@ -4,12 +4,13 @@
 __all__ = ['THREADS', 'locked', 'is_locked', 'StageFailed', 'in_threads_of', 'watched', 'run_notebook']
 
 # %% ../nbs/07_execute.ipynb #4e4774bc
-import os, re, shutil, sys, tempfile, threading, time
+import os, re, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 
 from .core import UserError, disk_error, environment, make_folder, not_installed
-from .warm import KEEP_MEMORY, own_kernel
+from .tell import at_work, seconds, written
+from .warm import own_kernel
 
 # %% ../nbs/07_execute.ipynb #be7655d7
 @contextmanager
@@ -64,23 +65,12 @@ def in_threads_of(device):
 
 @contextmanager
 def watched(what, file):
-    "Show what the kernel writes into its progress file as one moving line"
-    stop, start, tty = threading.Event(), time.monotonic(), sys.stderr.isatty()
-    def follow():
-        last = start
-        while not stop.wait(1):
-            if before == 'off' or not tty and time.monotonic() - last < 30: continue
-            last = time.monotonic()
-            text = f'{what}  {last - start:4.0f} s  ' + (file.read_text(encoding='utf-8') if file.exists() else 'starting')
-            print('\r\033[K' + text[:shutil.get_terminal_size().columns - 1] if tty else text, end='' if tty else '\n', file=sys.stderr, flush=True)
-    before, thread = os.environ.get('WSSS_PROGRESS'), threading.Thread(target=follow, daemon=True)
-    thread.start()
+    "Let kernels write into this file how far they are, and the live line say it"
+    began = time.monotonic()
+    file.write_text('starting', encoding='utf-8')
     try:
-        with environment(WSSS_PROGRESS=str(file)): yield
-    finally:
-        stop.set(); thread.join()
-        file.unlink(missing_ok=True)
-        if tty: print('\r\033[K', end='', file=sys.stderr, flush=True)
+        with at_work(lambda: f'{what} {written(file) or "at work"}  (since {seconds(time.monotonic() - began)})'), environment(WSSS_PROGRESS=str(file)): yield
+    finally: file.unlink(missing_ok=True)
 
 
 def run_notebook(path, out, parameters, what, progress):

@@ -2,21 +2,24 @@
 
 # %% auto #0
 __all__ = ['EVERY', 'Node', 'graph', 'ground', 'make', 'installed', 'share', 'cluster', 'left_there', 'outcome', 'who', 'Watch',
-           'read', 'submitted', 'work_through', 'finish_run', 'run_side_by_side', 'run_all']
+           'read', 'submitted', 'work_through', 'side_by_side', 'finish_run', 'run_side_by_side', 'run_all']
 
 # %% ../nbs/13_scale.ipynb #e619261f
 import os, shutil, socket, sys, time, uuid
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from .basics import UserError, check_scheduler
 from .core import make_folder, not_installed
-from .execute import KEEP_MEMORY, THREADS
+from .execute import THREADS, is_locked
 from .recipes import stage_parameters
 from .run import RunsStopped, lined_up, run_each, run_recipe, runs_of
 from .stage import INPUTS, Stage, execute, runs_folder
+from .tell import at_work, written
 from .workers import cores
+from .warm import KEEP_MEMORY
 
 # %% ../nbs/13_scale.ipynb #1716bb52
 class Node(NamedTuple):
@@ -197,6 +200,12 @@ def work_through(client, nodes, runs, say=print):
                 yield folder, error
 
 # %% ../nbs/13_scale.ipynb #37bebb10
+def side_by_side(nodes, left):
+    "How far the stages are that are at work, as each of them writes into its folder"
+    told = [f'{n.runs[0]} {n.stage} {written(f / ".progress") or "at work"}' for f, n in nodes.items() if (f / '.progress').exists()]
+    return ' · '.join(told) or f'{len(left)} runs, waiting for a worker'
+
+
 def finish_run(run, recipe, runs, failed):
     "Put a run on record whose stages have all ended; returns its folder"
     def told(s, say):
@@ -223,8 +232,10 @@ def run_side_by_side(
             except UserError as e: errors[run] = e; say(f'{run} stopped: {e}')
             ended(run, errors.get(run))
     finish()
+    for folder in nodes:
+        if not is_locked(folder): (folder / '.progress').unlink(missing_ok=True)  # of one that was killed
     if nodes:
-        with cluster(min(jobs, len(nodes)), scheduler, say) as client:
+        with cluster(min(jobs, len(nodes)), scheduler, say) as client, at_work(partial(side_by_side, nodes, left)):
             for folder, error in work_through(client, nodes, runs_folder(runs), say):
                 if error is not None: failed[folder] = error
                 for waiting in left.values(): waiting.discard(folder)

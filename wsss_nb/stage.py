@@ -15,12 +15,12 @@ from .core import UserError, device_name, digest, file_sha256, load_json, make_f
 from .data.catalog import open_data
 from .execute import StageFailed, locked, run_notebook
 from .methods import METHODS, NETWORK_STEPS, method_text, module_of, network_of, step_settings, write_step
-from .recipes import PACKAGE, notebook_parameters, stage_notebook, typed
+from .recipes import PACKAGE, check_choices, notebook_parameters, stage_notebook, typed
 from .refine.chain import SETTINGS, refine
 from .refine.masks import WithMasks, write_maps
 
 # %% ../nbs/08_stage.ipynb #ba54bc5b
-NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'scale', 'cli', 'show'}  # modules that change no number
+NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'scale', 'cli', 'show', 'tell', 'basics', 'arguments', 'warm'}  # modules that change no number
 
 
 @functools.lru_cache(maxsize=None)  # a table asks for the same few modules hundreds of times
@@ -132,7 +132,9 @@ def checked(stage, names):
     plain = {k: v for k, v in names.items() if k[0] != '_' and k not in ('In', 'Out') and isinstance(v, (bool, int, float, str, list, dict))}
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
-    return {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
+    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
+    check_choices(stage, p)
+    return p
 
 
 class Stage:
