@@ -125,15 +125,14 @@ def data_synth(a):
 
 
 def data_check(a):
-    "Read whole splits and print what is wrong; 1 if anything is"
-    from wsss_nb.data.catalog import open_data
-    from wsss_nb.data.check import check_data, leaks, save_sheet
+    "Read whole splits and print what is wrong; 1 if anything is, 0 if there are likely mistakes alone"
+    from wsss_nb.data.check import check_split, leaks, save_sheet
     reports = []
     for split in a.splits or (['all'] if a.name == 'folder' else ['train', 'val']):
-        data = open_data(a.name, '' if split == 'all' else split, a.root, a.tags, a.masks, a.classes)
-        reports.append(check_data(data))
-        print(reports[-1])
-        if a.sheet: print(f'contact sheet: {save_sheet(data, Path(a.sheet).expanduser() / f"{a.name}_{split}.png")}')
+        report, data = check_split(a.name, split, a.root, a.tags, a.masks, a.classes)
+        reports.append(report)
+        print(report)
+        if a.sheet and data: print(f'contact sheet: {save_sheet(data, Path(a.sheet).expanduser() / f"{a.name}_{split}.png")}')
     shared = leaks(*reports)
     for problem in shared: print(f'{problem.name}: {problem.text}')
     return 1 if shared or not all(r.ok for r in reports) else 0
