@@ -8,6 +8,7 @@ from PIL import Image
 
 from inside import execute
 from wsss_nb import report as R
+from wsss_nb import report_pictures as P
 from wsss_nb.core import load_json, save_json
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.recipes import stage_notebook
@@ -24,7 +25,8 @@ def write_run(runs, name, masks, miou=.5, network=None, train='train-a'):
     number = lambda what, split, m, oracle=False: dict(what=what, split=split, miou=m, iou=dict(background=m + .1, cat=m - .1, dog=None), oracle=oracle, data='synthetic', classes='bg+2', images=3, tags='scene', refine=[], crf='', threshold=None, threshold_from='',
                                                        use_image_labels=what != 'network', backbone='tiny', seed=0, device='cpu')
     save_json(runs / name / 'metrics.json', dict(numbers=[number('masks', 'train', .1), number('masks', 'val', miou), *([number('network', 'val', .7)] if network else []), number('score maps', 'val', .99, True)]))
-    save_json(runs / 'stages' / train / 'stage.json', dict(results=dict(history=[dict(step=i, loss=1. / (i + 1)) for i in range(3)])))
+    for s, made in stages.items(): save_json(runs / 'stages' / made['folder'] / 'stage.json', dict(made, results={}))
+    save_json(runs / 'stages' / train / 'stage.json', dict(stages['train'], results=dict(history=[dict(step=i, loss=1. / (i + 1)) for i in range(3)])))
     for stage, make in (('masks', masks), ('evaluate', network)):
         for i in SHOWN if make else ():
             path = runs / 'stages' / f'{stage}-{name}' / 'val' / f'{VAL.names[i]}.png'
@@ -39,7 +41,7 @@ def nothing(i): return np.zeros_like(VAL.mask(i))
 def drawn(monkeypatch):
     "What was handed to `grid` and `plot_curves`"
     calls = []
-    monkeypatch.setattr(R, 'grid', lambda rows, **more: calls.append(dict(more, rows=[list(r) for r in rows])) or 'figure')
+    monkeypatch.setattr(P, 'grid', lambda rows, **more: calls.append(dict(more, rows=[list(r) for r in rows])) or 'figure')
     monkeypatch.setattr(R, 'plot_curves', lambda history, **more: calls.append(dict(more, history=history)) or plot_curves(history, **more))
     return calls
 
@@ -79,7 +81,7 @@ def test_pictures_of_several_runs_stand_side_by_side_between_image_and_truth(tmp
     write_run(tmp_path, 'table.row', nothing, .6)
     (tmp_path / 'stages/masks-table.row/val' / f'{VAL.names[99]}.png').unlink()  # a run that has seen less
     shown = list(R.Report(tmp_path, ['good', 'table.row']).pictures(3))
-    assert [title for title, _ in shown] == ['synthetic, val', 'masks', 'network']
+    assert [title for title, _ in shown] == ['synthetic, val: 3 of 100 images', 'masks', 'network']
     masks, network = drawn
     assert masks['titles'] == ['image', 'good\n0.500', 'table\nrow\n0.600', 'truth'] and network['titles'] == ['image', 'good\n0.700', 'truth']
     assert masks['row_titles'] == [', '.join(VAL.classes[t - 1] for t in VAL[i].tags) for i in SHOWN]
@@ -92,7 +94,7 @@ def test_pictures_of_several_runs_stand_side_by_side_between_image_and_truth(tmp
 
 def test_pictures_of_one_run_go_from_image_to_truth(tmp_path, drawn):
     write_run(tmp_path, 'a', VAL.mask, .5, nothing)
-    assert [title for title, _ in R.Report(tmp_path, ['a']).pictures(3)] == ['synthetic, val', '']
+    assert [title for title, _ in R.Report(tmp_path, ['a']).pictures(3)] == ['synthetic, val: 3 of 100 images', '']
     (call,) = drawn
     assert call['row_titles'] == ['image', 'masks\n0.500', 'network\n0.700', 'truth'] and [len(r) for r in call['rows']] == [3] * 4
     assert all((m == t).all() and (n == i).all() for i, m, n, t in zip(*call['rows']))

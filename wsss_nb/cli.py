@@ -16,12 +16,12 @@ from .core import UserError
 def run(a):
     "Execute the stages of a recipe or of the rows of a table, here or on a cluster, and write the page"
     from wsss_nb.processes import launching
-    from wsss_nb.run import dry_run, runs_of
+    from wsss_nb.run import dry_run, runs_of, where_masks
     from wsss_nb.scale import run_all
     if a.dry_run: return dry_run(a.recipe, a.p, a.runs, rows=a.row)
     with launching(a.launch):
         folders = run_all(runs_of(a.recipe, a.p, a.name, a.row), a.runs, a.jobs, a.scheduler)
-    if not a.report: return
+    if not a.report: return print(*(where_masks(folders[0]) if len(folders) == 1 else ()), sep='\n')
     from wsss_nb.report import finish_report, finish_table
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
 
@@ -35,8 +35,8 @@ def resume(a):
 
 def verify(a):
     "Execute a recorded run again and print every metric that changed; 1 if any did"
-    from wsss_nb.run import verify
-    count, changed = verify(a.run, a.runs, options=a.p)
+    from wsss_nb.verify import verify
+    count, changed = verify(a.run, a.runs, options=a.p, keep=a.keep)
     for k, (old, new) in list(changed.items())[:20]: print(f'{k:40} {old} -> {new}')
     if not changed: return print(f'{count} numbers, each the same to the last bit')
     sizes = [abs(old - new) for old, new in changed.values() if None not in (old, new)]
@@ -232,6 +232,7 @@ def parser():
     w.add_argument('--data', default='', help="voc12, coco14, photos or synthetic (default: the paper's)")
     x = verb(verify, 'verify', 'execute a recorded run again from nothing and compare its metrics')
     x.add_argument('run', help='a run, or a folder with its run.json and metrics.json')
+    x.add_argument('--keep', action='store_true', help='leave the run that is made, in the store, until wsss prune')
     g = verb(grid, 'grid', 'run every localiser through every refiner, and write one page')
     g.add_argument('--data', default='synthetic', help='synthetic, photos or voc12')
     for k, text in dict(localisers='such as cam,sipe (default: all)', refiners='such as none,crf,psa+crf (default: those of runs/grid.yaml)').items(): g.add_argument(f'--{k}', default='', metavar='NAMES', help=text)
