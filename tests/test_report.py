@@ -1,5 +1,6 @@
 """The page about some runs: its tables, the pictures side by side, the losses of trainings that runs share."""
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 from inside import execute
 from wsss_nb import report as R
 from wsss_nb import report_pictures as P
-from wsss_nb.core import load_json, save_json
+from wsss_nb.core import UserError, load_json, save_json
 from wsss_nb.data.synthetic import synthetic
+from wsss_nb.execute import StageFailed
 from wsss_nb.recipes import stage_notebook
 from wsss_nb.show import overlay, plot_curves
 
@@ -112,5 +114,106 @@ def test_a_page_is_written_beside_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(R, 'run_notebook', lambda path, out, parameters, what, progress: execute(path, out, parameters, what, progress))
     write_run(tmp_path, 'a', VAL.mask, .5, nothing)
     with pytest.raises(Exception, match='no run is called'): R.make_report(['b'], tmp_path)
+    assert not list((tmp_path / 'a').glob('report*'))
     page = R.make_report(['a'], tmp_path, pictures=3)
     assert page == tmp_path / 'a/report.html' and (tmp_path / 'a/report.ipynb').read_bytes() == stage_notebook('report').read_bytes() and 'src="http' not in page.read_text()
+
+
+# -- runs of several folders, without their stages, and mistakes
+
+@pytest.fixture
+def quick(monkeypatch):
+    "The report's notebook is executed in the process of the test"
+    monkeypatch.setattr(R, 'run_notebook', lambda path, out, parameters, what, progress: execute(path, out, parameters, what, progress))
+
+
+def pieces(report): return report.summary(), report.table(), list(report.classes()), list(report.curves()), report.links(), report.provenance()
+
+
+def test_runs_of_two_folders_are_compared(tmp_path, drawn, quick):
+    ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
+    write_run(ours, 'mine', VAL.mask, .5, train='train-a')
+    write_run(theirs, 'mine', nothing, .6, train='train-b')
+    write_run(theirs, 'other', nothing, .7, train='train-c')
+    (theirs / 'mine/train.ipynb').write_text('{}')
+    report = R.Report(ours, [str(theirs / 'mine'), 'mine', theirs / 'other', theirs / 'mine'])
+    assert [r['name'] for r in report.runs] == ['theirs/mine', 'ours/mine', 'other']
+    assert [report.stage_folder(r, 'train') for r in report.runs] == [theirs / 'stages/train-b', ours / 'stages/train-a', theirs / 'stages/train-c'] and not list(report.notes())
+    assert [title for title, _ in report.pictures(3)] == ['synthetic, val: 3 of 100 images', 'masks']
+    assert drawn[0]['titles'] == ['image', 'theirs/mine\n0.600', 'ours/mine\n0.500', 'other\n0.700', 'truth']
+    assert all((good == truth).all() and (none == image).all() for image, none, good, _, truth in drawn[0]['rows'])
+    list(report.curves())
+    assert list(drawn[1]['history']) == ['theirs/mine', 'ours/mine', 'other']
+    assert 'href="../theirs/mine/train.ipynb"' in report.links() and 'href="../../theirs/mine/train.ipynb"' in report.links(tmp_path / 'far/away')
+    before = {p for p in theirs.rglob('*')}
+    assert R.make_report([str(theirs / 'mine'), 'mine'], ours, tmp_path / 'page') == tmp_path / 'page/report.html' and before == {p for p in theirs.rglob('*')}  # nothing is written into another's folder
+    assert R.make_report([str(theirs / 'mine')], ours) == ours / 'report.html'
+
+
+def test_a_record_without_its_stages_is_shown_as_it_is(tmp_path, drawn):
+    report = R.Report(tmp_path, [Path(__file__).resolve().parents[1] / 'runs/published/cam_synthetic'])
+    note, = report.notes()
+    assert note.startswith('cam_synthetic: what train, masks, segment, evaluate made is not in ') and note.endswith('published/stages; shown is what its record says')
+    summary, table, classes, curves, links, provenance = pieces(report)
+    assert note in summary and 'cam_synthetic' in table and len(classes) == 2 and not curves and 'train' in provenance and not list(report.pictures()) and not drawn
+    assert report.home == tmp_path  # not in the folder of published runs
+
+
+def test_a_run_that_lost_some_stages_shows_the_others(tmp_path, drawn):
+    for name in ('a', 'b'): write_run(tmp_path, name, VAL.mask, train=f'train-{name}')
+    shutil.rmtree(tmp_path / 'stages/train-a')
+    shutil.rmtree(tmp_path / 'stages/masks-b')
+    (tmp_path / 'b/metrics.json').unlink()
+    report = R.Report(tmp_path, ['a', 'b'])
+    assert [n.partition(' made')[0] for n in report.notes()] == ['a: what train', 'b: what masks']
+    pieces(report)
+    list(report.pictures(3))
+    assert list(drawn[0]['history']) == ['b'] and drawn[-1]['row_titles'] == ['image', 'masks\n0.500', 'truth']
+
+
+def test_data_that_are_gone_are_told_where_the_pictures_would_be(tmp_path, drawn):
+    write_run(tmp_path, 'a', VAL.mask)
+    run = load_json(tmp_path / 'a/run.json')
+    run['stages']['masks']['parameters'].update(data_name='folder', data_root='/gone/<b>')
+    save_json(tmp_path / 'a/run.json', run)
+    assert list(R.Report(tmp_path, ['a']).pictures()) == [('folder, val: no pictures: root: expected a folder at /gone/&lt;b&gt; with images and tags.csv, found nothing; correct the path.', None)]
+
+
+def test_a_mistake_leaves_nothing(tmp_path, monkeypatch):
+    write_run(tmp_path / 'runs', 'a', VAL.mask)
+    before = {p for p in tmp_path.rglob('*')}
+    with pytest.raises(UserError, match="report: no run is called 'b' in .*"): R.make_report(['a', 'b'], tmp_path / 'runs', tmp_path / 'out')
+    def fails(path, out, parameters, what, progress):
+        out.write_text('{}')
+        raise StageFailed(f'report failed in cell 2: oh (executed notebook: {out})')
+    monkeypatch.setattr(R, 'run_notebook', fails)
+    monkeypatch.setattr(R, 'masks_page', lambda *_: None)
+    with pytest.raises(StageFailed, match='^report failed in cell 2: oh; no report was written$'): R.make_report(['a'], tmp_path / 'runs', tmp_path / 'out')
+    assert before == {p for p in tmp_path.rglob('*')}
+
+
+# -- small sets
+
+@pytest.mark.parametrize('images, shown, figures', [(30, 30, 3), (60, 60, 6), (61, 8, 1)])
+def test_a_small_set_is_shown_whole(tmp_path, drawn, images, shown, figures):
+    write_run(tmp_path, 'a', VAL.mask)
+    run = load_json(tmp_path / 'a/run.json')
+    run['stages']['masks']['parameters']['limit'] = images
+    save_json(tmp_path / 'a/run.json', run)
+    (title, _), *rest = R.Report(tmp_path, ['a']).pictures()
+    assert title == f'synthetic, val: {"all 30" if images == 30 else "all 60" if images == 60 else "8 of 61"} images' and len(rest) == len(drawn) == figures
+    seen = [p for call in drawn for p in call['rows'][0]]
+    assert len(seen) == shown and (images > 60 or all((p == VAL.image(i)).all() for i, p in enumerate(seen)))
+
+
+def test_the_report_has_the_warnings_of_the_stages_and_the_page_of_the_masks(tmp_path):
+    write_run(tmp_path, 'a', VAL.mask)
+    for stage, folder, results in (('train', 'train-a', dict(steps=8, history=[])), ('masks', 'masks-a', dict(odd=dict(val=dict(images=30, blank=6, full=4))))):
+        save_json(tmp_path / 'stages' / folder / 'stage.json', dict(PUBLISHED['stages'][stage], results=results))
+    report = R.Report(tmp_path, ['a'])
+    assert list(report.notes()) == ['a: warning: 8 steps of training, from which little is learnt; train.epochs=250 makes 100',
+                                    'a: warning: of 30 masks of val 6 show nothing but background and 4 are filled by one class; look at them, and train longer (train.epochs)']
+    assert all(n in report.summary() for n in report.notes()) and 'picture by picture' not in report.links()
+    (tmp_path / 'a/masks').mkdir()
+    (tmp_path / 'a/masks/index.html').touch()
+    assert '<a href="masks/index.html">all masks, picture by picture</a>' in report.links() and 'href="../a/masks/index.html"' in report.links(tmp_path / 'elsewhere')

@@ -87,7 +87,7 @@ def odd_masks(
 ):
     "A warning where many masks show nothing, or nothing but one class; else nothing"
     told = [f'{counts[k]} {what}' for k, what in (('blank', 'show nothing but background'), ('full', 'are filled by one class')) if counts[k] > MANY * counts['images']]
-    return f'warning: of {counts["images"]} masks of {split} {" and ".join(told)}; look at them, and train longer or elsewise' if told else ''
+    return f'warning: of {counts["images"]} masks of {split} {" and ".join(told)}; look at them, and train longer (train.epochs)' if told else ''
 
 # %% ../nbs/08_gallery.ipynb #1baacc0a
 SHOWN, SIDE = 300, 320  # pictures of a split on the page; their longer side in pixels

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['code_version', 'copy_whole', 'record', 'stage_warnings', 'going_on', 'masks_page', 'where_masks', 'lined_up',
-           'run_recipe', 'runs_of', 'remedy', 'RunsStopped', 'run_each', 'dry_each', 'dry_run', 'steps_of', 'work',
+           'run_recipe', 'runs_of', 'stopped', 'RunsStopped', 'run_each', 'dry_each', 'dry_run', 'steps_of', 'work',
            'dry_row', 'list_runs', 'record_of', 'resume', 'unused', 'prune']
 
 # %% ../nbs/08_run.ipynb #a620cf99
@@ -130,16 +130,16 @@ def runs_of(name, options=(), run_name='', rows=()):
     return out
 
 
-def remedy(folder):
-    "What to do about a run that stopped"
-    return f'mend what is said there and go on with: {going_on(folder)} (or, with other parameters, with your wsss run and -p)'
+def stopped(error, folder):
+    "What a run that stopped says: what happened, and the command that goes on"
+    return f'{str(error).rstrip(".")}; mend what is said there and go on with: {going_on(folder)} (or, with other parameters, with your wsss run and -p)'
 
 
 class RunsStopped(StageFailed):
     "Some of many runs stopped; `errors`: run -> what happened"
     def __init__(self, errors, count, runs=''):
         (run, first), *_ = errors.items()
-        super().__init__(f'{len(errors)} of {count} runs stopped ({", ".join(errors)}): {first}; the same command goes on from here' if count > 1 else f'{first}; {remedy(runs_folder(runs) / run)}')
+        super().__init__(f'{len(errors)} of {count} runs stopped ({", ".join(errors)}): {str(first).rstrip(".")}; the same command goes on from here' if count > 1 else stopped(first, runs_folder(runs) / run))
         self.errors = errors
 
 
@@ -225,7 +225,7 @@ def resume(run_name, runs=''):
     "Go on with a run that was stopped"
     folder = record_of(run_name, runs)
     try: return run_recipe(folder.name, runs=folder.parent, run_name=folder.name, recipe=load_json(folder / 'run.json')['recipe'])
-    except StageFailed as e: raise StageFailed(f'{e}; {remedy(folder)}') from None
+    except StageFailed as e: raise StageFailed(stopped(e, folder)) from None
 
 # %% ../nbs/08_run.ipynb #8981a13b
 def unused(runs=''):
