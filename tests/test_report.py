@@ -217,3 +217,28 @@ def test_the_report_has_the_warnings_of_the_stages_and_the_page_of_the_masks(tmp
     (tmp_path / 'a/masks').mkdir()
     (tmp_path / 'a/masks/index.html').touch()
     assert '<a href="masks/index.html">all masks, picture by picture</a>' in report.links() and 'href="../a/masks/index.html"' in report.links(tmp_path / 'elsewhere')
+
+
+def test_a_run_ends_with_its_numbers_its_masks_and_its_report(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path, 'a', VAL.mask)
+    made = []
+    monkeypatch.setattr(R, 'make_report', lambda *a: made.append(a) or tmp_path / 'report.html')
+    R.finish_report(tmp_path / 'a', tmp_path)
+    masks = f'masks: {tmp_path}/stages/masks-a/train (0 PNG), {tmp_path}/stages/masks-a/val (3 PNG)'
+    assert capsys.readouterr().out.splitlines()[-2:] == [masks, f'report: {tmp_path}/a/report.html']  # a page that is not there is not named
+    (tmp_path / 'a/masks').mkdir()
+    (tmp_path / 'a/masks/index.html').touch()
+    R.finish_report(tmp_path / 'a', tmp_path)
+    assert capsys.readouterr().out.splitlines()[-3:] == [masks, f'look at them: {tmp_path}/a/masks/index.html', f'report: {tmp_path}/a/report.html']
+    R.finish_table([tmp_path / 'a'], tmp_path)
+    assert f'look at the masks of each row: {tmp_path}/a/masks/index.html and so on\nreport: {tmp_path}/report.html\n' in capsys.readouterr().out
+
+
+def test_a_report_makes_the_pages_of_masks_that_are_not_there(tmp_path, quick):
+    write_run(tmp_path, 'a', VAL.mask)
+    run = load_json(tmp_path / 'a/run.json')
+    run['stages']['masks']['parameters'].update(splits=['val'], limit=1)
+    save_json(tmp_path / 'a/run.json', run)
+    R.make_report(['a'], tmp_path)
+    page = (tmp_path / 'a/masks/index.html').read_text()
+    assert page.count('<figure>') == 1 and f'href="../../stages/masks-a/val/{VAL.names[0]}.png"' in page and (tmp_path / f'a/masks/val/{VAL.names[0]}.jpg').exists()

@@ -21,7 +21,9 @@ def run(a):
     if a.dry_run: return dry_run(a.recipe, a.p, a.runs, rows=a.row)
     with launching(a.launch):
         folders = run_all(runs_of(a.recipe, a.p, a.name, a.row), a.runs, a.jobs, a.scheduler)
-    if not a.report: return print(*(where_masks(folders[0]) if len(folders) == 1 else ()), sep='\n')
+    if not a.report:
+        for line in where_masks(folders[0]) if len(folders) == 1 else (): print(line)
+        return
     from wsss_nb.report import finish_report, finish_table
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
 
