@@ -1,14 +1,19 @@
 "wsss_nb.data.check finds each fault it is given"
 import json
+from itertools import product
 
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import plain
-from wsss_nb.data.check import check_data, leaks, save_sheet, sheet
+from wsss_nb.cli import main
+from wsss_nb.core import UserError, plain
+from wsss_nb.data.catalog import open_data
+from wsss_nb.data.check import check_data, check_split, leaks, likely, one_letter, save_sheet, sheet
+from wsss_nb.data.coco import COCO_CLASSES
 from wsss_nb.data.sample import Data, Record
+from wsss_nb.data.voc import VOC_CLASSES
 
 matplotlib.use('Agg')
 CLASSES = ['cat', 'dog', 'cow']
@@ -60,8 +65,10 @@ def test_each_fault_is_found_and_named(data, fault, kind, text):
 
 def test_many_faults_of_a_kind_are_cut_in_the_text_only(data):
     for k in range(6): wrong_id(data, k)
+    data.records = [r._replace(name=f'{r.name} {n}') for n in range(4) for r in data.records]
     r = check_data(data)
-    assert len(r.problems) == 6 and 'mask: and 1 more' in str(r) and 'problems: mask 6' in str(r)
+    faults = [p for p in r.problems if p.kind == 'mask']
+    assert len(faults) == 24 and 'mask: and 4 more' in str(r) and 'problems: mask 24' in str(r) and sum(l.startswith('  mask: im') for l in str(r).splitlines()) == 20
 
 
 def test_unknown_tags_are_counted(data):
@@ -80,3 +87,66 @@ def test_sheet(data, tmp_path):
     shown = [ax.images[0].get_array().shape for ax in fig.axes if ax.images]
     assert len(shown) >= 3
     assert Image.open(save_sheet(data, tmp_path/'out'/'sheet.png', n=3)).format == 'PNG'
+
+
+# -- a folder of one's own
+
+def photos(root, n=6):
+    for k in range(n): Image.fromarray(np.full((40, 60, 3), 20 * k, np.uint8)).save(root/f'{k}.jpg')
+
+
+def test_all_bad_lines_are_told_by_the_check_and_by_the_reader(tmp_path, capsys):
+    photos(tmp_path)
+    (tmp_path/'3.jpg').write_bytes(b'no picture')
+    (tmp_path/'masks').mkdir()
+    Image.new('L', (40, 60)).save(tmp_path/'masks/0.png')
+    (tmp_path/'tags.csv').write_text('image,tags,split\n0,dog,train\n1\n2,dog;cat,train\n0,dog,train\n,dog,train\n3,cat,train\n4,,train\n8,dog,train\n9,cat,train\n')
+    assert main(['data', 'check', 'folder', '--root', str(tmp_path), '--splits', 'train']) == 1
+    out = capsys.readouterr().out
+    assert 'problems: tags 3, missing 2, untagged 1, mask 1, image 1\n' in out
+    for line in ('tags: line 3: 1 cells under 3 columns', "tags: line 5: image '0' is on line 2 and on line 5; give all its tags on one line", 'tags: line 6: the column `image` is empty',
+                 'missing: 8: is listed and not in', 'missing: 9: is listed', 'untagged: 4: has no tags; add them', 'image: 3: ', 'mask: 0: '): assert f'\n  {line}' in out, line
+    with pytest.raises(UserError, match=r'tags.csv: 3 faults: line 3: 1 cells .*; line 5: image .*; line 6: the column .*; the header is `image,tags,split`, expected either') as e: open_data('folder', 'train', tmp_path)
+    assert '\n' not in str(e.value)
+
+
+def test_unknown_classes_are_all_told(tmp_path):
+    photos(tmp_path)
+    (tmp_path/'tags.csv').write_text('image,tags\n0,dgo\n1,dgo;cat\n2,sofa\n3,dog\n')
+    report, data = check_split('folder', 'all', str(tmp_path), classes='cat,dog')
+    assert [(p.kind, p.name) for p in report.problems] == [('class', "'dgo'"), ('class', "'sofa'")] and "the tag of image '0' and 1 more is no class. Did you mean 'dog'?" in report.problems[0].text and [r.tags for r in data.records] == [(), (1,), (), (2,)]
+    with pytest.raises(UserError, match=r"2 tags are no class: 'dgo' of image '0' and 1 more. Did you mean 'dog'\?; 'sofa' of image '2'. The 2 classes: cat, dog."): open_data('folder', '', tmp_path, classes='cat,dog')
+
+
+def test_what_is_told_of_a_file_is_bounded(tmp_path):
+    photos(tmp_path, 1)
+    (tmp_path/'tags.csv').write_text('image,tags,split\n' + 'a\n' * 500)
+    with pytest.raises(UserError, match='500 faults: line 2: .*line 21: 1 cells under 3 columns; and 480 more; ') as e: open_data('folder', '', tmp_path)
+    assert len(str(e.value)) < 1500
+    report, data = check_split('folder', 'all', str(tmp_path))
+    assert data is None and len(report.problems) == 501 and report.problems[-1].kind == 'data' and 'tags: and 480 more' in str(report)
+    (tmp_path/'tags.json').write_text(json.dumps({f'x{k}': k for k in range(30)}))
+    with pytest.raises(UserError, match=r"30 faults: got 0 for 'x0'; .*; and 10 more; expected {"): open_data('folder', '', tmp_path, tmp_path/'tags.json')
+
+
+def test_likely_mistakes_are_warnings_and_nothing_is_merged(tmp_path, capsys):
+    photos(tmp_path)
+    (tmp_path/'tags.csv').write_text('image,tags\n0,Dog\n1,dog\n2,dogs;person\n3,dog person\n4,dog;person\n5,cat/person\n')
+    assert main(['data', 'check', 'folder', '--root', str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert 'problems: none\nlikely mistakes: 3; nothing was changed\n' in out and '6 images, 6 classes' in out
+    for text in ("classes 'Dog' (1 image), 'dog' (2 images), 'dogs' (1 image) are told apart by capitals, spaces or plural only; if they are one, write 'dog' for all of them",
+                 "class 'dog person' (1 image) is made of the classes 'dog', 'person'; if these are several tags, write dog;person", "class 'cat/person' (1 image) holds '/', which separates no tags; if these are several tags, write cat;person"): assert f'  warning: {text}\n' in out
+
+
+def test_names_that_are_meant_are_left_alone():
+    for classes in (VOC_CLASSES, COCO_CLASSES): assert not likely({c: 30 * (k + 1) for k, c in enumerate(classes)})
+    text = lambda **count: [w.text for w in likely(count)]
+    assert text(horse=30, hrose=1) == ["class 'hrose' (1 image) is one letter from 'horse' (30 images); if it is a slip, write 'horse'"] and not text(horse=30, house=29) and not text(cat=90, car=9)
+    assert text(cherry=4, cherries=3)[0].startswith("classes 'cherry' (4 images), 'cherries' (3 images)") and text(fox=2, one=1) == ["class 'one' has one image; add more, or take its tag off"]
+
+
+def test_one_letter_against_all_that_one_letter_makes():
+    words = {'', *(''.join(w) for n in range(1, 5) for w in product('abc', repeat=n))}
+    def near(a): return {a[:i] + x + a[i:] for i in range(len(a) + 1) for x in 'abc'} | {a[:i] + x + a[i + 1:] for i in range(len(a)) for x in ('', 'a', 'b', 'c')} | {a[:i] + a[i + 1] + a[i] + a[i + 2:] for i in range(len(a) - 1)}
+    for a in sorted(words)[::7]: assert {b for b in words if one_letter(a, b)} == near(a) & words - {a}

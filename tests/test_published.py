@@ -16,7 +16,7 @@ from PIL import Image
 from inside import inside
 from wsss_nb import published as P
 from wsss_nb import readme as M
-from wsss_nb import run as R
+from wsss_nb import verify as R
 from wsss_nb.cli import main
 from wsss_nb.core import UserError
 from wsss_nb.tables import known

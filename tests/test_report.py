@@ -1,5 +1,6 @@
 """The page about some runs: its tables, the pictures side by side, the losses of trainings that runs share."""
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ from PIL import Image
 
 from inside import execute
 from wsss_nb import report as R
-from wsss_nb.core import load_json, save_json
+from wsss_nb import report_pictures as P
+from wsss_nb.core import UserError, load_json, save_json
 from wsss_nb.data.synthetic import synthetic
+from wsss_nb.execute import StageFailed
 from wsss_nb.recipes import stage_notebook
 from wsss_nb.show import overlay, plot_curves
 
@@ -24,7 +27,8 @@ def write_run(runs, name, masks, miou=.5, network=None, train='train-a'):
     number = lambda what, split, m, oracle=False: dict(what=what, split=split, miou=m, iou=dict(background=m + .1, cat=m - .1, dog=None), oracle=oracle, data='synthetic', classes='bg+2', images=3, tags='scene', refine=[], crf='', threshold=None, threshold_from='',
                                                        use_image_labels=what != 'network', backbone='tiny', seed=0, device='cpu')
     save_json(runs / name / 'metrics.json', dict(numbers=[number('masks', 'train', .1), number('masks', 'val', miou), *([number('network', 'val', .7)] if network else []), number('score maps', 'val', .99, True)]))
-    save_json(runs / 'stages' / train / 'stage.json', dict(results=dict(history=[dict(step=i, loss=1. / (i + 1)) for i in range(3)])))
+    for s, made in stages.items(): save_json(runs / 'stages' / made['folder'] / 'stage.json', dict(made, results={}))
+    save_json(runs / 'stages' / train / 'stage.json', dict(stages['train'], results=dict(history=[dict(step=i, loss=1. / (i + 1)) for i in range(3)])))
     for stage, make in (('masks', masks), ('evaluate', network)):
         for i in SHOWN if make else ():
             path = runs / 'stages' / f'{stage}-{name}' / 'val' / f'{VAL.names[i]}.png'
@@ -39,7 +43,7 @@ def nothing(i): return np.zeros_like(VAL.mask(i))
 def drawn(monkeypatch):
     "What was handed to `grid` and `plot_curves`"
     calls = []
-    monkeypatch.setattr(R, 'grid', lambda rows, **more: calls.append(dict(more, rows=[list(r) for r in rows])) or 'figure')
+    monkeypatch.setattr(P, 'grid', lambda rows, **more: calls.append(dict(more, rows=[list(r) for r in rows])) or 'figure')
     monkeypatch.setattr(R, 'plot_curves', lambda history, **more: calls.append(dict(more, history=history)) or plot_curves(history, **more))
     return calls
 
@@ -79,7 +83,7 @@ def test_pictures_of_several_runs_stand_side_by_side_between_image_and_truth(tmp
     write_run(tmp_path, 'table.row', nothing, .6)
     (tmp_path / 'stages/masks-table.row/val' / f'{VAL.names[99]}.png').unlink()  # a run that has seen less
     shown = list(R.Report(tmp_path, ['good', 'table.row']).pictures(3))
-    assert [title for title, _ in shown] == ['synthetic, val', 'masks', 'network']
+    assert [title for title, _ in shown] == ['synthetic, val: 3 of 100 images', 'masks', 'network']
     masks, network = drawn
     assert masks['titles'] == ['image', 'good\n0.500', 'table\nrow\n0.600', 'truth'] and network['titles'] == ['image', 'good\n0.700', 'truth']
     assert masks['row_titles'] == [', '.join(VAL.classes[t - 1] for t in VAL[i].tags) for i in SHOWN]
@@ -92,7 +96,7 @@ def test_pictures_of_several_runs_stand_side_by_side_between_image_and_truth(tmp
 
 def test_pictures_of_one_run_go_from_image_to_truth(tmp_path, drawn):
     write_run(tmp_path, 'a', VAL.mask, .5, nothing)
-    assert [title for title, _ in R.Report(tmp_path, ['a']).pictures(3)] == ['synthetic, val', '']
+    assert [title for title, _ in R.Report(tmp_path, ['a']).pictures(3)] == ['synthetic, val: 3 of 100 images', '']
     (call,) = drawn
     assert call['row_titles'] == ['image', 'masks\n0.500', 'network\n0.700', 'truth'] and [len(r) for r in call['rows']] == [3] * 4
     assert all((m == t).all() and (n == i).all() for i, m, n, t in zip(*call['rows']))
@@ -110,5 +114,131 @@ def test_a_page_is_written_beside_its_run(tmp_path, monkeypatch):
     monkeypatch.setattr(R, 'run_notebook', lambda path, out, parameters, what, progress: execute(path, out, parameters, what, progress))
     write_run(tmp_path, 'a', VAL.mask, .5, nothing)
     with pytest.raises(Exception, match='no run is called'): R.make_report(['b'], tmp_path)
+    assert not list((tmp_path / 'a').glob('report*'))
     page = R.make_report(['a'], tmp_path, pictures=3)
     assert page == tmp_path / 'a/report.html' and (tmp_path / 'a/report.ipynb').read_bytes() == stage_notebook('report').read_bytes() and 'src="http' not in page.read_text()
+
+
+# -- runs of several folders, without their stages, and mistakes
+
+@pytest.fixture
+def quick(monkeypatch):
+    "The report's notebook is executed in the process of the test"
+    monkeypatch.setattr(R, 'run_notebook', lambda path, out, parameters, what, progress: execute(path, out, parameters, what, progress))
+
+
+def pieces(report): return report.summary(), report.table(), list(report.classes()), list(report.curves()), report.links(), report.provenance()
+
+
+def test_runs_of_two_folders_are_compared(tmp_path, drawn, quick):
+    ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
+    write_run(ours, 'mine', VAL.mask, .5, train='train-a')
+    write_run(theirs, 'mine', nothing, .6, train='train-b')
+    write_run(theirs, 'other', nothing, .7, train='train-c')
+    (theirs / 'mine/train.ipynb').write_text('{}')
+    report = R.Report(ours, [str(theirs / 'mine'), 'mine', theirs / 'other', theirs / 'mine'])
+    assert [r['name'] for r in report.runs] == ['theirs/mine', 'ours/mine', 'other']
+    assert [report.stage_folder(r, 'train') for r in report.runs] == [theirs / 'stages/train-b', ours / 'stages/train-a', theirs / 'stages/train-c'] and not list(report.notes())
+    assert [title for title, _ in report.pictures(3)] == ['synthetic, val: 3 of 100 images', 'masks']
+    assert drawn[0]['titles'] == ['image', 'theirs/mine\n0.600', 'ours/mine\n0.500', 'other\n0.700', 'truth']
+    assert all((good == truth).all() and (none == image).all() for image, none, good, _, truth in drawn[0]['rows'])
+    list(report.curves())
+    assert list(drawn[1]['history']) == ['theirs/mine', 'ours/mine', 'other']
+    assert 'href="../theirs/mine/train.ipynb"' in report.links() and 'href="../../theirs/mine/train.ipynb"' in report.links(tmp_path / 'far/away')
+    before = {p for p in theirs.rglob('*')}
+    assert R.make_report([str(theirs / 'mine'), 'mine'], ours, tmp_path / 'page') == tmp_path / 'page/report.html' and before == {p for p in theirs.rglob('*')}  # nothing is written into another's folder
+    assert R.make_report([str(theirs / 'mine')], ours) == ours / 'report.html'
+
+
+def test_a_record_without_its_stages_is_shown_as_it_is(tmp_path, drawn):
+    report = R.Report(tmp_path, [Path(__file__).resolve().parents[1] / 'runs/published/cam_synthetic'])
+    note, = report.notes()
+    assert note.startswith('cam_synthetic: what train, masks, segment, evaluate made is not in ') and note.endswith('published/stages; shown is what its record says')
+    summary, table, classes, curves, links, provenance = pieces(report)
+    assert note in summary and 'cam_synthetic' in table and len(classes) == 2 and not curves and 'train' in provenance and not list(report.pictures()) and not drawn
+    assert report.home == tmp_path  # not in the folder of published runs
+
+
+def test_a_run_that_lost_some_stages_shows_the_others(tmp_path, drawn):
+    for name in ('a', 'b'): write_run(tmp_path, name, VAL.mask, train=f'train-{name}')
+    shutil.rmtree(tmp_path / 'stages/train-a')
+    shutil.rmtree(tmp_path / 'stages/masks-b')
+    (tmp_path / 'b/metrics.json').unlink()
+    report = R.Report(tmp_path, ['a', 'b'])
+    assert [n.partition(' made')[0] for n in report.notes()] == ['a: what train', 'b: what masks']
+    pieces(report)
+    list(report.pictures(3))
+    assert list(drawn[0]['history']) == ['b'] and drawn[-1]['row_titles'] == ['image', 'masks\n0.500', 'truth']
+
+
+def test_data_that_are_gone_are_told_where_the_pictures_would_be(tmp_path, drawn):
+    write_run(tmp_path, 'a', VAL.mask)
+    run = load_json(tmp_path / 'a/run.json')
+    run['stages']['masks']['parameters'].update(data_name='folder', data_root='/gone/<b>')
+    save_json(tmp_path / 'a/run.json', run)
+    assert list(R.Report(tmp_path, ['a']).pictures()) == [('folder, val: no pictures: root: expected a folder at /gone/&lt;b&gt; with images and tags.csv, found nothing; correct the path.', None)]
+
+
+def test_a_mistake_leaves_nothing(tmp_path, monkeypatch):
+    write_run(tmp_path / 'runs', 'a', VAL.mask)
+    before = {p for p in tmp_path.rglob('*')}
+    with pytest.raises(UserError, match="report: no run is called 'b' in .*"): R.make_report(['a', 'b'], tmp_path / 'runs', tmp_path / 'out')
+    def fails(path, out, parameters, what, progress):
+        out.write_text('{}')
+        raise StageFailed(f'report failed in cell 2: oh (executed notebook: {out})')
+    monkeypatch.setattr(R, 'run_notebook', fails)
+    monkeypatch.setattr(R, 'masks_page', lambda *_: None)
+    with pytest.raises(StageFailed, match='^report failed in cell 2: oh; no report was written$'): R.make_report(['a'], tmp_path / 'runs', tmp_path / 'out')
+    assert before == {p for p in tmp_path.rglob('*')}
+
+
+# -- small sets
+
+@pytest.mark.parametrize('images, shown, figures', [(30, 30, 3), (60, 60, 6), (61, 8, 1)])
+def test_a_small_set_is_shown_whole(tmp_path, drawn, images, shown, figures):
+    write_run(tmp_path, 'a', VAL.mask)
+    run = load_json(tmp_path / 'a/run.json')
+    run['stages']['masks']['parameters']['limit'] = images
+    save_json(tmp_path / 'a/run.json', run)
+    (title, _), *rest = R.Report(tmp_path, ['a']).pictures()
+    assert title == f'synthetic, val: {"all 30" if images == 30 else "all 60" if images == 60 else "8 of 61"} images' and len(rest) == len(drawn) == figures
+    seen = [p for call in drawn for p in call['rows'][0]]
+    assert len(seen) == shown and (images > 60 or all((p == VAL.image(i)).all() for i, p in enumerate(seen)))
+
+
+def test_the_report_has_the_warnings_of_the_stages_and_the_page_of_the_masks(tmp_path):
+    write_run(tmp_path, 'a', VAL.mask)
+    for stage, folder, results in (('train', 'train-a', dict(steps=8, history=[])), ('masks', 'masks-a', dict(odd=dict(val=dict(images=30, blank=6, full=4))))):
+        save_json(tmp_path / 'stages' / folder / 'stage.json', dict(PUBLISHED['stages'][stage], results=results))
+    report = R.Report(tmp_path, ['a'])
+    assert list(report.notes()) == ['a: warning: 8 steps of training, from which little is learnt; train.epochs=250 makes 100',
+                                    'a: warning: of 30 masks of val 6 show nothing but background and 4 are filled by one class; look at them, and train longer (train.epochs)']
+    assert all(n in report.summary() for n in report.notes()) and 'picture by picture' not in report.links()
+    (tmp_path / 'a/masks').mkdir()
+    (tmp_path / 'a/masks/index.html').touch()
+    assert '<a href="masks/index.html">all masks, picture by picture</a>' in report.links() and 'href="../a/masks/index.html"' in report.links(tmp_path / 'elsewhere')
+
+
+def test_a_run_ends_with_its_numbers_its_masks_and_its_report(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path, 'a', VAL.mask)
+    made = []
+    monkeypatch.setattr(R, 'make_report', lambda *a: made.append(a) or tmp_path / 'report.html')
+    R.finish_report(tmp_path / 'a', tmp_path)
+    masks = f'masks: {tmp_path}/stages/masks-a/train (0 PNG), {tmp_path}/stages/masks-a/val (3 PNG)'
+    assert capsys.readouterr().out.splitlines()[-2:] == [masks, f'report: {tmp_path}/a/report.html']  # a page that is not there is not named
+    (tmp_path / 'a/masks').mkdir()
+    (tmp_path / 'a/masks/index.html').touch()
+    R.finish_report(tmp_path / 'a', tmp_path)
+    assert capsys.readouterr().out.splitlines()[-3:] == [masks, f'look at them: {tmp_path}/a/masks/index.html', f'report: {tmp_path}/a/report.html']
+    R.finish_table([tmp_path / 'a'], tmp_path)
+    assert f'look at the masks of each row: {tmp_path}/a/masks/index.html and so on\nreport: {tmp_path}/report.html\n' in capsys.readouterr().out
+
+
+def test_a_report_makes_the_pages_of_masks_that_are_not_there(tmp_path, quick):
+    write_run(tmp_path, 'a', VAL.mask)
+    run = load_json(tmp_path / 'a/run.json')
+    run['stages']['masks']['parameters'].update(splits=['val'], limit=1)
+    save_json(tmp_path / 'a/run.json', run)
+    R.make_report(['a'], tmp_path)
+    page = (tmp_path / 'a/masks/index.html').read_text()
+    assert page.count('<figure>') == 1 and f'href="../../stages/masks-a/val/{VAL.names[0]}.png"' in page and (tmp_path / f'a/masks/val/{VAL.names[0]}.jpg').exists()

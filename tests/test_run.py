@@ -1,22 +1,27 @@
 """Runs as a user has them: cached, strict, locked, killed and resumed. Small, on the embedded set."""
 import ast
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from inside import inside
 from wsss_nb import run as R
 from wsss_nb import stage as S
+from wsss_nb import verify as V
 from wsss_nb.cli import main
-from wsss_nb.execute import in_threads_of, locked, run_notebook
+from wsss_nb.execute import StageFailed, in_threads_of, locked, run_notebook
 from wsss_nb.core import UserError
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.methods import build_localiser, check_network
@@ -50,7 +55,6 @@ def test_a_run_leaves_its_record(small):
 
 
 def test_the_miou_equals_an_independent_count_from_the_pngs(small):
-    from PIL import Image
     from wsss_nb.data.catalog import open_data
     data = open_data('synthetic', 'val', limit=12)
     masks = small / 'runs/stages' / next(s for s in made(small) if s.startswith('masks'))
@@ -127,6 +131,98 @@ def test_code_counts_from_the_notebook_down():
     assert not {'run', 'report', 'cli', 'show'} & set(S.code_modules(['recipes', 'evaluate']))
 
 
+# -- the masks, where they are and what they look like
+
+def test_a_run_says_where_its_masks_lie_and_how_to_look_at_them(small, capsys):
+    folder = small / 'runs/small'
+    stage = next(f for f in (small / 'runs/stages').glob('masks-*') if f.name == json.loads((folder / 'run.json').read_text())['stages']['masks']['folder'])
+    assert R.where_masks(folder) == [f'masks: {stage / "train"} (12 PNG), {stage / "val"} (12 PNG)', f'look at them: {folder / "masks/index.html"}']
+    assert json.loads((folder / 'run.json').read_text())['masks'] == {s: f'stages/{stage.name}/{s}' for s in ('train', 'val')}
+    assert main(['run', str(small / 'small.yaml'), '--runs', str(small / 'runs'), '--no-report', *[x for o in SMALL for x in ('-p', o)]]) == 0  # every stage is kept
+    assert capsys.readouterr().out.splitlines()[4:] == R.where_masks(folder)
+    page = (folder / 'masks/index.html').read_text()
+    for split in ('train', 'val'):
+        for name in synthetic(split, n=12).names: assert f'src="{split}/{name}.jpg"' in page and f'href="../../stages/{stage.name}/{split}/{name}.png"' in page and (folder / f'masks/{split}/{name}.jpg').exists()
+    assert page.count('<figure>') == 24 and all((folder / 'masks' / link).exists() for link in re.findall(r'(?:href|src)="([^"]+)"', page))
+    before = (folder / 'masks/index.html').stat().st_mtime_ns
+    R.masks_page(folder, json.loads((stage / 'stage.json').read_text()))
+    assert before == (folder / 'masks/index.html').stat().st_mtime_ns
+
+
+def test_a_run_with_other_masks_has_a_page_of_these(small):
+    with inside(): folder = R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'stages=[train, masks]', 'masks.splits=[val]'], runs=small / 'runs', run_name='again', say=lambda text: None)
+    assert not (folder / 'masks/train').exists()
+    with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'stages=[train, masks]', 'masks.splits=[train]'], runs=small / 'runs', run_name='again', say=lambda text: None)
+    made = json.loads((folder / 'run.json').read_text())['stages']['masks']['folder']
+    assert (folder / 'masks/train').exists() and not (folder / 'masks/val').exists() and f'stages/{made}/train' in (folder / 'masks/index.html').read_text()
+
+
+def test_the_page_of_many_masks_is_bounded_and_escapes_names(tmp_path):
+    from wsss_nb.data.sample import Data, Record, save_mask
+    from wsss_nb.gallery import is_page_of, write_masks_page
+    draw, records = np.random.default_rng(0), []
+    for i in range(9):
+        name = f'<b>&"{i}\'/#{i} %'
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(draw.integers(0, 256, (900, 1200, 3), dtype=np.uint8)).save(tmp_path / f'{name}.png')
+        records.append(Record(name, tmp_path / f'{name}.png', (1, 2)))
+        save_mask(tmp_path / f'stages/masks-1/all/{name}.png', np.full((900, 1200), 1))
+    page = write_masks_page(tmp_path / 'run/masks', 'r<u>n', 'masks-1', {'all': (Data(records, ['<i>cat', 'dog'], 'folder'), tmp_path / 'stages/masks-1/all')}, shown=7)
+    text = page.read_text()
+    assert text.count('<figure>') == 7 and '9 masks' in text and '2 more are not shown' in text and text.count('without dog') == 7 and '&lt;i&gt;cat 100 %' in text
+    assert is_page_of(page, 'masks-1') and not any(t in text for t in ('<b>', '<u>', '<i>cat'))
+    small = sorted((tmp_path / 'run/masks').rglob('*.jpg'))
+    assert len(small) == 7 and all(Image.open(f).size == (320, 240) for f in small) and sum(f.stat().st_size for f in small) < 7 * 60_000
+    links = [unquote(html.unescape(l)) for l in re.findall(r'(?:href|src)="([^"]+)"', text)]
+    assert len(links) == 22 and all((page.parent / l).exists() for l in links)
+
+
+def test_masks_that_show_nothing_are_told_at_the_end_of_their_stage(small, tmp_path, capsys):
+    said = []
+    with inside(): folder = R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'stages=[train, masks]', 'masks.threshold=1.0'], runs=small / 'runs', run_name='blank', say=said.append)
+    warnings = [f'warning: of 12 masks of {s} 12 show nothing but background; look at them, and train longer (train.epochs)' for s in ('train', 'val')]
+    out = capsys.readouterr().out.splitlines()
+    assert said[-2:] == [f'{"":9} {w}' for w in warnings] and out[-2:] == warnings and 'val: 12 images, 12 with background only, 0 filled by one class' in out
+    made = json.loads((folder.parent / 'stages' / json.loads((folder / 'run.json').read_text())['stages']['masks']['folder'] / 'stage.json').read_text())
+    assert made['results']['odd'] == {s: dict(images=12, blank=12, full=0) for s in ('train', 'val')}
+    assert all(not np.array(Image.open(p)).any() for p in (small / 'runs/stages' / made['folder']).rglob('*.png'))
+
+
+# -- few steps
+
+def test_a_short_training_is_told_with_the_parameter_that_makes_it_longer(small, tmp_path, capsys):
+    R.dry_run(str(small / 'small.yaml'), SMALL, runs=tmp_path)
+    out = capsys.readouterr().out.splitlines()
+    assert [l.strip() for l in out if 'warning' in l] == ['warning: 6 steps of training, from which little is learnt; train.epochs=34 makes 100', 'warning: 3 steps of training, from which little is learnt; segment.epochs=34 makes 100']
+    R.dry_run('cam_synthetic', runs=tmp_path)
+    assert 'warning' not in capsys.readouterr().out
+    said = []
+    with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'stages=[train]', 'train.lr=0.001'], runs=tmp_path, run_name='s', say=said.append)
+    assert said[1:] == [f'{"":9} warning: 6 steps of training, from which little is learnt; train.epochs=34 makes 100']
+
+
+@pytest.mark.parametrize('name, told', [('folder', ['warning: 4 steps of training, from which little is learnt; epochs=25 makes 100']), ('synthetic', [])])
+def test_fit_tells_of_a_short_training_on_ones_own_photographs(capsys, name, told):
+    from wsss_nb.methods import localiser_learner
+    data = synthetic('train', n=4)
+    data.name = name
+    localiser_learner(data, method='cam', backbone='tiny', weights='', crop=32, epochs=1, batch_size=1, device='cpu').fit()
+    assert [l for l in capsys.readouterr().err.splitlines() if l.startswith('warning')] == told
+
+
+def test_a_run_that_is_interrupted_names_the_command_that_goes_on(small, tmp_path):
+    said = []
+    def stops(s, say): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): R.run_recipe(str(small / 'small.yaml'), SMALL, runs=tmp_path, run_name='my run', say=said.append, make=stops)
+    assert said == [f"stopped in train; go on with: wsss resume 'my run' --runs {tmp_path}"] and json.loads((tmp_path / 'my run/run.json').read_text())['state'] == 'stopped in train'
+
+
+def test_of_many_runs_that_stop_the_same_command_goes_on():
+    errors = dict(a=StageFailed('train failed'), b=StageFailed('oh'))
+    assert str(R.RunsStopped(errors, 3)) == '2 of 3 runs stopped (a, b): train failed; the same command goes on from here'
+    assert str(R.RunsStopped(dict(a=StageFailed('oh')), 1)) == 'oh; mend what is said there and go on with: wsss resume a (or, with other parameters, with your wsss run and -p)'
+
+
 # -- strictness
 
 @pytest.mark.parametrize('option, text', [
@@ -145,7 +241,6 @@ def test_code_counts_from_the_notebook_down():
     ('train.epochs', r'expected name=value'),
 ])
 def test_wrong_names_and_types_are_refused_before_anything_runs(tmp_path, capsys, option, text):
-    import re
     (tmp_path / 'r.yaml').write_text(RECIPE)
     assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs'), '-p', option]) == 2
     err = capsys.readouterr().err
@@ -160,14 +255,14 @@ def test_a_recorded_run_is_made_again_to_the_last_bit(small, tmp_path, capsys, m
     assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 0
     out = capsys.readouterr().out
     assert 'each the same to the last bit' in out and 'kept' not in out and out.count(' s  ') == 4  # every stage was made again
-    assert not (tmp_path / 'runs/verify/small').exists()
+    assert not list((tmp_path / 'runs').rglob('*verify*')) and not R.list_runs(tmp_path / 'runs') and not R.unused(tmp_path / 'runs')
     # the comparison itself: another number, and one too few
     metrics = json.loads((published / 'metrics.json').read_text())
     first = metrics['numbers'][0]
     first['miou'] += 2 ** -30
     del first['iou']['background']
     (published / 'metrics.json').write_text(json.dumps(metrics))
-    monkeypatch.setattr(R, 'run_recipe', lambda *a, **k: small / 'runs/small')
+    monkeypatch.setattr(V, 'run_recipe', lambda *a, **k: small / 'runs/small')
     assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 1
     out = capsys.readouterr().out
     assert f'numbers.{first["what"]}/{first["split"]}.miou' in out and 'iou.background' in out and '2 of ' in out and 'by 9.3e-10 at most' in out
@@ -182,8 +277,8 @@ def test_a_recorded_run_is_made_again_in_as_many_threads_as_then(small, tmp_path
     def run_recipe(*a, make, say, **k):
         for stage in ('train', 'masks', 'psa'): make(SimpleNamespace(stage=stage), say)
         return small / 'runs/small'
-    monkeypatch.setattr(R, 'run_recipe', run_recipe)
-    monkeypatch.setattr(R, 'execute', lambda s, say: seen.append((s.stage, os.environ.get('OMP_NUM_THREADS'), os.environ.get('MKL_NUM_THREADS'))))
+    monkeypatch.setattr(V, 'run_recipe', run_recipe)
+    monkeypatch.setattr(V, 'execute', lambda s, say: seen.append((s.stage, os.environ.get('OMP_NUM_THREADS'), os.environ.get('MKL_NUM_THREADS'))))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     monkeypatch.delenv('MKL_NUM_THREADS', raising=False)
     assert main(['verify', str(published), '--runs', str(tmp_path)]) == 1
@@ -192,6 +287,56 @@ def test_a_recorded_run_is_made_again_in_as_many_threads_as_then(small, tmp_path
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [f'torch: 1.0 then, {here["versions"]["torch"]} now', f'train: cpu (x86_64, 3 threads) then, {here["stages"]["train"]["device"]} now', f'masks: a GPU then, {here["stages"]["masks"]["device"]} now']
     assert lines[-1].startswith('1 of ') and 'another order' in lines[-1]
+
+
+def test_verify_leaves_nothing_unless_it_is_asked_to(small, tmp_path, capsys, monkeypatch):
+    def published(name, **metrics):
+        folder = tmp_path / 'published' / name
+        folder.mkdir(parents=True)
+        run, there = (json.loads((small / f'runs/small/{x}.json').read_text()) for x in ('run', 'metrics'))
+        for f, x in (('run', run), ('metrics', dict(there, **metrics))): (folder / f'{f}.json').write_text(json.dumps(x))
+        return str(folder)
+    def made(name, *a, runs, shown, **k):
+        shutil.copytree(small / 'runs/small', Path(runs) / 'small')
+        seen.append((Path(runs), shown))
+        assert any(f == Path(runs) for f in (tmp_path / 'runs/stages').iterdir()) and not R.unused(tmp_path / 'runs')  # at work: not to be deleted
+        return Path(runs) / 'small'
+    seen, runs = [], tmp_path / 'runs'
+    monkeypatch.setattr(V, 'run_recipe', made)
+    assert main(['verify', published('other', more=1.), '--runs', str(runs)]) == 1  # another number, and still nothing is left
+    assert seen == [(runs / 'stages/verify-other', False)] and not list((runs / 'stages').iterdir())
+    capsys.readouterr()
+    assert main(['verify', str(tmp_path / 'published/other'), '--runs', str(runs), '--keep']) == 1
+    assert f'kept: {runs / "stages/verify-other"}; wsss prune deletes it\n' in capsys.readouterr().out and (runs / 'stages/verify-other/small/run.json').exists()
+    assert main(['prune', '--runs', str(runs)]) == 0 and 'verify-other' in capsys.readouterr().out
+    def fails(*a, runs, **k):
+        (Path(runs) / 'half').mkdir()
+        raise StageFailed('train failed in cell 7: oh (executed notebook: gone)')
+    monkeypatch.setattr(V, 'run_recipe', fails)
+    assert main(['verify', published('fails'), '--runs', str(runs)]) == 1 and capsys.readouterr().err == 'wsss: train failed in cell 7: oh; with --keep what was made is left to look at\n'
+    assert [f.name for f in (runs / 'stages').iterdir()] == ['verify-other']
+    (runs / 'verify/old').mkdir(parents=True)  # from before, when it was left there
+    assert main(['prune', '--runs', str(runs), '--yes']) == 0 and not list((runs / 'stages').iterdir()) and not (runs / 'verify').exists()
+
+
+def test_what_a_killed_verify_leaves_is_pruned(small, tmp_path):
+    code = f"""import time
+from pathlib import Path
+from wsss_nb import verify as V
+def run_recipe(*a, runs, **k):
+    (Path(runs) / 'stages/train-1').mkdir(parents=True)
+    (Path(runs) / 'stages/train-1/big').write_bytes(b'x' * 1000)
+    print('there', flush=True)
+    time.sleep(60)
+V.run_recipe = run_recipe
+V.verify({str(small / 'runs/small')!r}, {str(tmp_path)!r})"""
+    child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    try: assert child.stdout.readline() == 'there\n' and not R.unused(tmp_path)
+    finally: child.kill(); child.wait()
+    (folder, size), = R.unused(tmp_path).items()
+    assert folder == tmp_path / 'stages/verify-small' and size >= 1000 and not R.list_runs(tmp_path)
+    R.prune(tmp_path)
+    assert not list((tmp_path / 'stages').iterdir())
 
 
 @pytest.mark.skipif(os.cpu_count() < 2, reason='needs two cores')
@@ -338,6 +483,8 @@ def test_a_failing_cell_is_told_in_one_line_and_leaves_the_notebook(small, tmp_p
     assert main(['run', str(tmp_path / 'small.yaml'), '--runs', str(tmp_path / 'runs'), *options]) == 1
     err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]
     assert len(err) == 1 and 'train failed in cell' in err[0] and 'images of this batch' in err[0]
+    assert err[0].endswith(f'; mend what is said there and go on with: wsss resume small --runs {tmp_path / "runs"} (or, with other parameters, with your wsss run and -p)')
+    assert main(['resume', 'small', '--runs', str(tmp_path / 'runs')]) == 1 and [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')] == err
     executed = json.loads((tmp_path / 'runs/small/train.ipynb').read_text())
     assert any(o['output_type'] == 'error' for c in executed['cells'] for o in c.get('outputs', []))
     assert json.loads((tmp_path / 'runs/small/run.json').read_text())['state'] == 'stopped in train'

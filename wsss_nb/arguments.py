@@ -106,7 +106,8 @@ VERBS = {
         arg('names', nargs='*', metavar='run', help='runs to show (default: all)'),
         arg('--out', metavar='DIR', help='folder for the page'), RUNS)),
     'verify': Verb('execute a recorded run again from nothing and compare its metrics', (
-        arg('run', help='a run, or a folder with its run.json and metrics.json'), CHANGES, RUNS)),
+        arg('run', help='a run, or a folder with its run.json and metrics.json'),
+        arg('--keep', action='store_true', help='leave the run that is made, in the store, until wsss prune'), CHANGES, RUNS)),
     'predict': Verb("masks of any pictures by a run's trained network", (
         TRAINED, arg('images', nargs='+', help="files, folders, patterns like 'photos/*.jpg'"),
         arg('--out', required=True, metavar='DIR', help='folder for masks, overlays and index.html'),

@@ -20,12 +20,14 @@ def run(a):
     from wsss_nb.recipes import read_recipe
     read_recipe(a.recipe, a.p)  # a wrong name is told before torch is imported
     from wsss_nb.processes import launching
-    from wsss_nb.run import dry_run, runs_of
+    from wsss_nb.run import dry_run, runs_of, where_masks
     from wsss_nb.scale import run_all
     if a.dry_run: return dry_run(a.recipe, a.p, a.runs, rows=a.row)
     with launching(a.launch):
         folders = run_all(runs_of(a.recipe, a.p, a.name, a.row), a.runs, a.jobs, a.scheduler)
-    if not a.report: return
+    if not a.report:
+        for line in where_masks(folders[0]) if len(folders) == 1 else (): print(line)
+        return
     from wsss_nb.report import finish_report, finish_table
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
 
@@ -39,8 +41,8 @@ def resume(a):
 
 def verify(a):
     "Execute a recorded run again and print every metric that changed; 1 if any did"
-    from wsss_nb.run import verify
-    count, changed = verify(a.run, a.runs, options=a.p)
+    from wsss_nb.verify import verify
+    count, changed = verify(a.run, a.runs, options=a.p, keep=a.keep)
     for k, (old, new) in list(changed.items())[:20]: print(f'{k:40} {old} -> {new}')
     if not changed: return print(f'{count} numbers, each the same to the last bit')
     sizes = [abs(old - new) for old, new in changed.values() if None not in (old, new)]
@@ -131,15 +133,14 @@ def data_synth(a):
 
 
 def data_check(a):
-    "Read whole splits and print what is wrong; 1 if anything is"
-    from wsss_nb.data.catalog import open_data
-    from wsss_nb.data.check import check_data, leaks, save_sheet
+    "Read whole splits and print what is wrong; 1 if anything is, 0 if there are likely mistakes alone"
+    from wsss_nb.data.check import check_split, leaks, save_sheet
     reports = []
     for split in a.splits or (['all'] if a.name == 'folder' else ['train', 'val']):
-        data = open_data(a.name, '' if split == 'all' else split, a.root, a.tags, a.masks, a.classes)
-        reports.append(check_data(data))
-        print(reports[-1])
-        if a.sheet: print(f'contact sheet: {save_sheet(data, Path(a.sheet).expanduser() / f"{a.name}_{split}.png")}')
+        report, data = check_split(a.name, split, a.root, a.tags, a.masks, a.classes)
+        reports.append(report)
+        print(report)
+        if a.sheet and data: print(f'contact sheet: {save_sheet(data, Path(a.sheet).expanduser() / f"{a.name}_{split}.png")}')
     shared = leaks(*reports)
     for problem in shared: print(f'{problem.name}: {problem.text}')
     return 1 if shared or not all(r.ok for r in reports) else 0

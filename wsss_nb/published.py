@@ -15,8 +15,9 @@ from .core import UserError, file_sha256, load_json, make_folder, whole_file
 from .grid import joined
 from .grid_page import grid_markdown
 from .recipes import PACKAGE
-from .run import leaves, record_of
+from .run import record_of
 from .stage import runs_folder
+from .verify import leaves
 
 # %% ../nbs/15_published.ipynb #44d962f4
 WHOLE = re.compile(r'(~|[A-Za-z]:|\.\.?)?[/\\]')  # how a text begins that is a path

@@ -240,7 +240,7 @@ def run_side_by_side(
                 if error is not None: failed[folder] = error
                 for waiting in left.values(): waiting.discard(folder)
                 finish()
-    if errors: raise RunsStopped(errors, len(recipes))
+    if errors: raise RunsStopped(errors, len(recipes), runs)
     return [folders[r] for r in recipes]
 
 

@@ -20,7 +20,7 @@ from .refine.chain import SETTINGS, refine
 from .refine.masks import WithMasks, write_maps
 
 # %% ../nbs/08_stage.ipynb #ba54bc5b
-NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'scale', 'cli', 'show', 'tell', 'basics', 'arguments', 'warm'}  # modules that change no number
+NO_NUMBERS = {'execute', 'stage', 'run', 'report', 'predict', 'scale', 'cli', 'show', 'tell', 'basics', 'arguments', 'warm', 'gallery'}  # modules that change no number
 
 
 @functools.lru_cache(maxsize=None)  # a table asks for the same few modules hundreds of times

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'SPLITS', 'find_images', 'by_id', 'class_names', 'tag_file', 'from_file', 'from_masks', 'from_folders',
-           'in_split', 'own_masks', 'own_tags', 'folder', 'own_notes']
+           'in_split', 'own_masks', 'own_tags', 'leave_out', 'folder', 'own_notes']
 
 # %% ../../nbs/data/folder.ipynb #5494a3d7
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core import UserError, check_name, nearest
 from .pixels import few, need_folder
 from .sample import Data, Record, need_tags
-from .tags import IMAGES, image_id, mask_tags, read_csv, read_json_tags, read_npy_tags, to_ids
+from .tags import IMAGES, Problem, image_id, mask_tags, read_csv, read_json_tags, read_npy_tags, to_ids
 
 # %% ../../nbs/data/folder.ipynb #04a52fe4
 def find_images(
@@ -72,14 +72,14 @@ def tag_file(root, tags):
     return found[0] if found else None
 
 
-def from_file(path, classes, root):
+def from_file(path, classes, root, faults=None):
     "Tags, splits and class names of a tags file"
     if path.suffix == '.npy':
         classes = class_names(classes, root)
         return read_npy_tags(path, classes), {}, classes
-    names, splits, columns = read_csv(path) if path.suffix == '.csv' else (read_json_tags(path), {}, [])
+    names, splits, columns = read_csv(path, faults) if path.suffix == '.csv' else (read_json_tags(path, faults), {}, [])
     classes = class_names(classes, root, {t for tags in names.values() for t in tags or ()} | set(columns))
-    return to_ids(names, classes, f'tags: {path}'), splits, classes
+    return to_ids(names, classes, f'tags: {path}', faults), splits, classes
 
 
 def from_masks(images, masks, classes, root):
@@ -128,11 +128,17 @@ def own_masks(root, masks):
     return place, found
 
 
-def own_tags(root, images, masks, path, classes, split):
+def own_tags(root, images, masks, path, classes, split, faults=None):
     "Tags, splits, class names and where they come from"
-    if path: return *from_file(path, classes, root), path.name
+    if path: return *from_file(path, classes, root, faults), path.name
     if masks: return *from_masks(images, masks, classes, root), 'masks'
     return *from_folders(images, classes, root, split), 'folders'
+
+
+def leave_out(faults, chosen, lost, kind, text):
+    "The image ids that are left without the lost ones, each of which becomes a fault"
+    faults += [Problem(kind, n, text(n)) for n in lost]
+    return [n for n in chosen if n not in set(lost)]
 
 
 def folder(
@@ -141,19 +147,23 @@ def folder(
     masks='',  # a folder of <image id>.png, if not masks in root
     classes='',  # names: a list, between commas, or a file; if not classes.txt in root or the names in the tags file
     split='',  # by the column `split` or the list <split>.txt; nothing: all images
+    faults=None,  # a list that takes what is wrong with the tags and the list of images instead of an error: for data.check
 ):
     "A data set in a folder of your own"
     root = need_folder(root, 'root', 'images and tags.csv')
     base, (place, outlines) = root/'images' if (root/'images').is_dir() else root, own_masks(root, masks)
     images = by_id(find_images(base, {place.resolve()}), 'root')
     if not images: raise UserError(f'root: expected images ({", ".join(IMAGES)}) in {base}, found none; correct the path.')
-    known, splits, names, source = own_tags(root, images, outlines, tag_file(root, tags), classes, split)
+    known, splits, names, source = own_tags(root, images, outlines, tag_file(root, tags), classes, split, faults)
     short = lambda n: n if n in images else n.removeprefix('images/')  # the table may say images/rex.jpg
     known, splits = {short(n): t for n, t in known.items()}, {short(n): s for n, s in splits.items()}
     chosen = [short(n) for n in in_split(root, split, known if source != 'masks' else images, splits)]
     lost = [n for n in chosen if n not in images]
-    if lost: raise UserError(f'root: {len(lost)} of {len(chosen)} listed images are not in {base} ({few(lost)}).{nearest(lost[0], images)} '
-                             f'Put them there, or take them off the list.')
+    if lost and faults is None: raise UserError(f'root: {len(lost)} of {len(chosen)} listed images are not in {base} ({few(lost)}).{nearest(lost[0], images)} '
+                                                f'Put them there, or take them off the list.')
+    if lost: chosen = leave_out(faults, chosen, lost, 'missing', lambda n: f'is listed and not in {base}.{nearest(n, images)} Put it there, or take it off the list.')
+    if faults is not None and not split.startswith(('val', 'test')):
+        chosen = leave_out(faults, chosen, [n for n in chosen if known.get(n) is None], 'untagged', lambda n: 'has no tags; add them (`none` where it shows no class), or take it off the split')
     data = Data([Record(n, images[n], known.get(n), outlines.get(n)) for n in chosen], names, 'folder', split)
     if not split.startswith(('val', 'test')): need_tags(data.records, data.where)
     data.tags_from, data.notes = source, own_notes(images, known, splits, split, outlines, chosen)
