@@ -161,8 +161,8 @@ def maps_with_keys(
     if keys is None:
         raise UserError(f'{what}: expected ScoreMaps, got an array {list(maps.shape)}, which does not say what its channels are; give keys=range({len(maps)}) if channel 0 is the background, keys=range(1, {len(maps) + 1}) if it has none.')
     found = np.asarray(list(keys))
-    good = found.dtype.kind in 'iu' or not found.size
-    if not good or len(found) != len(maps) or len(set(found.tolist())) < len(found) or 0 in found[1:] or found.size and not 0 <= found.min() <= found.max() <= 255:
+    good = found.dtype.kind in 'iu' and 0 <= found.min() and found.max() <= 255 if found.size else True
+    if not good or len(found) != len(maps) or len(set(found.tolist())) < len(found) or 0 in found[1:]:
         raise UserError(f'{what}: keys: expected {len(maps)} distinct class ids, 0 (the background) first where it is among them, got {few(found.tolist(), 8) or "none"}.')
     return ScoreMaps(found.astype(np.int64), maps)
 
@@ -190,10 +190,11 @@ def check_maps(path, keys, maps):
 def load_maps(path):
     "Read score maps; a damaged file is named"
     if Path(path).is_dir(): raise UserError(f'{path}: expected the file of one image, this is a folder; give {Path(path) / "<image id>.npz"}.')
-    near = nearest(f'{Path(path).stem}.npz', [f.name for f in Path(path).parent.glob('*.npz')]) if not Path(path).exists() else ''
     try:
         with np.load(path, allow_pickle=False) as z: keys, maps = z['keys'], z['maps']
-    except FileNotFoundError: raise UserError(f'{path}: no such score maps; run the stage that writes them, or write_score_maps.{near}') from None
+    except FileNotFoundError:
+        near = nearest(f'{Path(path).stem}.npz', [f.name for f in Path(path).parent.glob('*.npz')])
+        raise UserError(f'{path}: no such score maps; run the stage that writes them, or write_score_maps.{near}') from None
     except Exception as e:  # whatever a damaged archive makes NumPy raise
         raise UserError(f'{path}: damaged or not score maps ({e}); delete the file and run its stage again.') from e
     check_maps(path, keys, maps)
@@ -201,7 +202,7 @@ def load_maps(path):
 
 # %% ../../nbs/data/sample.ipynb #8d834cf3
 def as_image(
-    x,  # a path, a Pillow picture, a Sample, or an array or tensor [H,W], [H,W,C] or [C,H,W]: 8 bits, or floats in [0,1]
+    x,  # a path, a Pillow picture, a Sample, or [H,W], [H,W,C] or [C,H,W]: 8 bits, or floats in [0,1]
     what='image',  # the argument it came from, for the message
 ):
     "One picture in any form as uint8 RGB [H,W,3]"
@@ -215,14 +216,16 @@ def as_image(
     low, high = (a.min(), a.max()) if known else (0, 0)
     fits = 0 <= low and high <= (1 if a.dtype.kind == 'f' else 255)
     if not known or not fits or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (1, 3, 4)):
-        got = f'{a.dtype} {list(a.shape)}' + f' of values {low:.3g}..{high:.3g}' * (not fits) if a.dtype.kind in 'uifb' else type(x).__name__
+        values = '' if fits else f' of values {low:.3g}..{high:.3g}'
+        got = f'{a.dtype} {list(a.shape)}{values}' if a.dtype.kind in 'uifb' else type(x).__name__
         raise UserError(f'{what}: expected a path, a Pillow picture or uint8 [H,W,3], got {got}; floats are taken in [0,1], and grey and RGBA as well.')
     if a.dtype != np.uint8: a = (a * 255).round().astype(np.uint8) if a.dtype.kind == 'f' else a.astype(np.uint8)
-    return a if a.ndim == 3 and a.shape[2] == 3 else np.array(to_rgb(Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a)))
+    if a.ndim == 3 and a.shape[2] == 3: return a
+    return np.array(to_rgb(Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a)))
 
 
 def as_images(x, what='images'):
-    "(list of uint8 [H,W,3], whether `x` was one picture) of one picture or of a list, an array or a tensor of them, in any form"
+    "(list of uint8 [H,W,3], whether it was one picture) of one picture or of several, in any form"
     if isinstance(x, Data): raise UserError(f'{what}: expected pictures, got the data set {x.where}; write_score_maps and write_predictions go through a data set, [s.image for s in data] is a list of its pictures.')
     many = isinstance(x, (list, tuple)) and not isinstance(x, Sample) or getattr(x, 'ndim', 0) == 4
     return [as_image(i, what) for i in x] if many else [as_image(x, what)], not many

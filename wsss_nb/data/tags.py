@@ -122,7 +122,8 @@ def ids_of(
     found, number = set(), {c: k for k, c in enumerate(classes, 1)}
     for t in tags if isinstance(tags, (list, tuple, set, frozenset)) else [tags]:
         t = t.item() if hasattr(t, 'item') else t
-        if isinstance(t, int) and 1 <= t <= len(number) or isinstance(t, str) and t in number: found.add(number.get(t, t))
+        if isinstance(t, int) and 1 <= t <= len(number): found.add(t)
+        elif isinstance(t, str) and t in number: found.add(number[t])
         elif isinstance(t, str): raise UserError(f'{what}: unknown name {t!r}.{nearest(t, classes)} Known: {few(classes, 20)}.')
         else: raise UserError(f'{what}: expected names of classes or ids 1..{len(number)}, got {t!r}.')
     return tuple(sorted(found))
