@@ -165,7 +165,7 @@ def test_mistakes_are_named(net, photos):
         (lambda: find_pictures(photos, photos / 'a b/../one.png'), r"two files have the id 'one'"),
         (lambda: net(image, ['catt']), "tags: unknown name 'catt'. Did you mean 'cat'"),
         (lambda: net([image, image], [['cat']]), 'tags: expected one list of tags for each of 2 images, got 1'),
-        (lambda: net(image.astype(float)), r'image: expected a path, a Pillow picture or uint8 \[H,W,3\], got float64 \[4, 5, 3\]'),
+        (lambda: net(image + 300.), r'image: expected a path, a Pillow picture or uint8 \[H,W,3\], got float64 \[4, 5, 3\] of values 300..300'),
         (lambda: net(image, crf='pas'), "crf: unknown name 'pas'. Did you mean 'psa'"),
         (lambda: net(image, scale=2), "predict: unknown name 'scale'. Did you mean 'scales'"),
         (lambda: net(image, scales=[0.]), 'scales: expected positive numbers'),

@@ -107,7 +107,7 @@ def shown():
     for path in NBS.rglob('*.ipynb'):
         code = cells(path)
         module = next((f'wsss_nb.{m[1]}' for c in code for m in [re.search(r'#\|\s*default_exp\s+(\S+)', c)] if m), None)
-        known = {n: (module, n) for n in vars(MODULES[module])} if module else {}
+        known = {n: (module, n) for n in vars(MODULES[module])} if module in MODULES else {}  # the package itself only passes on what its modules hold
         for c in code: known.update(imports(parsed(c)))
         for c in code:
             if not c.startswith('#| export'): out |= mentioned(parsed(c), known)

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .calls import spelt
+from .cams import net_of
 from .core import Progress, UserError, check_name, whole_file
 from .workers import parallel
-from .data.sample import load_maps, missing, need_tags, read_mask, save_mask
+from .data.sample import load_maps, missing, need_data, need_tags, read_mask, save_mask
 from .data.views import batches_of_one_size
 from .metrics import Confusion, threshold_sweep
 from .refine.crf import dense_crf
@@ -36,8 +38,9 @@ def write_prediction(job):
     save_mask(path, likeliest(*of))
 
 
+@spelt
 def write_predictions(
-    net,  # a segmentation network with `predict`
+    net,  # a segmentation network with `predict`, or the learner that trained it
     data,
     out,  # folder for <image id>.png
     scales=(1.,),
@@ -50,6 +53,8 @@ def write_predictions(
     use_image_labels=False,  # leave out the classes that the image's tags do not name
 ):
     "Write the prediction of every image that has none yet"
+    net = net_of(net, 'predict')
+    need_data(data)
     if use_image_labels: need_tags(data.records, data.where)
     todo = missing(data, out, '.png')
     def predicted():
@@ -60,6 +65,7 @@ def write_predictions(
 # %% ../nbs/05_evaluate.ipynb #e6238a77
 def count_masks(data, folder):
     "The confusion matrix of the masks in a folder against the ground truth of `data`"
+    if not need_data(data).has_masks: raise UserError(f'data: not all images of {data.where} have a mask to compare with; give open_data or tagged the true masks (masks=...).')
     counts = Confusion(len(data.classes) + 1)
     for i, name in enumerate(data.names):
         path, truth = Path(folder) / f'{name}.png', data.mask(i)

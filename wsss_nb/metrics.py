@@ -34,7 +34,7 @@ class Confusion:
         num_classes,  # with background
         ignore_index=255,  # not counted in the target, a miss in the prediction
     ):
-        if not isinstance(num_classes, (int, np.integer)) or num_classes < 1: raise UserError(f'Confusion: num_classes: expected an integer of at least 1, got {num_classes!r}.')
+        if not isinstance(num_classes, (int, np.integer)) or num_classes < 1: raise UserError(f'Confusion: num_classes: expected an integer of at least 1, got {num_classes!r}' + (f'; with the background it is len(classes) + 1 = {len(num_classes) + 1}.' if isinstance(num_classes, (list, tuple)) else '.'))
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = np.zeros((num_classes, num_classes), np.int64)  # rows = target
         self.missed = np.zeros(num_classes, np.int64)  # target pixels without a prediction
@@ -55,6 +55,10 @@ class Confusion:
         self.matrix += counts[:, :c]
         self.missed += counts[:, c]
         return self
+
+    def __repr__(self):
+        pixels = self.matrix.sum() + self.missed.sum()
+        return f'Confusion: {self.num_classes} classes, {pixels} pixels, mIoU {self.miou():.3f}'
 
     def __add__(self, other):
         "The counts of both, for sets counted in pieces"

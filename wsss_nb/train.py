@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'FEW', 'poly', 'constant', 'warm_poly', 'epoch_order', 'Batches', 'Views', 'few_steps', 'default_groups',
-           'parameter_groups', 'make_optimizer', 'Callback', 'NanGuard', 'OnlyBackground', 'Learner', 'check_losses',
-           'one_step', 'fit', 'read_checkpoint', 'same_settings', 'save', 'resume', 'load_net']
+           'parameter_groups', 'make_optimizer', 'Callback', 'NanGuard', 'OnlyBackground', 'History', 'Learner',
+           'check_losses', 'one_step', 'fit', 'read_checkpoint', 'same_settings', 'save', 'resume', 'load_net']
 
 # %% ../nbs/04_train.ipynb #cd2b33d6
 import math, os, sys, time, warnings
@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 
 from .core import Progress, UserError, check_name, make_folder, pick_device, plain, random_state, rng, seed_everything, set_random_state, whole_file
+from .data.sample import as_images
 from .nets.weights import read_torch
 from .processes import fit_in, share_norms
 
@@ -126,6 +127,13 @@ class OnlyBackground(Callback):
             raise UserError(f'training stopped at step {learner.step}: only background was predicted for {self.count} steps. Look at the masks it is trained on; lower lr, or use loss=balanced.')
 
 # %% ../nbs/04_train.ipynb #0ad913f2
+class History(list):
+    "A dict of losses for each step; one line at a prompt"
+    def __repr__(self):
+        ends = f', loss {self[0]["loss"]:.4f} to {self[-1]["loss"]:.4f}' if self else ''
+        return f'{len(self)} steps{ends}'
+
+
 class Learner:
     "Train `net` on `data`: the one loop"
     def __init__(
@@ -173,7 +181,13 @@ class Learner:
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks]
         self.steps, self.per_epoch = len(self.order(0)), self.order(0).per_epoch
         self.folder, self.save_seconds, self.settings = folder and make_folder(folder), save_seconds, plain(settings or {})
-        self.step, self.history = 0, []
+        self.step, self.history = 0, History()
+
+    def __repr__(self):
+        place = f'on {self.device}' + (f', in {self.folder}' if self.folder else '')
+        return f'Learner: {type(self.raw_net).__name__} on {self.views.data}; {self.step} of {self.steps} steps, {place}'
+    def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
+    def predict(self, images, **kwargs): return self.raw_net.eval().predict(as_images(images)[0], **kwargs)
 
 # %% ../nbs/04_train.ipynb #3172b069
 def check_losses(losses, who='forward of the network'):
@@ -254,7 +268,8 @@ def save(self: Learner):
     "Write the checkpoint, whole"
     if not self.accelerator.is_main_process: return
     state = dict(net=self.raw_net.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, steps=self.steps,
-                 random=random_state(), history=self.history, settings=self.settings)
+                 random=random_state(), history=list(self.history), settings=self.settings,
+                 made=plain(getattr(self.raw_net, 'made', {})))  # what the network was built from
     with whole_file(self.folder / 'checkpoint.pt') as f: torch.save(state, f)
 
 
@@ -266,7 +281,7 @@ def resume(self: Learner):
     same_settings(self.settings, state['settings'], path)
     load_net(self.raw_net, state, path)
     self.optimizer.load_state_dict(state['optimizer'])
-    self.step, self.history = state['step'], state['history']
+    self.step, self.history = state['step'], History(state['history'])
     set_random_state(state['random'])
 
 

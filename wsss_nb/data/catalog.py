@@ -5,7 +5,9 @@ __all__ = ['READERS', 'open_data']
 
 # %% ../../nbs/data/catalog.ipynb #541ff6ed
 from importlib import import_module
+from pathlib import Path
 
+from ..calls import spelt
 from ..core import UserError, check_name
 
 # %% ../../nbs/data/catalog.ipynb #98bbc3aa
@@ -16,6 +18,7 @@ READERS = dict(  # name: the module, which holds a function of that name, and th
     folder=('folder', ('root', 'tags', 'masks', 'classes')))
 
 
+@spelt
 def open_data(
     name='synthetic',  # synthetic, voc12, coco14 or folder
     split='train',
@@ -27,10 +30,11 @@ def open_data(
     variant='',  # coco14: annotated or all
 ):
     "A split of a data set by name"
+    if name not in READERS and Path(name).expanduser().is_dir(): raise UserError(f"data: {str(name)!r} is a folder; open it with open_data('folder', root={str(name)!r}).")
     module, takes = READERS[check_name(name, READERS, 'data')]
     given = {k: v for k, v in dict(root=root, tags=tags, masks=masks, classes=classes, variant=variant, limit=limit).items() if v}
     extra = sorted(set(given) - {*takes, 'limit'})
-    if extra: raise UserError(f'data={name}: does not take {", ".join(extra)}; leave it out, or choose another data set.')
+    if extra: raise UserError(f'data={name}: does not take {", ".join(extra)}; leave it out, or choose another data set' + "; a folder of your own is open_data('folder', root=...)" * (name == 'synthetic' and 'root' in extra) + '.')
     if 'root' in takes and not root: raise UserError(f'root: expected the folder of {name}, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).')
     if not isinstance(limit, int) or limit < 0: raise UserError(f'limit: expected a number of images, 0 for all, got {limit!r}.')
     reader = getattr(import_module(f'wsss_nb.data.{module}'), name)

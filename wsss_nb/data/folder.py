@@ -64,6 +64,7 @@ SPLITS = ('train', 'val', 'test')
 def tag_file(root, tags):
     "The path of the tags file, or None"
     if tags:
+        if not isinstance(tags, (str, Path)): raise UserError(f'tags: expected a .json, .csv or .npy file, got {type(tags).__name__}; for pictures and tags that Python holds there is tagged(images, tags).')
         path = Path(tags).expanduser()
         if path.suffix not in ('.json', '.csv', '.npy'): raise UserError(f'tags: expected a .json, .csv or .npy file, got {path}; {TABLE}.')
         return path

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['MOST', 'IMAGES', 'HEADERS', 'Problem', 'tell', 'image_id', 'to_ids', 'split_tags', 'read_table', 'row_tags',
-           'read_csv', 'no_twins', 'read_json_tags', 'Shell', 'ArraysOnly', 'numbers', 'voc_key', 'read_npy_tags',
-           'read_tags', 'xml_tags', 'mask_ids', 'mask_tags']
+           'read_csv', 'no_twins', 'read_json_tags', 'ids_of', 'Shell', 'ArraysOnly', 'numbers', 'voc_key',
+           'read_npy_tags', 'read_tags', 'xml_tags', 'mask_ids', 'mask_tags']
 
 # %% ../../nbs/data/tags.ipynb #cd0eebf1
 import csv, io, json, pickle, re, unicodedata, xml.etree.ElementTree as ET
@@ -147,6 +147,25 @@ def read_json_tags(
     if faults is None: tell(f'tags: {path}', found, what if odd else '')
     else: faults += found
     return {i: split_tags(t) if isinstance(t, str) else t for i, t in read.items() if i not in odd}
+
+# %% ../../nbs/data/tags.ipynb #a80f9cd5
+def ids_of(
+    tags,  # `dog; sofa`, names, ids 1..K, or None
+    classes,  # the K class names
+    what='tags',  # the argument they came from, for the message
+):
+    "Sorted class ids of the tags of one image, given in any form; None stays None"
+    if isinstance(tags, str): tags = split_tags(tags)
+    if tags is None: return None
+    tags = tags.tolist() if hasattr(tags, 'tolist') else tags
+    found, number = set(), {c: k for k, c in enumerate(classes, 1)}
+    for t in tags if isinstance(tags, (list, tuple, set, frozenset)) else [tags]:
+        t = t.item() if hasattr(t, 'item') else t
+        if isinstance(t, int) and 1 <= t <= len(number): found.add(t)
+        elif isinstance(t, str) and t in number: found.add(number[t])
+        elif isinstance(t, str): raise UserError(f'{what}: unknown name {t!r}.{nearest(t, classes)} Known: {few(classes, 20)}.')
+        else: raise UserError(f'{what}: expected names of classes or ids 1..{len(number)}, got {t!r}.')
+    return tuple(sorted(found))
 
 # %% ../../nbs/data/tags.ipynb #d4472021
 class Shell:

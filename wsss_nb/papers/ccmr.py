@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..cams import Localiser, multilabel_loss
+from ..cams import Localiser, any_form, multilabel_loss
 from ..core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, multi_scale
@@ -239,7 +239,7 @@ def score_maps(self: Ccmr, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
     return out
 
 
-Ccmr.raw_maps, Ccmr.score_maps = raw_maps, score_maps
+Ccmr.raw_maps, Ccmr.score_maps = raw_maps, any_form(score_maps)
 
 # %% ../../nbs/papers/ccmr.ipynb #bb8076f0
 def refine_file(job):

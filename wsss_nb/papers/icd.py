@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cams import Localiser, multilabel_loss
+from ..cams import Localiser, any_form, multilabel_loss
 from ..core import UserError, check_name, check_shapes
 from ..data.views import as_tensor, multi_scale
 from ..processes import everyones
@@ -267,7 +267,7 @@ def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, m
     return [seed_maps(s[y], c[y], y.nonzero().flatten().numpy() + 1, mode, threshold) for s, c, y in zip(*scores, labels.bool().cpu())]
 
 
-Icd.base_features, Icd.signed_scores, Icd.score_maps = base_features, signed_scores, score_maps
+Icd.base_features, Icd.signed_scores, Icd.score_maps = base_features, signed_scores, any_form(score_maps)
 
 # %% ../../nbs/papers/icd.ipynb #7de03b47
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cams import Localiser, multilabel_loss, normalize, with_background
+from ..cams import Localiser, any_form, multilabel_loss, normalize, with_background
 from ..core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps
 from ..data.views import merge_pairs, multi_scale
@@ -241,4 +241,4 @@ def score_maps(self: Sipe, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
     return [ScoreMaps(keep.cpu()[row].numpy(), m[row].numpy()) for m, row in zip(maps.cpu(), rows)]
 
 
-Sipe.raw_maps, Sipe.view_maps, Sipe.settings, Sipe.score_maps = raw_maps, view_maps, settings, score_maps
+Sipe.raw_maps, Sipe.view_maps, Sipe.settings, Sipe.score_maps = raw_maps, view_maps, settings, any_form(score_maps)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core import UserError, check_name
-from ..data.sample import ScoreMaps
+from ..data.sample import ScoreMaps, as_image, maps_with_keys
 from .crf import PRESETS, check_maps, crf_from_labels, dense_crf
 from .pamr import pamr
 from .superpixels import region_mean, superpixels
@@ -22,6 +22,7 @@ def with_threshold(
     threshold=0.25,  # the score of the background where it has no map
 ):
     "The maps with a background of constant score in front (unchanged where they have one)"
+    maps = maps_with_keys(maps)
     if 0 in maps.keys: return maps
     h, w = maps.maps.shape[1:]
     return ScoreMaps(np.append(0, maps.keys), np.concatenate([np.full((1, h, w), threshold, maps.maps.dtype), maps.maps]))
@@ -31,6 +32,7 @@ def to_mask(
     maps,  # ScoreMaps with the background in front
 ):
     "The class id with the largest score at each pixel, ties to the smallest, as uint8"
+    maps = maps_with_keys(maps)
     if 0 not in maps.keys[:1]: raise UserError(f'maps: expected the background (0) first, got keys {list(maps.keys)}; use with_threshold.')
     return maps.keys.astype(np.uint8)[maps.maps.argmax(0)]
 
@@ -84,22 +86,23 @@ SETTINGS = {step: list(inspect.signature(f).parameters)[2:] for step, f in STEPS
 # %% ../../nbs/refine/chain.ipynb #82f1d299
 def check_steps(steps, settings=()):
     "The list of steps, each known, and no setting that no step knows"
-    if isinstance(steps, str): raise UserError(f'refine: expected a list of steps, got {steps!r}; write [{steps}].')
+    if steps is None or isinstance(steps, str): raise UserError(f'refine: expected a list of steps, got {steps!r}; write [{steps or "crf"}].' + ' Known: ' * (not steps) + ', '.join(STEPS) * (not steps))
     for s in steps: check_name(s, STEPS, 'refine')
     for s in settings: check_name(s, sum(SETTINGS.values(), []), 'refine setting')
     return list(steps)
 
 
 def refine(
-    image_u8,  # uint8 [H,W,3]
-    maps,  # ScoreMaps at the size of the image
-    steps,  # names, first to last: crf, pamr, superpixels
+    image_u8,  # uint8 [H,W,3], or what else as_image takes
+    maps,  # ScoreMaps at the size of the image, or floats [C,H,W] with `keys`
+    steps=None,  # names, first to last: crf, pamr, superpixels
     threshold=0.25,  # the score of the background where it has no map
+    keys=None,  # the class id of each map, 0 = background, where `maps` is an array or a tensor
     **settings,  # crf_preset, crf_iters, crf_backend, crf_unary, pamr_iters, pamr_dilations
 ):
     "The maps after all steps, background in front: probabilities, float32"
-    steps, maps = check_steps(steps, settings), with_threshold(maps, threshold)
-    _, image_u8 = check_maps(maps.maps, image_u8, 'maps')
+    steps, maps = check_steps(steps, settings), with_threshold(maps_with_keys(maps, keys), threshold)
+    _, image_u8 = check_maps(maps.maps, as_image(image_u8), 'maps')
     if not steps or len(maps.keys) == 1: return maps
     maps = probabilities(maps)
     for step in steps:
