@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SITE   := $(VENV)/.ready-site
 BROWSER := $(VENV)/.ready-browser
 PIP    := PYTHONWARNINGS=ignore:Editable $(BIN)/python -m pip install --quiet
-NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
+NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb nbs/results/*.ipynb))
 
 .PHONY: demo test coverage browser setup lab notebooks export readme site clean check-machine check-browser
 
@@ -36,15 +36,13 @@ notebooks: $(READY)  ## execute the library notebooks in place and clean them
 export: $(READY)  ## nbs/ -> wsss_nb/
 	$(BIN)/python docs/export.py
 
-readme: $(READY)  ## nbs/index.ipynb -> README.md, and published runs -> the tables in both
-	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir build --output README nbs/index.ipynb
-	sed 's#](pictures/#](nbs/pictures/#' build/README.md > README.md
+readme: $(READY)  ## published runs -> the tables of nbs/index.ipynb and nbs/results, and nbs/index.ipynb -> README.md
 	$(BIN)/wsss published --write
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
 	rm -rf build/site _site
 	mkdir -p build/site/source
-	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site/source
+	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff docs/cite.md build/site/source
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site/cache build/site/source build/site/html
 	mv build/site/html _site
 	@echo "Open _site/index.html"
