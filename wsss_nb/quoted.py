@@ -212,9 +212,10 @@ def grid_map(
     fig = Chart(1.9 + .62 * len(refiners), 1.3 + .36 * len(places))
     ax, limit = fig.add_subplot(), np.nanmax(abs(gains))
     image = ax.imshow(gains, cmap='PuOr', vmin=-limit, vmax=limit, aspect='auto')
-    dark = lambda g: np.nan_to_num(abs(g)) > .5 * limit
+    colours = image.to_rgba(gains)
+    dark = colours[..., :3] @ [.299, .587, .114] < .55
     for (i, j), x in np.ndenumerate(means):
-        text, color = '–' if np.isnan(x) else short(x), 'white' if dark(gains[i, j]) else 'black'
+        text, color = '–' if np.isnan(x) else short(x), 'white' if dark[i, j] and colours[i, j, 3] else 'black'
         ax.text(j, i, text, ha='center', va='center', fontsize=8, color=color)
     ax.set_xticks(range(len(refiners)), refiners.values(), rotation=35, ha='right', rotation_mode='anchor', fontsize=9)
     ax.set_yticks(range(len(places)), [made['localisers'][l] for l in places], fontsize=9)
