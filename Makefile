@@ -14,7 +14,7 @@ CRF     = '$(shell sed -n 's/^crf_requirements = //p' settings.ini)'
 TORCH_INDEX ?=
 # $(call alive,command): the command, and a line every 20 s that it goes on
 alive   = (s=0; while sleep 20 3>&- && kill -0 $$$$; do s=$$((s + 20)); echo "  ... $$s s" >&3; done) 3>&1 >/dev/null 2>&1 </dev/null & t=$$!; $(1); rc=$$?; kill $$t; exit $$rc
-NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb))
+NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb nbs/results/*.ipynb))
 
 .PHONY: demo test coverage browser setup crf newest lab notebooks export readme site clean check-machine check-browser
 
@@ -54,15 +54,13 @@ notebooks: $(READY)  ## execute the library notebooks in place and clean them
 export: $(READY)  ## nbs/ -> wsss_nb/
 	$(BIN)/python docs/export.py
 
-readme: $(READY)  ## nbs/index.ipynb -> README.md, and published runs -> the tables in both
-	$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --output-dir build --output README nbs/index.ipynb
-	sed 's#](pictures/#](nbs/pictures/#' build/README.md > README.md
+readme: $(READY)  ## published runs -> the tables of nbs/index.ipynb and nbs/results, and nbs/index.ipynb -> README.md
 	$(BIN)/wsss published --write
 
 site: $(SITE)  ## nbs/ -> _site/index.html: pages with search, from the saved outputs; they need no network
 	rm -rf build/site _site
 	mkdir -p build/site/source
-	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md build/site/source
+	cp -R nbs/. CONTRIBUTING.md CHANGELOG.md LICENSE CITATION.cff docs/cite.md build/site/source
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/site/cache build/site/source build/site/html
 	mv build/site/html _site
 	@echo "Open _site/index.html"

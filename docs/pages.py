@@ -9,6 +9,7 @@ from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 
 DIRECTIVES = re.compile(r'(#\|.*(\n|$))+')
+BESIDE = r'(?:README|CONTRIBUTING|CHANGELOG|cite)\.md|CITATION\.cff|LICENSE'  # files of the repository that lie beside the notebooks in the site
 
 
 def arranged(contents, docs):
@@ -29,7 +30,7 @@ def toctree(caption, docs):
 def on_read(app, docname, source):
     "Links as GitHub and JupyterLab understand them also lead to pages of the site; the start page gets the table of contents"
     text = re.sub(r'\]\(nbs/', '](', source[0])
-    text = re.sub(r'\]\((?:\.\./)?((?:\.\./)*)(README|CONTRIBUTING|CHANGELOG)\.md', lambda m: '](' + m[1] + ('index.ipynb' if m[2] == 'README' else m[2] + '.md'), text)
+    text = re.sub(rf'\]\((?:\.\./)?((?:\.\./)*)(?:docs/)?({BESIDE})', lambda m: f']({m[1]}{m[2].replace("README.md", "index.ipynb")}', text)
     if docname == 'index':
         nb = json.loads(text)
         trees = '\n\n'.join(toctree(*item) for item in arranged(app.config.contents, app.env.found_docs | {'genindex'}).items())

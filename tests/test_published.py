@@ -1,4 +1,4 @@
-"""Published runs: nothing of a machine in them, the README's tables are theirs, and they can be made again."""
+"""Published runs: nothing of a machine in them, the tables of the first page and of the results are theirs, and they can be made again."""
 import base64
 import hashlib
 import io
@@ -15,6 +15,7 @@ from PIL import Image
 
 from inside import inside
 from wsss_nb import published as P
+from wsss_nb import quoted as Q
 from wsss_nb import readme as M
 from wsss_nb import verify as R
 from wsss_nb.cli import main
@@ -73,16 +74,45 @@ def test_it_is_small_and_the_notebooks_open():
     for name in ('train', 'masks'): assert any('image/png' in o.get('data', {}) for c in nbformat.read(FOLDER / f'cam_synthetic/{name}.ipynb', 4).cells for o in c.get('outputs', []))
 
 
-# -- the README's tables
+# -- the tables of the pages
+
+PAGES = [ROOT / 'nbs/index.ipynb', *sorted((ROOT / 'nbs/results').glob('*.ipynb'))]
 
 def tables_of(text): return {m[1]: m[2] for m in re.finditer(r'<!-- table: (\w+) -->\n(.*?)\n<!-- /table -->', text, re.S)}
 
 
-def test_the_readme_and_its_notebook_show_the_published_numbers(capsys):
+def prose(path): return '\n\n'.join(''.join(c['source']) for c in read(path)['cells'] if c['cell_type'] == 'markdown')
+
+
+def where_links_lead(text, folder):
+    "The files that a text in this folder links to"
+    found = re.findall(r'\]\(([^)]*)\)', re.sub(r'```.*?```', '', text, flags=re.S))
+    return [(folder / link.partition('#')[0]).resolve() for link in found if not re.match(r'https?:|#', link)]
+
+
+def test_the_pages_show_the_published_numbers(capsys):
     assert main(['published']) == 0 and 'out of step' not in capsys.readouterr().out
-    readme, index = ((ROOT / 'README.md').read_text(), ''.join(read(ROOT / 'nbs/index.ipynb')['cells'][0]['source']))
-    assert tables_of(readme) == tables_of(index) and readme.strip() == index.strip().replace('](pictures/', '](nbs/pictures/')
-    assert all((ROOT / p).is_file() for p in re.findall(r'!\[.*?\]\((.*?)\)', readme)) and '](nbs/pictures/' in readme
+
+
+def test_the_readme_is_the_text_of_the_first_page():
+    readme, index = (ROOT / 'README.md').read_text(), prose(ROOT / 'nbs/index.ipynb')
+    bare = lambda text: re.sub(r'\]\([^)]*\)', ']()', text).strip()
+    assert bare(readme) == bare(index) and where_links_lead(readme, ROOT) == where_links_lead(index, ROOT / 'nbs')
+    assert re.findall(r'```python.*?```', readme, re.S) == re.findall(r'```python.*?```', index, re.S)
+
+
+def test_the_first_page_can_be_read_at_once():
+    readme, cells = (ROOT / 'README.md').read_text(), read(ROOT / 'nbs/index.ipynb')['cells']
+    code = [c for c in cells if c['cell_type'] == 'code']
+    assert readme.count('\n') <= 120 and len(readme.encode()) <= 9000
+    assert 8 <= len(cells) <= 10 and len(code) >= 3 and all(c['outputs'] for c in code)
+
+
+@pytest.mark.parametrize('path', [ROOT / 'README.md', ROOT / 'nbs/glossary.ipynb', *PAGES], ids=lambda p: p.name)
+def test_every_link_leads_somewhere(path):
+    links = where_links_lead(path.read_text() if path.suffix == '.md' else prose(path), path.parent)
+    assert len(links) > (25 if path.name in ('README.md', 'index.ipynb') else 0) or path.name == 'glossary.ipynb'
+    for file in links: assert file.is_file() and ROOT in file.parents, file
 
 
 def of_grid(made):
@@ -110,11 +140,10 @@ def test_a_grid_has_the_numbers_of_the_runs_that_are_published_alone():
 
 
 def test_every_table_of_results_is_made_and_every_number_is_somebodys():
-    text = (ROOT / 'README.md').read_text().split('\n## Results')[1].split('\n## ')[0]
-    left = re.sub(r'<!-- table.*?<!-- /table -->', '', text, flags=re.S)
-    assert not re.search(r'(?m)^\|', left), 'a table without its comments'
-    t = M.Tables()
-    assert list(tables_of(text)) == list(t.says['tables'])
+    results = {p: prose(p) for p in PAGES[1:]}
+    for text in results.values(): assert not re.search(r'(?m)^\|', re.sub(r'<!-- table.*?<!-- /table -->', '', text, flags=re.S)), 'a table without its comments'
+    t, text = M.Tables(), '\n'.join([prose(PAGES[0]), *results.values()])
+    assert sorted(re.findall(r'<!-- table: (\w+) -->', text)) == sorted(t.says['tables'])  # each in one place
     ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
@@ -128,7 +157,7 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
 ])
 def test_a_cell_has_the_number_of_its_run(run, what, row, column):
     "Read by another way: the Markdown line by line, metrics.json by hand"
-    for table in tables_of((ROOT / 'README.md').read_text()).values():
+    for table in tables_of('\n'.join(map(prose, PAGES))).values():
         head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in table.splitlines()]
         cell = {r[0]: dict(zip(head, r)) for r in rows}.get(row, {}).get(column)
         if cell: break
@@ -137,8 +166,8 @@ def test_a_cell_has_the_number_of_its_run(run, what, row, column):
 
 
 def test_any_changed_digit_is_noticed():
-    t, path = M.Tables(), Path('README.md')
-    text, tables, sentences = (ROOT / 'README.md').read_text(), t.tables(), t.sentences()
+    t, path = M.Tables(), Path('results.ipynb')
+    text, tables, sentences = '\n'.join(map(prose, PAGES)), t.tables(), t.sentences()
     assert M.out_of_step({path: text}, tables, sentences) == []
     digits = [m.start() for table in re.finditer(r'<!-- table: \w+ -->\n.*?<!-- /table -->', text, re.S) for m in re.finditer(r'\d', text[table.start():table.end()])]
     shift = lambda i, by: text[:i] + str((int(text[i]) + by) % 10) + text[i + 1:]
@@ -149,32 +178,48 @@ def test_any_changed_digit_is_noticed():
     assert len(digits) > 300
     for sentence in sentences:
         i = text.index(sentence) + re.search(r'\.\d', sentence).start() + 1
-        assert 'this does not stand there' in M.out_of_step({path: shift(i, 1)}, tables, sentences)[0]
+        assert 'on no page stands: ' + sentence[:20] in M.out_of_step({path: shift(i, 1)}, tables, sentences)[0]
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     "A copy of everything that `wsss published` reads and writes"
-    (tmp_path / 'nbs').mkdir()
-    for name in ('README.md', 'nbs/index.ipynb'): shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / 'nbs/results').mkdir(parents=True)
+    for path in (ROOT / 'README.md', *PAGES): shutil.copy(path, tmp_path / path.relative_to(ROOT))
     shutil.copytree(FOLDER, tmp_path / 'runs/published', ignore=shutil.ignore_patterns('*_synthetic*.ipynb', 'train.ipynb', 'masks.ipynb', 'segment.ipynb', 'evaluate.ipynb'))
     for module in (P, M): monkeypatch.setattr(module, 'PACKAGE', tmp_path / 'wsss_nb')
     return tmp_path
 
 
 def test_the_command_tells_and_mends_what_is_out_of_step(checkout, capsys):
-    readme, index, metrics = checkout / 'README.md', checkout / 'nbs/index.ipynb', checkout / 'runs/published/sipe_photos.SIPE/metrics.json'
-    as_it_was = readme.read_text(), index.read_text()
-    assert main(['published', '--write']) == 0 and (readme.read_text(), index.read_text()) == as_it_was  # nothing to do: nothing is done
-    readme.write_text(as_it_was[0].replace('| .642 |', '| .643 |'))
-    assert readme.read_text() != as_it_was[0] and main(['published']) == 1 and 'out of step: README.md: table sipe\n' in capsys.readouterr().out
-    assert main(['published', '--write']) == 0 and readme.read_text() == as_it_was[0]
+    page, metrics = checkout / 'nbs/results/photographs.ipynb', checkout / 'runs/published/sipe_photos.SIPE/metrics.json'
+    files = [checkout / p.relative_to(ROOT) for p in (ROOT / 'README.md', *PAGES)]
+    as_it_was = {p: p.read_text() for p in files}
+    assert main(['published', '--write']) == 0 and {p: p.read_text() for p in files} == as_it_was  # nothing to do: nothing is done
+    page.write_text(as_it_was[page].replace('| .642 |', '| .643 |'))
+    assert page.read_text() != as_it_was[page] and main(['published']) == 1 and 'out of step: photographs.ipynb: table sipe\n' in capsys.readouterr().out
+    assert main(['published', '--write']) == 0 and page.read_text() == as_it_was[page]
     metrics.write_text(metrics.read_text().replace('"miou": 0.642', '"miou": 0.999'))  # another run took its place
     capsys.readouterr()
-    assert main(['published']) == 1 and capsys.readouterr().out.count('table sipe\n') == 2
-    assert main(['published', '--write']) == 0 and '| SIPE | .999 | .586 |' in readme.read_text() and '| SIPE | .999 | .586 |' in index.read_text()
+    assert main(['published']) == 1 and re.findall('out of step: (.*)', capsys.readouterr().out) == ['index.ipynb: table methods', 'photographs.ipynb: table sipe', 'README.md: table methods']
+    gain = f'| CAM | +8.5 | +{100 * (miou("sipe_photos.SIPE") + .357 - miou("sipe_photos.CAM")):.1f} |'
+    assert main(['published', '--write']) == 0 and '| SIPE | .999 | .586 |' in page.read_text() and all(gain in (checkout / p).read_text() for p in ('README.md', 'nbs/index.ipynb'))
     shutil.rmtree(metrics.parent)
-    assert main(['published']) == 2 and "sipe: SIPE, here: no published run is called 'sipe_photos.SIPE'" in capsys.readouterr().err
+    assert main(['published']) == 2 and "no published run is called 'sipe_photos.SIPE'" in capsys.readouterr().err
+
+
+def test_the_readme_is_made_from_the_first_page(checkout, capsys):
+    readme, index = checkout / 'README.md', checkout / 'nbs/index.ipynb'
+    nb = read(index)
+    nb['cells'][-1]['source'].append('\n\nA [last](papers/sipe.ipynb) word.')
+    index.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
+    assert main(['published']) == 1 and 'out of step: README.md: it is not what nbs/index.ipynb makes' in capsys.readouterr().out
+    assert main(['published', '--write']) == 0 and readme.read_text().endswith('\n\nA [last](nbs/papers/sipe.ipynb) word.\n')
+
+
+def test_links_lead_on_from_the_root():
+    text = '[a](papers/a.ipynb#b) ![c](pictures/c.png) [d](../docs/d.md) [e](../LICENSE) [f](#f) [g](https://h.org/i) [j](mailto:k)\n```\n[l](m)\n```\n[n](o)'
+    assert M.from_root(text) == '[a](nbs/papers/a.ipynb#b) ![c](nbs/pictures/c.png) [d](docs/d.md) [e](LICENSE) [f](#f) [g](https://h.org/i) [j](mailto:k)\n```\n[l](m)\n```\n[n](nbs/o)'
 
 
 @pytest.mark.parametrize('template, label, row, text', [
@@ -197,9 +242,65 @@ def test_a_number_that_is_not_what_its_place_says_is_refused(template, label, ro
 
 
 def test_a_table_without_a_place_and_a_place_without_a_table_are_told():
-    with pytest.raises(UserError, match="table 'b': it is in the README alone"): M.with_tables('<!-- table: b -->\n|x|\n<!-- /table -->', {})
-    with pytest.raises(UserError, match="table 'a': it is in tables.yaml alone"): M.with_tables('no place', {'a': '|x|'})
+    with pytest.raises(UserError, match="table 'b': a page has a place for it, but tables.yaml has no such table"): M.with_tables('<!-- table: b -->\n|x|\n<!-- /table -->', {})
+    with pytest.raises(UserError, match="table 'a': it is in tables.yaml, but no page has a place for it"): M.all_placed(['no place', '<!-- table: c -->\n<!-- /table -->'], {'a': '|x|', 'c': '|y|'})
     assert M.with_tables('<!-- table: a -->\n|x|\n<!-- /table -->', {'a': '|y|\n|z|'}) == '<!-- table: a -->\n|y|\n|z|\n<!-- /table -->' == M.with_tables('<!-- table: a -->\n<!-- /table -->', {'a': '|y|\n|z|'})
+
+
+# -- gains and spreads
+
+def miou(run, what='masks'): return next(n['miou'] for n in read(FOLDER / run / 'metrics.json')['numbers'] if (n['what'], n['split']) == (what, 'val'))
+
+
+def test_the_gains_of_the_first_page_counted_by_hand():
+    "Paper and ours, from the files and not through Tables"
+    head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in tables_of(prose(PAGES[0]))['methods'].splitlines()]
+    cells = {re.match(r'\[(.*?)\]', r[0])[1]: dict(zip(head, r)) for r in rows}
+    assert {k: c['paper'] for k, c in cells.items()} == {'CAM': '', 'SIPE': '+8.5', 'SVM': '+2.8', 'ICD': '+10.7', 'ECS-Net': '+9.2', 'SEAM': '+8.0', 'CCMR + SWP': '+2.4'}
+    signed = lambda x: float(x.replace('−', '-'))
+    for name, run, other in (('SIPE', 'sipe_photos.SIPE', 'sipe_photos.CAM'), ('SVM', 'sipe_photos.SIPE_SVM', 'sipe_photos.SIPE'), ('ECS-Net', 'ecsnet_4-photos.other_improvements', 'ecsnet_4-photos.baseline')):
+        assert abs(signed(cells[name]['here']) - 100 * (miou(run) - miou(other))) <= .0501
+    of = lambda run: read(FOLDER / run / 'metrics.json')['pixel_map']['val']['mean']
+    icd = [100 * (of(f'icd_photos.top-down{seed}') - of(f'icd_photos.CAM{seed}')) for seed in ('', '_seed_1')]
+    ccmr = [100 * (miou(f'ccmr_photos.CRF{seed}') - miou(f'ccmr_photos.nGWP_CRF{seed}')) for seed in ('', '_seed_1')]
+    for name, gains in (('ICD', icd), ('CCMR + SWP', ccmr)):
+        mid, half = map(signed, cells[name]['here'].split(' ± '))
+        assert abs(mid - np.mean(gains)) <= .0501 and abs(half - abs(gains[0] - gains[1]) / 2) <= .0501
+    grid = {(c['localiser'], c['seed']): c['miou'] for c in read(FOLDER / 'grid-photos/grid.json')['cells'] if c['refiner'] == 'none'}
+    mid, half = (float(x) for x in cells['ICD']['masks here'].split(' ± '))
+    assert abs(mid - (grid['icd', 0] + grid['icd', 1]) / 2) <= .0005 and abs(half - abs(grid['icd', 0] - grid['icd', 1]) / 2) <= .0005
+
+
+@pytest.mark.parametrize('text, error', [
+    ('grid-photos.sipe.none.none masks/val minus sipe_photos.CAM masks/val', r'the two sides of `minus` have the seeds \[0, 1\] and \[0\]'),
+    ('icd_photos.CAM,icd_photos.CRF masks/val', 'icd_photos.CAM,icd_photos.CRF: two of them have seed 0'),
+    ('grid-photos.sipe.no.none masks/val', 'grid-photos.sipe.no.none has no masks/val'),
+    ('sipe_photos.SIPE pixel mAP/val', 'sipe_photos.SIPE has no pixel mAP/val'),
+    ('grid-photos.sipe.none.none pixel mAP/val', 'grid-photos.sipe.none.none has no pixel mAP/val'),
+])
+def test_what_has_no_gain_or_spread_is_refused(text, error):
+    with pytest.raises(UserError, match=error): Q.Tables().filled(f'{{{text}}}', None, 'try: a row, here')
+
+
+def test_bars_are_means_with_their_seeds_and_the_papers_numbers():
+    ours, paper = dict(a={0: .2, 1: .4}, b={0: .5}), dict(b={None: .6})
+    [ax] = Q.seed_bars(ours, paper).axes
+    assert [round(b.get_width(), 6) for b in ax.patches] == [.3, .5] and [t.get_text() for t in ax.get_yticklabels()] == ['a', 'b']
+    assert [sorted(line.get_xdata()) for line in ax.lines] == [[.2, .4], [.5, .5], [.6, .6]] and [t.get_text() for t in ax.texts] == ['.300', '.500']
+    two = Q.seed_bars({'x': ours, 'y': dict(b={0: .1})}).axes[0]
+    assert [round(b.get_width(), 6) for b in two.patches] == [.3, .5, .1] and two.patches[1].get_y() < two.patches[2].get_y() < 1.5
+    assert Q.plain('[SIPE](papers/sipe.ipynb) + `crf`') == 'SIPE + crf' and '\n' in Q.plain('word ' * 12)
+
+
+def test_the_map_of_a_grid_has_its_gains_as_colours_and_its_numbers():
+    made = read(FOLDER / 'grid-synthetic/grid.json')
+    ax = Q.grid_map(made, 'light').axes[0]
+    shown, colours = np.array([t.get_text() for t in ax.texts]).reshape(7, 12), ax.images[0].get_array()
+    cells = {(c['localiser'], c['refiner'], c['seed']): c['miou'] for c in made['cells'] if c['segmenter'] == 'light'}
+    row, column = list(made['localisers']).index('ccmr'), list(made['refiners']).index('pamr')
+    values = [[cells['ccmr', r, s] for s in (0, 1)] for r in ('pamr', 'none')]
+    assert shown[row, column] == f'{np.mean(values[0]):.3f}'[1:] and np.isclose(colours[row, column], np.mean(values[0]) - np.mean(values[1]))
+    assert (shown == '–').sum() == 6 and np.isnan(np.ma.filled(colours.astype(float), np.nan)[:, 0]).all()
 
 
 # -- publishing

@@ -19,6 +19,8 @@ START = '''# A start
 ## Where to go
 
 The [paper](papers/ecsnet.ipynb#erasing), [from the README](nbs/03_cams.ipynb), [up](README.md#where-to-go); `03_cams`, `nbs/refine/correlation.ipynb`, `Localiser.score_maps(...)`, `compare`, `train`, `papers/`.
+
+Beside the notebooks: [cited](../docs/cite.md), [licence](../LICENSE), [file](../CITATION.cff).
 '''
 
 
@@ -32,6 +34,7 @@ def stage(folder, start, pages):
     for name in pages:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / f'nbs/{name}.ipynb', folder / f'{name}.ipynb')
+    for name in ('docs/cite.md', 'LICENSE', 'CITATION.cff'): shutil.copy(ROOT / name, folder)
     cells = [dict(cell_type='markdown', id='a', metadata={}, source=start)]
     (folder / 'index.ipynb').write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
     return folder
@@ -92,6 +95,13 @@ def test_code_in_prose_leads_to_where_it_is_defined(site):
     assert link('03_cams') == ['03_cams.html'] and link('nbs/refine/correlation.ipynb') == ['refine/correlation.html'] and link('papers/') == ['papers/ecsnet.html']
     assert link('Localiser.score_maps(...)') == ['03_cams.html#wsss_nb.cams.Localiser.score_maps'] and not link('compare') and not link('train')
     assert all(f'href="{url}"' in text for url in ('papers/ecsnet.html#erasing', '03_cams.html', '#where-to-go'))
+
+
+def test_files_of_the_repository_lie_beside_the_pages(site, pages):
+    "As the first page names them, seen from nbs/"
+    links = [url for url in pages[site / 'index.html'].links if not urlsplit(url).scheme]
+    assert 'cite.html' in links
+    for name in ('LICENSE', 'CITATION.cff'): assert [(site / unquote(url)).read_bytes() for url in links if url.endswith('/' + name)] == [(ROOT / name).read_bytes()]
 
 
 def defined(module):
