@@ -6,7 +6,7 @@ __all__ = ['SCHEDULES', 'poly', 'constant', 'warm_poly', 'epoch_order', 'Batches
            'same_settings', 'save', 'resume', 'load_net']
 
 # %% ../nbs/04_train.ipynb #cd2b33d6
-import math, os, time, warnings
+import math, os, pickle, time, warnings
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from .core import Progress, UserError, check_name, make_folder, pick_device, plain, random_state, rng, seed_everything, set_random_state, whole_file
 from .nets.weights import read_torch
 from .processes import fit_in, share_norms
+from .workers import by_value, worker_context
 
 # %% ../nbs/04_train.ipynb #96b6c277
 def poly(t, steps, power=0.9):
@@ -64,6 +65,9 @@ class Views(torch.utils.data.Dataset):
     "Training views of a data set, addressed by (epoch, index)"
     def __init__(self, data, view, seed):
         self.data, self.view, self.seed = data, view, seed
+
+    def __getstate__(self): return dict(by_value=by_value(vars(self)))  # a view or data of a script or a notebook
+    def __setstate__(self, state): vars(self).update(pickle.loads(state['by_value']))
 
     def __getitem__(self, key):
         epoch, i = key
@@ -197,7 +201,7 @@ def fit(self: Learner):
         return self.history
     seed_everything(self.seed)
     self.resume()
-    loader = DataLoader(self.views, batch_sampler=self.order(self.step), num_workers=self.workers, persistent_workers=False,
+    loader = DataLoader(self.views, batch_sampler=self.order(self.step), num_workers=self.workers, multiprocessing_context=worker_context() if self.workers else None,
                         pin_memory=self.device.type == 'cuda', generator=torch.Generator().manual_seed(self.seed))
     for c in self.callbacks: c.before_fit(self)
     bar, saved = Progress(loader, 'training, step', total=self.steps), time.monotonic()
