@@ -47,7 +47,7 @@ predict_files(Predictor(net, ['cat'], 'net'), find_pictures('photos'), 'out', ov
     segmentation=NETWORK + '''
 from wsss_nb.train import Learner
 from wsss_nb.data.views import as_tensor
-def view(data, i, rng): image = data.image(i); return dict(image=as_tensor(image), mask=torch.zeros(image.shape[:2], dtype=torch.int64))
+def view(data, i, rng): return dict(image=as_tensor(data.image(i)), mask=torch.from_numpy(rng.integers(0, 2, data.image(i).shape[:2])))
 Learner(net, folder('photos'), view, epochs=1, batch_size=1, lr=1e-4, device='cpu').fit()
 ''',
 )
