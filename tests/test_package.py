@@ -78,23 +78,60 @@ def test_a_missing_package_is_advised_by_the_names_that_an_index_has(site, tmp_p
     assert text.startswith('papermill is not installed; for running a recipe: ') and re.findall(r'"([\w-]+)[<>=,.\d]+"', advised) == ['papermill', 'ipykernel', 'nbconvert', 'jupyterlab'], r
 
 
-def test_the_lines_of_the_readme_turn_tagged_images_into_masks(site, tmp_path):
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "A dozen pictures with tags: more than `few`, so that the masks are made by processes"
     from wsss_nb.data.synthetic import synthetic
-    data = synthetic('train', n=6)
-    (tmp_path / 'photos/holiday').mkdir(parents=True)
+    data, d = synthetic('train', n=12), tmp_path_factory.mktemp('photos')
+    (d / 'holiday').mkdir()
     rows = ['image,tags']
-    for i in range(6):
+    for i in range(12):
         name = f'holiday/beach {i}.png' if i < 2 else f'{i}.png'
-        Image.fromarray(data.image(i)).save(tmp_path / 'photos' / name)
+        Image.fromarray(data.image(i)[:64, :80]).save(d / name)
         rows.append(f'{name},' + ';'.join(data.classes[t - 1] for t in data[i].tags))
-    (tmp_path / 'photos/tags.csv').write_text('\n'.join(rows))
-    code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]
-    small = code.replace("backbone='mobilenet_v2', weights='imagenet'", "backbone='tiny', weights='', crop=64, long_side=(64, 96), epochs=1, device='cpu'")
-    assert small != code
-    r = python(small, site, tmp_path)
-    assert r.returncode == 0, r.stderr
+    (d / 'tags.csv').write_text('\n'.join(rows))
+    return d
+
+
+def snippets():
+    "The Python of the README that is complete, made small: a tiny network and one epoch"
+    blocks = [b for b in re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S) if 'wsss_nb' in b]
+    small = [b.replace("backbone='mobilenet_v2', weights='imagenet'", "backbone='tiny', weights='', crop=64, long_side=(64, 96), epochs=1, device='cpu'") for b in blocks]
+    assert any(a != b for a, b in zip(blocks, small)) and not any('imagenet' in b for b in small)
+    return '\n'.join(small)
+
+
+def as_notebook(code, cwd):
+    "Run the code as a notebook's only cell, in a kernel of this Python"
+    import nbformat
+    from nbclient import NotebookClient
+    from wsss_nb.execute import own_kernel
+    with own_kernel() as kernel:
+        NotebookClient(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), timeout=300, kernel_name=kernel, resources=dict(metadata=dict(path=str(cwd)))).execute()
+
+
+def as_script(code, cwd):
+    (cwd / 'mine.py').write_text(code)
+    return ['mine.py'], ''
+
+
+WAYS = dict(script=as_script, typed=lambda code, cwd: (['-i', '-q'], code), notebook=None, command=None)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_the_lines_of_the_readme_turn_tagged_images_into_masks(way, photos, site, tmp_path, monkeypatch):
+    monkeypatch.setenv('WSSS_PROGRESS', 'off')
+    shutil.copytree(photos, tmp_path / 'photos')
+    code = snippets()
+    if way == 'notebook': as_notebook(code, tmp_path)
+    else:
+        if way == 'command': r = python(code + '\nprint("the end")', site, tmp_path)
+        else:
+            arguments, stdin = WAYS[way](code + '\nprint("the end")\n', tmp_path)
+            r = subprocess.run([sys.executable, *arguments], input=stdin, cwd=tmp_path, capture_output=True, text=True)
+        assert r.returncode == 0 and r.stdout.split('\n').count('the end') == 1 and 'Traceback' not in r.stderr, r.stderr
     masks = sorted((tmp_path / 'out/masks').rglob('*.png'))
-    assert len(masks) == 6
+    assert len(masks) == 12
     for m in masks:
         image = Image.open(m)
-        assert image.mode == 'P' and set(np.unique(image)) <= set(range(len(data.classes) + 1))
+        assert image.mode == 'P' and set(np.unique(image)) <= set(range(9))

@@ -183,9 +183,3 @@ def test_without_pydensecrf(monkeypatch):
     assert crf.pick_backend() == 'torch'
     with pytest.raises(UserError, match=r'^pydensecrf2 is not installed; for crf_backend=pydensecrf \(crf_backend=torch needs nothing\): .*pip install'): crf.pick_backend('pydensecrf')
     assert (crf.dense_crf(GOLDEN['img'], GOLDEN['prob']).argmax(0) == GOLDEN['psa_crf_inference_t10'].argmax(0)).mean() >= .999
-
-
-def test_a_killed_worker_is_told_in_one_line():
-    import os
-    from wsss_nb.workers import parallel
-    with pytest.raises(UserError, match='numbers: a worker process was killed, .* use fewer workers'): list(parallel(os._exit, [1] * 20, 'numbers', workers=2))

@@ -50,8 +50,8 @@ def kill_who_trains(runs, killed):
     import psutil
     for _ in range(20000):
         for f in (runs / 'stages').glob('train-*/checkpoint.pt'):
-            try: kernel = psutil.Process(int((f.parent / '.lock').read_text().split()[1]))
-            except (psutil.NoSuchProcess, IndexError): continue
+            try: kernel = psutil.Process(int((f.parent / '.holder').read_text().split()[1]))
+            except (psutil.NoSuchProcess, IndexError, FileNotFoundError): continue
             worker = kernel.parent()
             os.kill(worker.pid, signal.SIGKILL)
             killed.update(folder=f.parent, worker=worker.pid, made=(f.parent / 'stage.json').exists())

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # must stand before torch is imported; see below
+os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '200')  # before the first convolution
 import numpy as np
 import torch
 

@@ -8,6 +8,7 @@ __all__ = ['processes', 'everyones', 'count', 'AllSum', 'SharedNorm', 'share_nor
 import ctypes, os, shlex, shutil, signal, subprocess, sys
 from pathlib import Path
 
+import cloudpickle
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -106,7 +107,7 @@ def fit_in(command, learner):
     if not learner.folder: raise UserError('launch: several processes train through a checkpoint; give the learner a folder.')
     job, error, log = (learner.folder / f'.launch{end}' for end in ('.pt', '.json', '.log'))
     error.unlink(missing_ok=True)
-    with whole_file(job) as f: torch.save((type(learner), learner.given), f)
+    with whole_file(job) as f: torch.save((type(learner), learner.given), f, pickle_module=cloudpickle)
     try:
         with open(log, 'w') as out, subprocess.Popen([*command, '-m', 'wsss_nb.processes', str(job)], stdout=out, stderr=out, preexec_fn=end_with_parent if os.name == 'posix' else None) as p:
             try: p.wait()

@@ -18,8 +18,8 @@ from .recipes import stage_parameters
 from .run import RunsStopped, lined_up, run_each, run_recipe, runs_of
 from .stage import INPUTS, Stage, execute, runs_folder
 from .tell import at_work, written
-from .workers import cores
 from .warm import KEEP_MEMORY
+from .workers import cores, no_script
 
 # %% ../nbs/13_scale.ipynb #1716bb52
 class Node(NamedTuple):
@@ -95,7 +95,7 @@ def cluster(
         specs = {i: dict(cls=d.Nanny, options=dict(nthreads=1, memory_limit=0, env=share(i, jobs), silence_logs=50)) for i in range(jobs)}
         import dask
         with dask.config.set({'distributed.nanny.pre-spawn-environ': {}}):  # it would be this process's environment, too
-            with d.SpecCluster(workers=specs, scheduler=dict(cls=d.Scheduler, options=dict(host='127.0.0.1', dashboard=False)), silence_logs=50) as here, d.Client(here) as client: yield client
+            with no_script(), d.SpecCluster(workers=specs, scheduler=dict(cls=d.Scheduler, options=dict(host='127.0.0.1', dashboard=False)), silence_logs=50) as here, d.Client(here) as client: yield client
         return
     check_scheduler(scheduler, f'--scheduler {scheduler}')
     try: client = d.Client(scheduler, timeout=3)

@@ -6,7 +6,7 @@ __all__ = ['SCHEDULES', 'FEW', 'poly', 'constant', 'warm_poly', 'epoch_order', '
            'check_losses', 'one_step', 'fit', 'read_checkpoint', 'same_settings', 'save', 'resume', 'load_net']
 
 # %% ../nbs/04_train.ipynb #cd2b33d6
-import math, os, sys, time, warnings
+import math, os, pickle, sys, time, warnings
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from .core import Progress, UserError, check_name, make_folder, pick_device, pla
 from .data.sample import as_images
 from .nets.weights import read_torch
 from .processes import fit_in, share_norms
+from .workers import by_value, worker_context
 
 # %% ../nbs/04_train.ipynb #96b6c277
 def poly(t, steps, power=0.9):
@@ -65,6 +66,9 @@ class Views(torch.utils.data.Dataset):
     "Training views of a data set, addressed by (epoch, index)"
     def __init__(self, data, view, seed):
         self.data, self.view, self.seed = data, view, seed
+
+    def __getstate__(self): return dict(by_value=by_value(vars(self)))  # a view or data of a script or a notebook
+    def __setstate__(self, state): vars(self).update(pickle.loads(state['by_value']))
 
     def __getitem__(self, key):
         epoch, i = key
@@ -227,7 +231,7 @@ def fit(self: Learner):
         return self.history
     seed_everything(self.seed)
     self.resume()
-    loader = DataLoader(self.views, batch_sampler=self.order(self.step), num_workers=self.workers, persistent_workers=False,
+    loader = DataLoader(self.views, batch_sampler=self.order(self.step), num_workers=self.workers, multiprocessing_context=worker_context() if self.workers else None,
                         pin_memory=self.device.type == 'cuda', generator=torch.Generator().manual_seed(self.seed))
     for c in self.callbacks: c.before_fit(self)
     bar, saved = Progress(loader, 'training, step', total=self.steps), time.monotonic()
