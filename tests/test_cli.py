@@ -327,7 +327,7 @@ def test_a_run_is_found_by_either_name(rows, monkeypatch, name):
     runs = rows / 'runs'
     assert record_of(name, runs) == find_run(name, runs).resolve() == (runs / 't.CRF_from_labels').resolve()
     report = R.Report(runs, [name])
-    assert report.runs[0]['name'] == 't.CRF from labels' and report.runs[0]['folder'] == 't.CRF_from_labels'
+    assert report.runs[0]['name'] == 't.CRF from labels' and report.runs[0]['place'].name == 't.CRF_from_labels'
     both = R.Report(runs, [name, 't.plain_one'])
     assert '>t.CRF from labels<' in both.summary() and 'href="t.CRF_from_labels/train.html"' in both.links()
     with inside() as made: assert resume(name, runs).name == 't.CRF_from_labels' and not made
