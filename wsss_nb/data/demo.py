@@ -87,7 +87,8 @@ def drawing(
         color, (x, y), (u, v) = RED if (a, b) in new else '0.35', nodes[a][:2], nodes[b][:2]
         between = dict(patchA=words[a].get_bbox_patch(), patchB=words[b].get_bbox_patch())
         ax.annotate('', (u, v), (x, y), zorder=1, arrowprops=dict(arrowstyle='->', color=color, linewidth=1.4, **between))
-        ax.text((x + u) / 2, (y + v) / 2 + .06, text, ha='center', va='bottom', fontsize=8, color=color)
+        over = dict(ha='center', va='bottom', fontsize=8, bbox=dict(facecolor='white', edgecolor='none', pad=.6))
+        if text: ax.text((x + u) / 2, (y + v) / 2 + .06, text, color=color, **over)
     return fig
 
 # %% ../../nbs/data/demo.ipynb #f5ace340
