@@ -92,7 +92,8 @@ def at_pixels(
     "The maps, enlarged to [H,W], at the pixels to keep: [n,C]"
     b, y, x = keep.nonzero(as_tuple=True)
     m = maps.movedim(1, -1)
-    (y0, y1, v), (x0, x1, u) = (between(i.to(maps), size, n) for i, size, n in zip((y, x), keep.shape[1:], maps.shape[2:]))
+    (y0, y1, v), (x0, x1, u) = (between(i.to(maps), size, n)
+                                for i, size, n in zip((y, x), keep.shape[1:], maps.shape[2:]))
     return (1 - v) * torch.lerp(m[b, y0, x0], m[b, y0, x1], u) + v * torch.lerp(m[b, y1, x0], m[b, y1, x1], u)
 
 
@@ -115,7 +116,8 @@ def multi_dilated_overlay(
     rates=(5, 7, 12),  # dilations; none of them leaves the plain 3x3 convolution
 ):
     "Eq. 8: one 3x3 kernel at several dilations, half the weight for dilation 1"
-    check_shapes('multi_dilated_overlay', x=(x, 'B D h w'), weight=(weight, 'C D 3 3'), **({} if bias is None else dict(bias=(bias, f'{len(weight)}'))))
+    check_shapes('multi_dilated_overlay', x=(x, 'B D h w'), weight=(weight, 'C D 3 3'),
+                 **({} if bias is None else dict(bias=(bias, f'{len(weight)}'))))
     if any(r < 1 or r != int(r) for r in rates): raise UserError(f'multi_dilated_overlay: rates: expected whole dilations of at least 1, got {list(rates)}.')
     plain, *far = (F.conv2d(x, weight, bias, padding=r, dilation=r) for r in (1, *rates))
     return (plain + sum(far) / len(far)) / 2 if far else plain
@@ -183,13 +185,15 @@ def maps(self: EcsNet, image, rates=()):
 def shrunk(self: EcsNet, image):
     "The first image: scaled by beta"
     size = [max(1, round(n * self.o['beta'])) for n in image.shape[2:]]
-    return F.interpolate(image, size, mode='bilinear', align_corners=False, antialias=True) if self.o['beta'] < 1 else image
+    return F.interpolate(image, size, mode='bilinear', align_corners=False,
+                         antialias=True) if self.o['beta'] < 1 else image
 
 
 def passes(self: EcsNet, image, labels, valid):
     "Both passes and the labels that the second has for the first"
     o, size, ids = self.o, image.shape[2:], torch.arange(256, device=image.device)
-    here = F.pad(labels.sum(0), (1, 0), value=1.).nonzero()[:, 0]  # maps of classes in no image of the batch are 0, and left out
+    # maps of classes in no image of the batch are 0, and left out
+    here = F.pad(labels.sum(0), (1, 0), value=1.).nonzero()[:, 0]
     cams = lambda heat: fit(minmax_cam(heat.detach().relu(), labels)[:, here], size)
     heat, refined = self.maps(self.shrunk(image))
     region = erased_region(cams(heat), o['delta']) & valid if o['erase'] else torch.zeros_like(valid)
@@ -197,7 +201,8 @@ def passes(self: EcsNet, image, labels, valid):
     erased = blur_erase(image, region, o['sigma'] * unit, max(1, round(o['radius'] * unit)))
     heat2, refined2 = self.maps(erased, o['rates'] if self.training else ())
     ids[:len(here)] = here
-    target = ids[reliable_labels(cams(refined2 if o['labels_from'] == 'refined' else heat2), region | ~valid, o['theta'])]
+    target = ids[reliable_labels(cams(refined2 if o['labels_from'] == 'refined' else heat2), region | ~valid,
+                                 o['theta'])]
     return Passes(heat, refined, region, erased, heat2, refined2, target)
 
 

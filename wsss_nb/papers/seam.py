@@ -60,7 +60,7 @@ def floor_loss(
 
 # %% ../../nbs/papers/seam.ipynb #affc4923
 class Seam(Localiser):
-    "A classifier whose maps must move along with the image, and a module that spreads scores over pixels that look alike"
+    "A classifier whose maps move along with the image, and a module that spreads scores over pixels that look alike"
     reading = dict(kind='refined')
 
     def __init__(self, backbone, num_classes,
@@ -76,7 +76,8 @@ class Seam(Localiser):
         if not 0 < scale < 1: raise UserError(f'scale: expected a number between 0 and 1, got {scale}.')
         self.o = dict(scale=scale, er=er, ecr=ecr, floor=floor, share=share)
         backbone.freeze(*freeze)
-        self.head, self.dropout = nn.Conv2d(backbone.channels[-1], num_classes + 1, 1, bias=False), nn.Dropout2d(dropout)
+        self.head, self.dropout = nn.Conv2d(backbone.channels[-1], num_classes + 1, 1,
+                                            bias=False), nn.Dropout2d(dropout)
         self.correlation = PixelCorrelation(backbone, sides, centre=centre)
 
     def maps(self, image):

@@ -44,19 +44,21 @@ def initial_seed(
 
 def resize(maps, size):
     "Maps [C,h,w] at another size (H,W), bilinear"
-    return torch.nn.functional.interpolate(torch.from_numpy(maps)[None], tuple(size), mode='bilinear', align_corners=False)[0].numpy()
+    return torch.nn.functional.interpolate(torch.from_numpy(maps)[None], tuple(size), mode='bilinear',
+                                           align_corners=False)[0].numpy()
 
 
 def on_grid(
     maps,  # ScoreMaps of the classes in the image, with or without a background map
     size,  # (h,w) of the features
 ):
-    "The maps [K,h,w] up to the largest id, zeros for absent classes, and the ids of the present ones; beside a background map each is its share of the two"
+    "The maps [K,h,w] (zeros for absent classes; beside a background map each its share of the two) and the present ids"
     classes = (maps.keys > 0) & (maps.keys < 255)
     present, ids = np.sort(maps.keys[classes]), maps.keys[classes] - 1
     cam = np.zeros((max([0, *present]), *size), np.float32)
     if len(present): cam[ids] = resize(np.float32(maps.maps[classes]), size)
-    if len(present) and 0 in maps.keys: cam[ids] /= cam[ids] + resize(np.float32(maps.maps[maps.keys == 0]), size) + 1e-5
+    if len(present) and 0 in maps.keys:
+        cam[ids] /= cam[ids] + resize(np.float32(maps.maps[maps.keys == 0]), size) + 1e-5
     return cam, present
 
 # %% ../../nbs/papers/svm.ipynb #2758c1a2
@@ -92,7 +94,8 @@ def zscore(
     need(np.ndim(features) == 3 and np.size(features), f'features: expected [D,H,W], no side 0, got {list(np.shape(features))}.')
     f = np.asarray(features, np.float64).reshape(len(features), -1)
     need(np.isfinite(f).all(), 'features: some values are NaN or infinite; look at the network.')
-    mean, std, constant = f.mean(1, keepdims=True), f.std(1, keepdims=True), f.max(1, keepdims=True) == f.min(1, keepdims=True)
+    mean, std, constant = (f.mean(1, keepdims=True), f.std(1, keepdims=True),
+                           f.max(1, keepdims=True) == f.min(1, keepdims=True))
     return np.where(constant, 0, (f - mean) / np.where(constant, 1, std)).reshape(np.shape(features))
 
 
@@ -101,7 +104,7 @@ def background_cosine(
     seed,  # [H,W] of initial_seed
     sampled,  # flat indices
 ):
-    "The mean feature of the sampled background, None if there is none, and its cosine with each sampled foreground pixel (Eq. 7-8)"
+    "The mean feature of the sampled background (or None), and its cosine with each sampled foreground pixel (Eq. 7-8)"
     f, n, sampled = np.asarray(features, np.float64).reshape(len(features), -1), np.size(seed), np.asarray(sampled, int)
     need(f.shape[1] == n, f'features: expected [D,H,W] of the size of the seed, {list(np.shape(seed))}, got {list(np.shape(features))}.')
     need(not len(sampled) or 0 <= sampled.min() and sampled.max() < n, f'sampled: expected positions 0..{n - 1} in the seed, got {sampled.min(initial=n)}..{sampled.max(initial=0)}.')
@@ -125,7 +128,8 @@ def without_background(
     keep = ids == 0
     keep[ids > 0] = cosine.clip(-1, 1) <= t_s
     lost = [c for c in np.unique(ids) if not keep[ids == c].any()]
-    return sampled[keep | np.isin(ids, lost)], [f'class {c}: all its pixels resemble the background, none is excluded' for c in lost]
+    return sampled[keep | np.isin(ids, lost)], [f'class {c}: all its pixels resemble the background, none is excluded'
+                                                for c in lost]
 
 # %% ../../nbs/papers/svm.ipynb #4550d541
 def as_score_maps(
@@ -171,7 +175,8 @@ def choose(z, maps, u, t_fg=0.2, t_bg=0.05, t_s=0.2, per_class=2500):
     if 0 in maps.keys: t_fg = t_bg = .5  # the background has a map: the larger one decides
     seed = initial_seed(cam, present, t_fg, t_bg)
     drawn = {c: draw(sampling_probability(cam, seed, c, t_fg), per_class, u) for c in [0, *present]}
-    J, notes = np.concatenate(list(drawn.values())), [f'class {c}: no seeds, left out' for c in present if not len(drawn[c])]
+    J, notes = np.concatenate(list(drawn.values())), [f'class {c}: no seeds, left out'
+                                                      for c in present if not len(drawn[c])]
     if not len(J): return seed, J, J, [*notes, 'no seeds at all: background everywhere']
     K, more = without_background(z, seed, J, t_s)
     return seed, J, K, notes + more
@@ -206,7 +211,8 @@ def svm_maps(
 def shallow_layer(backbone, layer=''):
     "The name of the stage whose features are used"
     if layer: return check_name(layer, backbone.names, f'layer of {backbone.name}')
-    return 'layer1' if 'layer1' in backbone.names else next(n for n, s in zip(backbone.names, backbone.strides) if s >= 4)
+    return ('layer1' if 'layer1' in backbone.names else
+            next(n for n, s in zip(backbone.names, backbone.strides) if s >= 4))
 
 
 @torch.no_grad()
@@ -218,7 +224,8 @@ def shallow_features(
 ):
     "The features of one stage, float32 [D,h,w]; later stages are not run"
     fit = min(1., max_side / max(image.shape[:2]))
-    x = backbone.prepare(as_tensor(resize_image(image, tuple(round(n * fit) for n in image.shape[:2])))[None].to(backbone.mean.device))
+    x = backbone.prepare(
+        as_tensor(resize_image(image, tuple(round(n * fit) for n in image.shape[:2])))[None].to(backbone.mean.device))
     for name, modules in backbone.parts().items():
         for f in modules: x = f(x)
         if name == layer: return x[0].float().cpu().numpy()
