@@ -57,7 +57,7 @@ def neighbour_affinity(
 
 # %% ../../nbs/papers/ccmr.ipynb #70d37e82
 def iteration(f, maps, own, near, scale, dilations, eps):
-    "One update of maps [C,h,w], of which the channels `own` have a prototype (Eq. 6); near = None leaves the neighbours out"
+    "One update of maps [C,h,w]; the channels `own` have a prototype (Eq. 6); near = None leaves the neighbours out"
     to_class = -scale * distances(f, prototypes(f, maps[own], eps))
     if near is None: return torch.zeros_like(maps).index_copy_(0, own, to_class.softmax(0))
     alpha, z = near
@@ -68,7 +68,8 @@ def iteration(f, maps, own, near, scale, dilations, eps):
 def check(image, mask, present, iters, scale, dilations):
     "Raise if these cannot be refined"
     if not (image.is_floating_point() and mask.is_floating_point()): raise UserError(f'ccmr: expected floating-point tensors, got {image.dtype} and {mask.dtype}; the image is RGB in [0,1].')
-    if image.ndim != 4 or mask.ndim != 4 or image.shape[1] != 3 or (len(image), *image.shape[2:]) != (len(mask), *mask.shape[2:]):
+    if (image.ndim != 4 or mask.ndim != 4 or image.shape[1] != 3
+            or (len(image), *image.shape[2:]) != (len(mask), *mask.shape[2:])):
         raise UserError(f'ccmr: expected image [B,3,h,w] and mask [B,K,h,w] of one size, got {list(image.shape)} and {list(mask.shape)}; resize the image to the mask first.')
     if present.shape != mask.shape[:2]: raise UserError(f'ccmr: expected present {list(mask.shape[:2])}, one value for each channel of the mask, got {list(present.shape)}.')
     if not (mask.isfinite().all() and image.isfinite().all()): raise UserError('ccmr: some values of the image or the mask are NaN or infinite; look at the stage that made them.')
@@ -112,7 +113,8 @@ def swp(
     eps=1.,  # of `ngwp`
 ):
     "Scores pooled over the sure pixels of large objects (Eq. 7-8); the gate carries no gradient: [B,K]"
-    check_shapes('swp', scores=(scores, 'B K h w'), mask=(mask, 'B K h w'), refined=(refined, 'B K h w'), labels=(labels, 'B K'))
+    check_shapes('swp', scores=(scores, 'B K h w'), mask=(mask, 'B K h w'), refined=(refined, 'B K h w'),
+                 labels=(labels, 'B K'))
     sure = refined.detach() > tau
     large = (sure.double().mean((2, 3)) >= min_area) & (labels > 0)
     return ngwp(scores, mask * (sure | ~large[..., None, None]).to(mask), eps)
@@ -122,7 +124,8 @@ class MaskNet(Localiser):
     "A backbone and a head that give a softmax mask; the background's score is the constant 1"
     def __init__(self, backbone, num_classes, head, norm, width):
         super().__init__(backbone, num_classes)
-        self.head = HEADS[check_name(head, HEADS, 'head')](backbone.channels, backbone.strides, num_classes, norm, width)
+        self.head = HEADS[check_name(head, HEADS, 'head')](
+            backbone.channels, backbone.strides, num_classes, norm, width)
 
     def scores(self, images):
         "Scores [B,K+1,h,w], background first"
@@ -132,7 +135,8 @@ class MaskNet(Localiser):
     def mean_mask(self, images, scales, flip, max_side, keep=slice(None)):
         "The mean mask [B,K+1,H,W] of uint8 images of one size, channels `keep` only"
         views, device = len(scales) * (2 if flip else 1), next(self.parameters()).device
-        return multi_scale(lambda x: resize(self.scores(x).softmax(1)[:, keep], x.shape[2:]), images, scales, flip, device, max_side=max_side) / views
+        return multi_scale(lambda x: resize(self.scores(x).softmax(1)[:, keep], x.shape[2:]), images, scales, flip,
+                           device, max_side=max_side) / views
 
     def predict(self, images, scales=(1.,), flip=True, max_side=1024):
         "Probabilities [B,K+1,H,W] of uint8 images of one size: the mean over scales and mirror images"
@@ -141,7 +145,8 @@ class MaskNet(Localiser):
 # %% ../../nbs/papers/ccmr.ipynb #0ebd60d4
 def within(valid):
     "Rows and columns of the rectangle of true values in [h,w]"
-    return tuple(slice(int(a.nonzero()[0]), int(a.nonzero()[-1]) + 1) if a.any() else slice(0) for a in (valid.any(1), valid.any(0)))
+    return tuple(slice(int(a.nonzero()[0]), int(a.nonzero()[-1]) + 1) if a.any() else slice(0)
+                 for a in (valid.any(1), valid.any(0)))
 
 
 class Ccmr(MaskNet):
@@ -164,10 +169,12 @@ class Ccmr(MaskNet):
                  mask_weight=1.,  # of the mask loss
                  ):
         super().__init__(backbone, num_classes, head, norm, width)
-        for what, value in dict(pooling=pooling, refinement=refinement).items(): check_name(value, self.choices[what], what)
+        for what, value in dict(pooling=pooling, refinement=refinement).items():
+            check_name(value, self.choices[what], what)
         if not 0 <= warmup <= 1: raise UserError(f'warmup: expected a share of the training, 0..1, got {warmup}; 5 of 30 epochs are 0.1667.')
         self.pooling, self.refinement, self.tau, self.min_area = pooling, refinement, tau, min_area
-        self.iters, self.scale, self.dilations, self.warmup, self.mask_weight = iters, scale, tuple(dilations), warmup, mask_weight
+        self.iters, self.scale, self.dilations, self.warmup, self.mask_weight = (iters, scale, tuple(dilations), warmup,
+                                                                                 mask_weight)
 
     def refine(self, image, mask, present):
         "The chosen refinement of masks [B,K+1,h,w] by images of their size; absent classes become zero"
@@ -182,7 +189,8 @@ class Ccmr(MaskNet):
         image, out = resize(image.to(mask), mask.shape[2:]), torch.zeros_like(mask)
         for i, v in enumerate(valid):
             y, x = within(v)
-            if v.any(): out[i:i + 1, :, y, x] = self.refine(image[i:i + 1, :, y, x], mask[i:i + 1, :, y, x], present[i:i + 1])
+            if v.any():
+                out[i:i + 1, :, y, x] = self.refine(image[i:i + 1, :, y, x], mask[i:i + 1, :, y, x], present[i:i + 1])
         return out
 
 # %% ../../nbs/papers/ccmr.ipynb #69a2bf45
@@ -191,7 +199,8 @@ def class_scores(self: Ccmr, s, m, valid, refined=None, present=None):
     inside = valid[:, None].to(s)
     share = inside / inside.mean((2, 3), keepdim=True).clamp(min=1 / inside[0].numel())
     if self.pooling == 'average': y = (s * share).mean((2, 3))
-    elif self.pooling == 'swp' and refined is not None: y = swp(s, m * inside, refined, present, self.tau, self.min_area)
+    elif self.pooling == 'swp' and refined is not None:
+        y = swp(s, m * inside, refined, present, self.tau, self.min_area)
     else: y = ngwp(s, m * inside)
     return (y + focal_penalty(m * share))[:, 1:]
 
@@ -207,7 +216,8 @@ def forward(self: Ccmr, batch):
     if warm: return dict(loss=classes, classes=classes)
     target = pseudo_labels(resize(refined, image.shape[2:])).where(batch['valid'], 255)
     masks = balanced_mask_loss(resize(s, image.shape[2:]), target, labels)
-    return dict(loss=classes + self.mask_weight * masks.mean(), classes=classes, masks=masks.mean(), taught=(masks > 0).float().mean(), labelled=(target != 255).sum() / batch['valid'].sum().clamp(min=1))
+    return dict(loss=classes + self.mask_weight * masks.mean(), classes=classes, masks=masks.mean(),
+                taught=(masks > 0).float().mean(), labelled=(target != 255).sum() / batch['valid'].sum().clamp(min=1))
 
 
 Ccmr.class_scores, Ccmr.forward = class_scores, forward
@@ -234,7 +244,9 @@ def score_maps(self: Ccmr, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
     for image, maps, own in zip(images, self.mean_mask(images, scales, flip, max_side, keep), present):
         wins = own[keep] if cleaned else torch.isin(keep, F.pad(maps.argmax(0).cpu().unique(), (1, 0)))
         maps = maps[wins.to(maps.device)]
-        if kind == 'refined': maps = self.refine(as_tensor(image)[None].to(maps), maps[None], torch.ones(1, len(maps), dtype=torch.bool, device=maps.device))[0]
+        if kind == 'refined':
+            maps = self.refine(as_tensor(image)[None].to(maps), maps[None],
+                               torch.ones(1, len(maps), dtype=torch.bool, device=maps.device))[0]
         out.append(ScoreMaps(keep[wins].numpy(), maps.clamp(0, 1).cpu().numpy()))
     return out
 

@@ -60,7 +60,8 @@ def group_means(
 ):
     "Mean CAM of the positive and of the negative pixels of each class: [K,2]"
     groups, y = torch.stack([scores > 0, scores < 0], 2).to(cam), labels.to(cam)
-    means = torch.einsum('bkghw,bkhw->bkg', groups, cam.relu() if mode == 'official' else cam) / groups.sum((3, 4)).clamp(min=1)
+    means = torch.einsum('bkghw,bkhw->bkg', groups,
+                         cam.relu() if mode == 'official' else cam) / groups.sum((3, 4)).clamp(min=1)
     images = y.sum(0).clamp(min=1) if mode == 'official' else torch.full_like(y[0], len(y))
     return torch.einsum('bkg,bk->kg', means, y) / images[:, None]
 
@@ -80,7 +81,8 @@ class SignAligner(nn.Module):
     @torch.no_grad()
     def update(self, scores, cam, labels):
         "Move the means of the classes that are in the batch"
-        new = self.momentum * self.means + (1 - self.momentum) * group_means(scores, cam, labels, self.mode).to(self.means)
+        new = (self.momentum * self.means
+               + (1 - self.momentum) * group_means(scores, cam, labels, self.mode).to(self.means))
         self.means.copy_(torch.where((labels > 0).any(0)[:, None], new, self.means))
 
     def forward(
@@ -91,7 +93,8 @@ class SignAligner(nn.Module):
     ):
         "The scores with the sign of each class"
         like = f'B {len(self.means)} h w'
-        check_shapes('SignAligner', scores=(scores, like), **(dict(cam=(cam, like), labels=(labels, f'B {len(self.means)}')) if self.training else {}))
+        check_shapes('SignAligner', scores=(scores, like),
+                     **(dict(cam=(cam, like), labels=(labels, f'B {len(self.means)}')) if self.training else {}))
         if self.training: self.update(everyones(scores), everyones(cam), everyones(labels))
         return scores * (1 - 2 * (self.means[:, 0] < self.means[:, 1]).to(scores))[:, None, None]
 
@@ -111,7 +114,8 @@ def top_down_loss(
     counts=None,  # [B,K,h,w], False where the target decides nothing
 ):
     "Eq. 7: cross-entropy of the adapted scores over the classes of the image"
-    check_shapes('top_down_loss', logits=(logits, 'B K h w'), target=(target, 'B K h w'), labels=(labels, 'B K'), **({} if counts is None else dict(counts=(counts, 'B K h w'))))
+    check_shapes('top_down_loss', logits=(logits, 'B K h w'), target=(target, 'B K h w'), labels=(labels, 'B K'),
+                 **({} if counts is None else dict(counts=(counts, 'B K h w'))))
     loss = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction='none')
     return class_mean(loss if counts is None else loss * counts.to(loss), labels)
 
@@ -123,17 +127,20 @@ def warm_up(step, steps):
 # %% ../../nbs/papers/icd.ipynb #50775129
 LAYERS = dict(vgg16=('conv4', 'conv5', 'fc6'))  # elsewhere the last three
 FEATURES = dict(conv4=(0,), conv5=(1,), fc6=(2,), concat=(0, 1, 2))
-STRUCTURES = dict(a='Conv5', b='own Fc7', c='Conv5, own Fc6 and Fc7', d="Conv5, the classifier's Fc6 and Fc7", none='no top-down branch')
+STRUCTURES = dict(a='Conv5', b='own Fc7', c='Conv5, own Fc6 and Fc7', d="Conv5, the classifier's Fc6 and Fc7",
+                  none='no top-down branch')
 
 
 def own_copy(backbone, part):
     "A part of the backbone with parameters of its own, to be trained, without dropout"
-    return nn.Sequential(*[copy.deepcopy(m) for m in backbone.parts()[part] if not isinstance(m, nn.Dropout)]).requires_grad_()
+    return nn.Sequential(*[copy.deepcopy(m) for m in backbone.parts()[part]
+                           if not isinstance(m, nn.Dropout)]).requires_grad_()
 
 
 def sized_as(x, like):
     "x, bilinear, at the size of `like`"
-    return x if x.shape[2:] == like.shape[2:] else F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=False)
+    return (x if x.shape[2:] == like.shape[2:] else
+            F.interpolate(x, like.shape[2:], mode='bilinear', align_corners=False))
 
 
 class TopDown(nn.Module):
@@ -141,7 +148,8 @@ class TopDown(nn.Module):
     def __init__(self, backbone, conv5, num_classes, structure='c'):
         super().__init__()
         self.structure, widths = structure, backbone.channels[conv5:]
-        self.layers = nn.ModuleList([own_copy(backbone, n) for n in backbone.names[conv5 + 1:]] if structure in 'bc' else [])
+        self.layers = nn.ModuleList([own_copy(backbone, n) for n in backbone.names[conv5 + 1:]]
+                                    if structure in 'bc' else [])
         self.head = nn.Conv2d(dict(a=widths[0], b=widths[-1]).get(structure, sum(widths)), num_classes, 1, bias=False)
         nn.init.normal_(self.head.weight, std=.01)
 
@@ -160,7 +168,8 @@ def single_class(labels,
 
 class Icd(Localiser):
     "CAM branch and intra-class discriminator, trained together"
-    reading = dict(kind='', mode='official', threshold=0.)  # kind: one of `kinds`, '' = icd, or bottom_up without a top-down branch; the others as in `seeds`
+    # kind: one of `kinds`, '' = icd, or bottom_up without a top-down branch; the others as in `seeds`
+    reading = dict(kind='', mode='official', threshold=0.)
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
@@ -176,16 +185,20 @@ class Icd(Localiser):
                  single=True,  # learn each direction from images of that class alone, where there are any
                  ):
         super().__init__(backbone, num_classes)
-        for what, name, known in (('features', features, FEATURES), ('structure', structure, STRUCTURES), ('kind', kind, KINDS), ('refine', refine, ('mean', 'vote', 'none'))): check_name(name, known, what)
+        for what, name, known in (('features', features, FEATURES), ('structure', structure, STRUCTURES),
+                                  ('kind', kind, KINDS), ('refine', refine, ('mean', 'vote', 'none'))):
+            check_name(name, known, what)
         self.places = [backbone.names.index(n) for n in LAYERS.get(backbone.name, backbone.names[-3:])]
-        self.seen, self.kind, self.refine, self.margin = FEATURES[features], kind, refine, margin if mode == 'official' else 0.
+        self.seen, self.kind, self.refine, self.margin = (FEATURES[features], kind, refine,
+                                                          margin if mode == 'official' else 0.)
         self.weight, self.top_down, self.warmup, self.single = weight, top_down, warmup, single
         widths = [backbone.channels[p] for p in self.places]
         self.head = nn.Conv2d(backbone.channels[-1], num_classes, 1)
         self.norms = nn.ModuleDict({str(i): nn.BatchNorm2d(widths[i], affine=False) for i in sorted({1, *self.seen})})
         self.directions = nn.Parameter(.01 * torch.randn(num_classes, sum(widths[i] for i in self.seen)))
         self.aligner = SignAligner(num_classes, mode=mode)
-        self.register_buffer('company', torch.zeros(num_classes, dtype=torch.bool), persistent=False)  # classes that are nowhere alone: `prepare` finds them
+        # classes that are nowhere alone: `prepare` finds them
+        self.register_buffer('company', torch.zeros(num_classes, dtype=torch.bool), persistent=False)
         self.branch = None if structure == 'none' else TopDown(backbone, self.places[1], num_classes, structure)
         nn.init.normal_(self.head.weight, std=.01), nn.init.zeros_(self.head.bias)
 
@@ -193,14 +206,16 @@ class Icd(Localiser):
         "New layers at the rate of the head, the directions at the backbone's; no decay of biases"
         new = [self.head.weight, self.head.bias, *([] if self.branch is None else [self.branch.head.weight])]
         rest = [p for p in self.parameters() if p.requires_grad and all(p is not n for n in new)]
-        return [dict(params=[p for p in ps if (p.dim() > 1) == decays], decay_mult=float(decays), **kw) for ps, kw in ((rest, {}), (new, dict(head=True))) for decays in (True, False)]
+        return [dict(params=[p for p in ps if (p.dim() > 1) == decays], decay_mult=float(decays), **kw)
+                for ps, kw in ((rest, {}), (new, dict(head=True))) for decays in (True, False)]
 
     def outputs(self, images):
         "Raw CAM, the features that the directions see, and S'' (or None)"
         maps = self.backbone(images)
         normed = {i: self.norms[str(i)](maps[self.places[i]]) for i in sorted({1, *self.seen})}
         features = torch.cat([sized_as(normed[i], normed[self.seen[len(self.seen) // 2]]) for i in self.seen], 1)
-        return self.head(maps[-1]), features, None if self.branch is None else self.branch(normed[1], maps[self.places[1] + 1:])
+        return (self.head(maps[-1]), features,
+                None if self.branch is None else self.branch(normed[1], maps[self.places[1] + 1:]))
 
     def raw_maps(self, images, **reading):
         return self.head(self.backbone(images)[-1])
@@ -220,9 +235,11 @@ def losses(self: Icd, cam, features, logits, batch):
     "The losses cam, bottom_up and top_down from the outputs of the network"
     labels = batch['labels']
     out = dict(cam=self.num_classes * multilabel_loss(cam.mean((2, 3)), labels),
-               bottom_up=bottom_up_loss(features, self.directions, single_class(labels, self.company) if self.single else labels, self.kind))
+               bottom_up=bottom_up_loss(features, self.directions,
+                                        single_class(labels, self.company) if self.single else labels, self.kind))
     loss = out['cam'] + self.weight * out['bottom_up']
-    scores = self.aligner(directional_scores(features, self.directions.detach()), sized_as(cam.detach(), features), labels)
+    scores = self.aligner(directional_scores(features, self.directions.detach()), sized_as(cam.detach(), features),
+                          labels)
     if logits is not None:
         target, counts = self.target(sized_as(scores, logits), batch)
         out['top_down'] = top_down_loss(logits, target, labels, counts)
@@ -253,18 +270,24 @@ def signed_scores(self: Icd, images, kind='', scales=(1., .5, 1.5, 2.), flip=Tru
     if check_name(kind, self.kinds, 'reading.kind') == 'icd' and self.branch is None: raise UserError('reading.kind: this network has no top-down branch (structure=none); use bottom_up or superpixels.')
     def both(x):
         cam, features, logits = self.outputs(x)
-        s = dict(icd=lambda: logits, cam=lambda: cam, signed_cam=lambda: cam).get(kind, lambda: self.aligner(directional_scores(features, self.directions), cam, None))()
+        s = dict(icd=lambda: logits, cam=lambda: cam, signed_cam=lambda: cam).get(
+            kind, lambda: self.aligner(directional_scores(features, self.directions), cam, None))()
         return torch.cat([sized_as(s, cam), cam], 1)
-    score, cam = (multi_scale(both, images, scales, flip, self.directions.device, max_side=max_side) / len(scales) / (1 + flip)).chunk(2, 1)
-    if kind == 'superpixels': score = torch.stack([torch.from_numpy(region_mean(s.cpu().numpy(), superpixels(i, self.base_features(i)))).to(s) for s, i in zip(score, images)])
+    score, cam = (multi_scale(both, images, scales, flip, self.directions.device,
+                              max_side=max_side) / len(scales) / (1 + flip)).chunk(2, 1)
+    if kind == 'superpixels':
+        score = torch.stack([torch.from_numpy(region_mean(s.cpu().numpy(), superpixels(i, self.base_features(i)))).to(s)
+                             for s, i in zip(score, images)])
     return score, cam
 
 
-def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, kind='', mode='official', threshold=0.):
+def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, kind='', mode='official',
+               threshold=0.):
     "Seeds as ScoreMaps, with a background in front (kind=cam: normalised maps without one)"
     if kind == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side)
     scores = self.signed_scores(images, kind, scales, flip, max_side)
-    return [seed_maps(s[y], c[y], y.nonzero().flatten().numpy() + 1, mode, threshold) for s, c, y in zip(*scores, labels.bool().cpu())]
+    return [seed_maps(s[y], c[y], y.nonzero().flatten().numpy() + 1, mode, threshold)
+            for s, c, y in zip(*scores, labels.bool().cpu())]
 
 
 Icd.base_features, Icd.signed_scores, Icd.score_maps = base_features, signed_scores, any_form(score_maps)
@@ -278,7 +301,8 @@ def prepare(self: Icd, data, folder, workers=0, **settings):
         raise UserError(f'data: ICD learns its directions from images with a single tag, and none of the {len(data)} images has just one; use options.single=false to take all of them.')
     self.company = ((alone == 0) & (data.labels.sum(0) > 0)).to(self.company)
     lost = [c for c, company in zip(data.classes, self.company) if company]
-    if lost: print(f'note: no image has the single tag {", ".join(lost)}; the directions of these classes learn from all of their images')
+    if lost:
+        print(f'note: no image has the single tag {", ".join(lost)}; the directions of these classes learn from all of their images')
     if self.branch is None or self.refine == 'none': return None
     return keep_regions(data, folder, self.eval().base_features, workers, **settings)
 

@@ -105,7 +105,8 @@ def is_cam(
     "Eq. 7: [B,K+1,h,w]"
     check_shapes('is_cam', features=(features, 'B D h w'))
     if prototypes.ndim != 3 or prototypes.shape[::2] != features.shape[:2]: raise UserError(f'prototypes: expected [{len(features)},K+1,{features.shape[1]}] for features {list(features.shape)}, got {list(prototypes.shape)}.')
-    return torch.bmm(unit(prototypes, 2), unit(features.flatten(2), 1)).relu().view(len(features), -1, *features.shape[2:])
+    return torch.bmm(unit(prototypes, 2), unit(features.flatten(2), 1)).relu().view(
+        len(features), -1, *features.shape[2:])
 
 # %% ../../nbs/papers/sipe.ipynb #a2d22e04
 def gsc_loss(
@@ -123,12 +124,15 @@ def gsc_loss(
 SEEDS = dict(  # how seeds are found: (features, cam, bg_weight, threshold) -> int64 [B,h,w]
     structure=lambda features, cam, bg_weight, threshold: locate_seeds(features, cam, bg_weight),
     argmax=lambda features, cam, bg_weight, threshold: weighted(cam, bg_weight).argmax(1),
-    threshold=lambda features, cam, bg_weight, threshold: torch.cat([torch.full_like(cam[:, :1], threshold), cam[:, 1:]], 1).argmax(1),
+    threshold=lambda features, cam, bg_weight,
+    threshold: torch.cat([torch.full_like(cam[:, :1], threshold), cam[:, 1:]], 1).argmax(1),
 )
 FEATURES = ('hierarchical', 'semantic')
-CHOICES = dict(seeds=SEEDS, feature=FEATURES, seed_feature=FEATURES, background=('prototype', 'estimated', 'threshold'), mode=('official', 'paper'),
+CHOICES = dict(seeds=SEEDS, feature=FEATURES, seed_feature=FEATURES, background=('prototype', 'estimated', 'threshold'),
+               mode=('official', 'paper'),
                kind=('is_cam', 'cam'), background_of=('all', 'present'))
-FROZEN = dict(resnet50=('stem', 'layer1', 'layer2'), resnet101=('stem', 'layer1', 'layer2'), mobilenet_v2=('stem', 'layer1', 'layer2'), resnet38=('stem', 'conv2'), vgg16=('conv1', 'conv2'))
+FROZEN = dict(resnet50=('stem', 'layer1', 'layer2'), resnet101=('stem', 'layer1', 'layer2'),
+              mobilenet_v2=('stem', 'layer1', 'layer2'), resnet38=('stem', 'conv2'), vgg16=('conv1', 'conv2'))
 
 
 def check_choices(**given):
@@ -148,7 +152,9 @@ def full(x):
 # %% ../../nbs/papers/sipe.ipynb #5f2b55a7
 class Sipe(Localiser):
     "SIPE: a CAM network that is trained to agree with the image-specific CAMs of its own features"
-    reading = dict(kind='is_cam', background_of='all', bg_weight='', background='', feature='', seed_feature='', seeds='', seed_threshold='')  # '' = as trained
+    # '' = as trained
+    reading = dict(kind='is_cam', background_of='all', bg_weight='', background='', feature='', seed_feature='',
+                   seeds='', seed_threshold='')
 
     def __init__(
         self, backbone, num_classes,
@@ -166,15 +172,19 @@ class Sipe(Localiser):
         super().__init__(backbone, num_classes)
         check_choices(seeds=seeds, seed_feature=seed_feature, feature=feature, background=background, mode=mode)
         self.gsc, self.paper, channels = gsc, mode == 'paper', backbone.channels[-4:]
-        self.options = dict(bg_weight=bg_weight, seeds=seeds, seed_threshold=seed_threshold, seed_feature=seed_feature, feature=feature, background=background)
+        self.options = dict(bg_weight=bg_weight, seeds=seeds, seed_threshold=seed_threshold, seed_feature=seed_feature,
+                            feature=feature, background=background)
         self.head = nn.Conv2d(channels[-1], num_classes, 1, bias=False)
         projected = gsc > 0 and feature == 'hierarchical'
-        self.sides = nn.ModuleList(nn.Conv2d(c, w, 1, bias=False) for c, w in zip(channels, widths if projected else ()))
-        self.backbone.freeze(*(freeze if freeze != 'auto' else FROZEN.get(backbone.name, ()) if backbone.origin.get('weights') else ()))
+        self.sides = nn.ModuleList(nn.Conv2d(c, w, 1, bias=False)
+                                   for c, w in zip(channels, widths if projected else ()))
+        self.backbone.freeze(*(freeze if freeze != 'auto' else FROZEN.get(backbone.name, ())
+                               if backbone.origin.get('weights') else ()))
 
     def features(self, stages, o):
         "The features that the options o ask for: name -> [B,D,h,w]"
-        return {n: stages[-1] if n == 'semantic' else hierarchical(stages, [s.weight for s in self.sides] or None) for n in {o['feature'], o['seed_feature']}}
+        return {n: stages[-1] if n == 'semantic' else hierarchical(stages, [s.weight for s in self.sides] or None)
+                for n in {o['feature'], o['seed_feature']}}
 
     def general(self, cam, labels, bg_weight):
         "M: the background in front of the normalised maps"
@@ -182,7 +192,8 @@ class Sipe(Localiser):
 
     def specific(self, cam, features, mask, o):
         "IS-CAM with the options o: Eq. 3-7"
-        seeds = SEEDS[o['seeds']](features[o['seed_feature']], cam, 1. if self.paper else o['bg_weight'], o['seed_threshold'])
+        seeds = SEEDS[o['seeds']](features[o['seed_feature']], cam, 1. if self.paper else o['bg_weight'],
+                                  o['seed_threshold'])
         f = features[o['feature']]
         return is_cam(f, prototypes(f, one_hot(seeds, cam.shape[1], mask)))
 
@@ -233,9 +244,11 @@ def score_maps(self: Sipe, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
     labels = labels.to(device).float()
     here = F.pad(labels.bool(), (1, 0), value=True)
     keep = here.any(0).nonzero().flatten()
-    maps = multi_scale(lambda x: self.view_maps(x, labels, keep, flip, r), images, scales, False, device, max_side=max_side)
+    maps = multi_scale(lambda x: self.view_maps(x, labels, keep, flip, r), images, scales, False, device,
+                       max_side=max_side)
     maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
-    if r['background'] == 'estimated': maps = with_background(maps[:, 1:], alpha=r['bg_weight']) if len(keep) > 1 else torch.ones_like(maps)
+    if r['background'] == 'estimated':
+        maps = with_background(maps[:, 1:], alpha=r['bg_weight']) if len(keep) > 1 else torch.ones_like(maps)
     if r['background'] == 'threshold': here[:, 0] = False
     rows = here[:, keep].cpu()
     return [ScoreMaps(keep.cpu()[row].numpy(), m[row].numpy()) for m, row in zip(maps.cpu(), rows)]
