@@ -36,7 +36,7 @@ pygments_dark_style = 'github-dark'
 contents = {
     'Tutorials': ['tutorials/own_photographs', 'tutorials/use_as_a_library', 'tutorials/read_a_run', 'tutorials/add_a_method', 'tutorials/*', 'glossary'],
     'The five papers': ['papers/sipe', 'papers/svm', 'papers/icd', 'papers/ecsnet', 'papers/seam', 'papers/ccmr', 'papers/[!b]*'],
-    'Results': ['results/drawings', 'results/photographs', 'results/grid', 'results/noise', 'results/*'],
+    'Results': ['results/drawings', 'results/photographs', 'results/grids', 'results/noise', 'results/*'],
     'Foundations': ['api', '00_basics', '00_tell', '00_core', '00_calls', '00_workers', '00_processes', '01_metrics', '02_show'],
     'Data': ['data/catalog', 'data/folder', 'data/synthetic', 'data/voc', 'data/coco', 'data/sample', 'data/*'],
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
