@@ -78,7 +78,7 @@ $(INSTALLED): settings.ini setup.py pyproject.toml | check-machine
 	@touch $@
 
 $(READY): $(INSTALLED) $(if $(wildcard $(READY)),,crf)
-	@$(BIN)/python -c "from wsss_nb.core import check_torch_pair; check_torch_pair()"
+	@$(BIN)/python -c "from wsss_nb.base.core import check_torch_pair; check_torch_pair()"
 	@touch $@
 
 # torch and torchvision from the index that was named; else, where no GPU is, a CPU build if the index has one of both

@@ -21,6 +21,6 @@ setup(
     packages=packages + ['wsss_nb.stages', 'wsss_nb.recipe_files', 'wsss_nb.recipe_files.tables', 'wsss_nb.table_files'],
     package_dir={'wsss_nb.stages': 'nbs/run', 'wsss_nb.recipe_files': 'runs/recipes', 'wsss_nb.recipe_files.tables': 'runs/recipes/tables', 'wsss_nb.table_files': 'runs'},
     package_data={'wsss_nb.stages': ['*.ipynb'], 'wsss_nb.recipe_files': ['*.yaml'], 'wsss_nb.recipe_files.tables': ['*.yaml'], 'wsss_nb.table_files': ['*.yaml']},
-    entry_points={'console_scripts': s['console_scripts'].split(), 'papermill.engine': ['wsss=wsss_nb.warm:Engine']},
+    entry_points={'console_scripts': s['console_scripts'].split(), 'papermill.engine': ['wsss=wsss_nb.engine.warm:Engine']},
     long_description=(here / 'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown', zip_safe=False,
 )

@@ -49,7 +49,7 @@ class Symbols:
                 if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('wsss_nb.'): self.imports[doc].update({a.asname or a.name: (n.module[8:], a.name) for a in n.names})
 
     def page(self, text):
-        "The notebook or other page that the text names: papers/sipe, 03_cams, nbs/run/train.ipynb, CONTRIBUTING.md, papers/"
+        "The notebook or other page that the text names: papers/sipe, cams, nbs/run/train.ipynb, CONTRIBUTING.md, papers/"
         if text == 'README.md': return 'index'
         doc = re.sub(r'^nbs/|\.(ipynb|md)$', '', text)
         if doc in self.docs and (re.search('[/.]', text) or text[0].isdigit()): return doc

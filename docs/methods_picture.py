@@ -6,8 +6,8 @@ from PIL import Image
 
 from wsss_nb.data.sample import read_mask
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.report import Report
-from wsss_nb.show import grid, overlay
+from wsss_nb.results.report import Report
+from wsss_nb.base.show import grid, overlay
 
 RUNS = dict(cam_synthetic='CAM', icd_synthetic='ICD', ecsnet_synthetic='ECS-Net', sipe_synthetic='SIPE', svm_synthetic='SVM (SIPE)', ccmr_synthetic='CCMR')
 SHOWN = [20, 40, 60, 80]  # evenly spaced, chosen before looking

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError, seed_everything
+from wsss_nb.base.core import UserError, seed_everything
 
 SCALES = (1., .5)
 

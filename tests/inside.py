@@ -4,9 +4,9 @@ from contextlib import contextmanager
 import pytest
 from matplotlib import pyplot
 
-from wsss_nb import stage
-from wsss_nb.execute import StageFailed
-from wsss_nb.recipes import notebook_parameters
+from wsss_nb.engine import stage
+from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.recipes import notebook_parameters
 
 
 def execute(path, out, parameters, what, progress):

@@ -17,7 +17,7 @@ BROKEN = dict(cells=[dict(cell_type='code', id='a', metadata={}, source='1 / 0',
 
 WORKS = """
 import time
-from wsss_nb.tell import Progress
+from wsss_nb.base.tell import Progress
 print('above')
 for i in Progress(range(8), 'counting, step'): time.sleep(.5)
 print('below')"""

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb import arguments as A
+from wsss_nb.base import arguments as A
 from wsss_nb.cli import COMPUTES, DOES, main
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 
 
 # -- what can be typed
@@ -45,7 +45,7 @@ def test_every_action_of_every_parser_has_a_help_or_is_an_old_spelling():
 
 
 def test_the_version_is_that_of_the_runs(capsys):
-    from wsss_nb.run import code_version
+    from wsss_nb.engine.run import code_version
     assert main(['--version']) == 0 and capsys.readouterr().out == f'wsss_nb {code_version()}\n'
 
 
@@ -197,8 +197,8 @@ def voc_run(tmp_path_factory):
     from trained import lay_down
     from wsss_nb.data.synthetic import synthetic
     from wsss_nb.data.voc import VOC_CLASSES, voc12
-    from wsss_nb.evaluate import write_predictions
-    from wsss_nb.methods import load_segmenter
+    from wsss_nb.engine.evaluate import write_predictions
+    from wsss_nb.engine.methods import load_segmenter
     d, drawn, test = tmp_path_factory.mktemp('voc'), synthetic('train', n=16), synthetic('val', n=4)
     drawn.classes = VOC_CLASSES
     voc = d / 'kit/VOC2012'
@@ -321,9 +321,9 @@ def test_a_row_is_called_in_lists_as_in_its_recipe(rows, capsys):
 @pytest.mark.parametrize('name', ['t.CRF from labels', 't.CRF_from_labels'])
 def test_a_run_is_found_by_either_name(rows, monkeypatch, name):
     from inside import inside
-    from wsss_nb import report as R
-    from wsss_nb.predict import find_run
-    from wsss_nb.run import record_of, resume
+    from wsss_nb.results import report as R
+    from wsss_nb.results.predict import find_run
+    from wsss_nb.engine.run import record_of, resume
     runs = rows / 'runs'
     assert record_of(name, runs) == find_run(name, runs).resolve() == (runs / 't.CRF_from_labels').resolve()
     report = R.Report(runs, [name])
@@ -336,7 +336,7 @@ def test_a_run_is_found_by_either_name(rows, monkeypatch, name):
 
 
 def test_a_table_prints_the_names_of_its_recipe(rows, monkeypatch, capsys):
-    from wsss_nb import report
+    from wsss_nb.results import report
     monkeypatch.setattr(report, 'make_report', lambda *a: 'page')
     report.finish_table([rows / 'runs/t.CRF_from_labels', rows / 'runs/t.plain_one'], rows / 'runs')
     assert [l[:24].strip() for l in capsys.readouterr().out.splitlines()[1:3]] == ['CRF from labels', 'plain_one']
@@ -389,7 +389,7 @@ def test_a_method_that_is_none_is_told_before_anything_runs(tmp_path, monkeypatc
 @pytest.mark.parametrize('name', ['Fine', 'Picky'])
 def test_a_method_is_only_judged_by_what_it_gives(tmp_path, name):
     import torch
-    from wsss_nb.methods import check_localiser
+    from wsss_nb.engine.methods import check_localiser
     (tmp_path / 'bad.py').write_text(OWN)
     state = torch.get_rng_state()
     check_localiser(f'{tmp_path}/bad.py:{name}')
@@ -398,7 +398,7 @@ def test_a_method_is_only_judged_by_what_it_gives(tmp_path, name):
 
 def test_a_network_in_training_is_told_the_same(tmp_path):
     from wsss_nb.data.synthetic import synthetic
-    from wsss_nb.methods import localiser_learner
+    from wsss_nb.engine.methods import localiser_learner
     (tmp_path / 'bad.py').write_text(OWN)
     learner = localiser_learner(synthetic('train', n=4), f'{tmp_path}/bad.py:Scores', 'tiny', '', crop=48, batch_size=2, device='cpu')
     with pytest.raises(UserError, match=r'forward of the network returned a Tensor \[2, 8\]; the trainer needs a dict'): learner.fit()

@@ -5,12 +5,12 @@ import torch
 from PIL import Image
 
 from wsss_nb.cams import write_score_maps
-from wsss_nb.core import save_json
+from wsss_nb.base.core import save_json
 from wsss_nb.data.sample import Data, Record, load_maps, missing, read_mask
-from wsss_nb.methods import METHODS, NETWORK_STEPS, build_affinity, imported_from, load_localiser, localiser_learner
+from wsss_nb.engine.methods import METHODS, NETWORK_STEPS, build_affinity, imported_from, load_localiser, localiser_learner
 from wsss_nb.refine.chain import STEPS
 from wsss_nb.refine.masks import write_masks
-from wsss_nb.train import Callback
+from wsss_nb.engine.train import Callback
 
 CLASSES = ['cat', 'dog', 'never']  # no image has the third
 SMALL = dict(backbone='tiny', weights='', crop=32, long_side=(24, 40), device='cpu', optimizer='adamw', lr=1e-3, head_lr=1., precision='fp32')

@@ -2,7 +2,7 @@
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.catalog import open_data
 
 

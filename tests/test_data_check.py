@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from wsss_nb.cli import main
-from wsss_nb.core import UserError, plain
+from wsss_nb.base.core import UserError, plain
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.check import check_data, check_split, leaks, likely, one_letter, save_sheet, sheet
 from wsss_nb.data.coco import COCO_CLASSES

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.coco import COCO_CLASSES, class_mask, coco14, make_masks
 
 H, W = 48, 64
@@ -104,8 +104,8 @@ def test_mistakes(coco, tmp_path):
 
 
 def test_a_network_is_trained_and_evaluated_over_81_classes(coco, tmp_path):
-    from wsss_nb.evaluate import count_masks, number, write_predictions
-    from wsss_nb.methods import segmenter_learner
+    from wsss_nb.engine.evaluate import count_masks, number, write_predictions
+    from wsss_nb.engine.methods import segmenter_learner
     data = coco14(coco)
     learner = segmenter_learner(data, 'tiny', '', crop=32, batch_size=3, epochs=2, lr=.01, optimizer='adamw')
     learner.fit()

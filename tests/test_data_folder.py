@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.folder import folder
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import Data, Record, ends, image_size, load_maps, read_image, read_mask, save_maps, save_mask
 
 CLASSES = [f'class{k}' for k in range(1, 21)]

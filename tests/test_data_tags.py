@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.tags import mask_tags, read_csv, read_tags, to_ids, xml_tags
 from wsss_nb.data.voc import VOC_CLASSES
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.voc import VOC_CLASSES, voc12
 
 NAMES = ['2007_000032', '2007_000039', '2008_000002', '2008_000003']

@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 
 from inside import inside
-from wsss_nb.core import UserError, load_json
+from wsss_nb.base.core import UserError, load_json
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import read_mask, save_mask
 from wsss_nb.data.synthetic import synthetic, write_voc
-from wsss_nb.evaluate import Validation
-from wsss_nb.methods import segmenter_learner
-from wsss_nb.recipes import stage_parameters
-from wsss_nb.run import run_recipe
+from wsss_nb.engine.evaluate import Validation
+from wsss_nb.engine.methods import segmenter_learner
+from wsss_nb.engine.recipes import stage_parameters
+from wsss_nb.engine.run import run_recipe
 
 RECIPE = dict(limit=6, masks=dict(given='truth', splits=['train']), segment=dict(epochs=2, batch_size=3, validate='val', keep='best'), evaluate=dict(splits=['train', 'val']))
 

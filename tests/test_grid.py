@@ -9,16 +9,16 @@ from statistics import mean
 import pytest
 
 from inside import inside
-from wsss_nb import grid as G
-from wsss_nb import grid_page as P
-from wsss_nb import stage as S
+from wsss_nb.results import grid as G
+from wsss_nb.results import grid_page as P
+from wsss_nb.engine import stage as S
 from wsss_nb.cli import main
-from wsss_nb.core import UserError, load_json, save_json
-from wsss_nb.execute import StageFailed
-from wsss_nb.methods import check_network
-from wsss_nb.readme import Tables
-from wsss_nb.recipes import notebook_parameters, read_recipe, rows_of, stage_parameters
-from wsss_nb.tables import known
+from wsss_nb.base.core import UserError, load_json, save_json
+from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.methods import check_network
+from wsss_nb.results.readme import Tables
+from wsss_nb.engine.recipes import notebook_parameters, read_recipe, rows_of, stage_parameters
+from wsss_nb.results.tables import known
 
 SMALL = ['limit=6', 'train.epochs=1', 'train.batch_size=2', 'psa.epochs=1', 'masks.scales=[1.0]', 'workers=1', 'device=cpu']
 

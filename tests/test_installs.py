@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import wsss_nb
-from wsss_nb.core import install_line, not_installed
+from wsss_nb.base.core import install_line, not_installed
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = configparser.ConfigParser(delimiters=['='])
@@ -38,7 +38,7 @@ def wrong(text):
 
 def test_every_advice_names_packages_that_an_index_has():
     texts = [(p, n.value) for p, n in found(ast.Constant) if isinstance(n.value, str) and 'pip install ' in n.value]
-    assert {p for p, _ in texts} >= {'wsss_nb/core.py', 'nbs/00_core.ipynb', 'nbs/papers/icd.ipynb'} and not [t for t in texts if wrong(t[1])]
+    assert {p for p, _ in texts} >= {'wsss_nb/base/core.py', 'nbs/base/core.ipynb', 'nbs/papers/icd.ipynb'} and not [t for t in texts if wrong(t[1])]
     assert wrong("Dask is not installed: pip install 'wsss_nb[scale]' for --jobs.")[0] == 'wsss_nb[scale]' and not wrong('mend it with: pip install --upgrade "torch>=2" torchvision')
 
 
@@ -77,8 +77,8 @@ def test_elsewhere_it_is_the_packages_of_the_extra(monkeypatch, tmp_path, requir
 
 
 def test_that_pydensecrf_is_not_there_is_on_record(monkeypatch):
-    from wsss_nb.core import versions
-    from wsss_nb.run import unlike
+    from wsss_nb.base.core import versions
+    from wsss_nb.engine.run import unlike
     monkeypatch.setitem(sys.modules, 'pydensecrf.densecrf', None)
     now = versions()
     assert now['pydensecrf2'] == 'none: the CRF runs in torch'

@@ -146,6 +146,6 @@ def test_what_lies_beyond_its_range_is_marked(monkeypatch):
 
 
 def test_a_pair_of_torch_and_torchvision_that_does_not_fit_is_told(monkeypatch):
-    from wsss_nb.core import UserError, check_torch_pair
+    from wsss_nb.base.core import UserError, check_torch_pair
     monkeypatch.setitem(sys.modules, 'torchvision', None)
     with pytest.raises(UserError, match='do not fit .*install both from one index in one command: pip install'): check_torch_pair()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, confusion_matrix
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.metrics import Confusion, PixelAP, pixel_ap, pixel_map, rank16, threshold_sweep
 
 GOLDENS = Path(__file__).parent / 'goldens'

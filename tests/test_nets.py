@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.nets import resnet38
 from wsss_nb.nets.backbone import NORMALIZATIONS, Backbone
 from wsss_nb.nets.mobilenet import padding_agrees

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from wsss_nb.warm import own_kernel
+from wsss_nb.engine.warm import own_kernel
 
 NBS = Path(__file__).resolve().parents[1] / 'nbs'
 LIBRARY = sorted(p for p in NBS.rglob('*.ipynb') if 'run' not in p.relative_to(NBS).parts and '.ipynb_checkpoints' not in p.parts)

@@ -56,9 +56,9 @@ import importlib, pkgutil, wsss_nb
 assert wsss_nb.__file__.startswith({site!r}), wsss_nb.__file__
 names = [m.name for m in pkgutil.walk_packages(wsss_nb.__path__, 'wsss_nb.') if not m.ispkg]
 for n in names: importlib.import_module(n)
-from wsss_nb.recipes import all_recipes, stage_notebook
+from wsss_nb.engine.recipes import all_recipes, stage_notebook
 assert str(stage_notebook('train')).startswith({site!r}) and 'cam_synthetic' in all_recipes()
-from wsss_nb.tables import overview, recipe_of
+from wsss_nb.results.tables import overview, recipe_of
 assert str(all_recipes()['sipe_4_cam']).startswith({site!r}) and len(overview()) > 20 and recipe_of('sipe:4', 'CAM', 'photos')['backbone'] == 'mobilenet_v2'
 print(len(names))
 '''.format(site=str(site))
@@ -73,7 +73,7 @@ def test_only_an_extra_has_to_be_built(wheel):
 
 
 def test_a_missing_package_is_advised_by_the_names_that_an_index_has(site, tmp_path):
-    r = python("from wsss_nb.execute import run_notebook\ntry: run_notebook('', '', {}, '', '')\nexcept ValueError as e: print(e)", site, tmp_path)
+    r = python("from wsss_nb.engine.execute import run_notebook\ntry: run_notebook('', '', {}, '', '')\nexcept ValueError as e: print(e)", site, tmp_path)
     text, _, advised = r.stdout.strip().partition(' install ')
     assert text.startswith('papermill is not installed; for running a recipe: ') and re.findall(r'"([\w-]+)[<>=,.\d]+"', advised) == ['papermill', 'ipykernel', 'nbconvert', 'jupyterlab'], r
 
@@ -105,7 +105,7 @@ def as_notebook(code, cwd):
     "Run the code as a notebook's only cell, in a kernel of this Python"
     import nbformat
     from nbclient import NotebookClient
-    from wsss_nb.execute import own_kernel
+    from wsss_nb.engine.execute import own_kernel
     with own_kernel() as kernel:
         NotebookClient(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), timeout=300, kernel_name=kernel, resources=dict(metadata=dict(path=str(cwd)))).execute()
 

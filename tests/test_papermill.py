@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from wsss_nb.cli import main
-from wsss_nb.core import UserError
-from wsss_nb.recipes import STAGES, notebook_parameters, stage_notebook, stage_parameters
-from wsss_nb.stage import checked
+from wsss_nb.base.core import UserError
+from wsss_nb.engine.recipes import STAGES, notebook_parameters, stage_notebook, stage_parameters
+from wsss_nb.engine.stage import checked
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = [stage_notebook(s) for s in STAGES] + [p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if 'run' not in p.parts and '"parameters"' in p.read_text() and '.ipynb_checkpoints' not in p.parts]

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from conformity import check_localiser
-from wsss_nb.core import UserError
-from wsss_nb.methods import build_localiser
+from wsss_nb.base.core import UserError
+from wsss_nb.engine.methods import build_localiser
 from wsss_nb.nets.single_stage import ConvHead, SingleStageHead, balanced_mask_loss, pseudo_labels, resize
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers.ccmr import Ccmr, ccmr, focal_penalty, neighbour_affinity, ngwp, prototypes, swp, within
-from wsss_nb.recipes import read_recipe, stage_parameters
+from wsss_nb.engine.recipes import read_recipe, stage_parameters
 from wsss_nb.refine.pamr import pamr
 
 HERE = Path(__file__).parent / 'goldens'

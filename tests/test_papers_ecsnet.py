@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
 from conformity import check_localiser
-from wsss_nb.core import UserError
-from wsss_nb.methods import build_localiser
+from wsss_nb.base.core import UserError
+from wsss_nb.engine.methods import build_localiser
 from wsss_nb.nets.zoo import BACKBONES, build
 from wsss_nb.papers import ecsnet as P
-from wsss_nb.recipes import read_recipe, stage_parameters
+from wsss_nb.engine.recipes import read_recipe, stage_parameters
 from wsss_nb.refine import correlation as C
 
 G = {k: torch.from_numpy(np.array(v)) for k, v in np.load(Path(__file__).parent / 'goldens/ecsnet.npz').items()}

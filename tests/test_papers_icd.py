@@ -9,18 +9,18 @@ import torch.nn.functional as F
 
 from conformity import check_localiser
 from inside import inside
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import Data, Record, load_maps, read_mask, save_maps
 from wsss_nb.data.views import TrainingViews
-from wsss_nb.evaluate import sweep_of
+from wsss_nb.engine.evaluate import sweep_of
 from wsss_nb.metrics import Confusion, pixel_ap
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers import icd as I
 from wsss_nb.refine import signed as S
 from wsss_nb.refine.chain import refine, to_mask
 from wsss_nb.refine.crf import crf_from_labels
-from wsss_nb.run import run_recipe
+from wsss_nb.engine.run import run_recipe
 
 G, OPS, RULE = ({k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / f'goldens/{n}.npz').items()} for n in ('icd', 'icd_ops_official', 'icd_seeds_official'))
 

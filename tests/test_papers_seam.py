@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from conformity import check_localiser
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers import seam as P
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from conformity import check_localiser, training_batch
 from wsss_nb.cams import CamNet, multilabel_loss, normalize, with_background
-from wsss_nb.core import UserError, seed_everything
+from wsss_nb.base.core import UserError, seed_everything
 from wsss_nb.data.views import merge_pairs
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers import sipe as S

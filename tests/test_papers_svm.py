@@ -7,7 +7,7 @@ import torch
 from sklearn.svm import SVC
 
 from wsss_nb.cams import CamNet
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import ScoreMaps, load_maps, save_maps
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.nets.zoo import BACKBONES, build

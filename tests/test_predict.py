@@ -13,10 +13,10 @@ from PIL import Image
 
 import wsss_nb.nets.export as E
 from trained import lay_down
-from wsss_nb.core import UserError, save_json
+from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.predict import Predictor, export_onnx, find_pictures, load, predict_files
-from wsss_nb.methods import load_segmenter
+from wsss_nb.results.predict import Predictor, export_onnx, find_pictures, load, predict_files
+from wsss_nb.engine.methods import load_segmenter
 from wsss_nb.refine.crf import dense_crf
 
 
@@ -193,7 +193,7 @@ def test_the_onnx_file_computes_what_the_network_does(net, tmp_path, output):
 
 def test_onnx_of_mobilenet_at_odd_sizes(tmp_path):
     pytest.importorskip('onnxruntime')
-    from wsss_nb.methods import build_segmenter
+    from wsss_nb.engine.methods import build_segmenter
     torch.manual_seed(0)
     net = build_segmenter(20, 'mobilenet_v2').eval()
     for m in net.modules():

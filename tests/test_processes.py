@@ -13,11 +13,11 @@ import torch
 
 from inside import inside
 from wsss_nb.cli import main
-from wsss_nb.core import UserError, save_json
+from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.methods import AFFINITIES, METHODS, affinity_learner, localiser_learner, segmenter_learner
-from wsss_nb.processes import SharedNorm, count, launcher
-from wsss_nb.train import Batches, Callback, Learner, read_checkpoint
+from wsss_nb.engine.methods import AFFINITIES, METHODS, affinity_learner, localiser_learner, segmenter_learner
+from wsss_nb.base.processes import SharedNorm, count, launcher
+from wsss_nb.engine.train import Batches, Callback, Learner, read_checkpoint
 
 PAIR = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
 
@@ -166,7 +166,7 @@ WAITS = '''
 import os
 os.environ['WSSS_LAUNCH'] = '2'
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.methods import localiser_learner
+from wsss_nb.engine.methods import localiser_learner
 localiser_learner(synthetic('train', n=8), 'cam', 'tiny', '', crop=32, long_side=(32, 48), epochs=5000, batch_size=4, device='cpu', folder={folder!r}, save_seconds=0).fit()
 '''
 

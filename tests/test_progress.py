@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from wsss_nb import execute, tell
-from wsss_nb.tell import LINE, File, Log, Progress, at_work, fitted, place, written
+from wsss_nb.engine import execute
+from wsss_nb.base import tell
+from wsss_nb.base.tell import LINE, File, Log, Progress, at_work, fitted, place, written
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = '''
 import sys, time
-from wsss_nb import tell
-from wsss_nb.tell import Progress, at_work
+from wsss_nb.base import tell
+from wsss_nb.base.tell import Progress, at_work
 for place in (tell.Terminal, tell.Log, tell.Jupyter): place.wait = place.every = .05
 def work(n=4):
     for i in Progress(range(n), 'counting, step'):
@@ -105,7 +106,7 @@ def test_a_log_begins_after_two_seconds_and_goes_on_every_ten(monkeypatch, capsy
 
 
 def test_short_work_says_nothing():
-    assert in_a_pipe('from wsss_nb.tell import Progress, at_work\nwith at_work("short"): list(Progress(range(3), "step"))') == ('', [])
+    assert in_a_pipe('from wsss_nb.base.tell import Progress, at_work\nwith at_work("short"): list(Progress(range(3), "step"))') == ('', [])
 
 
 def test_the_line_goes_on_while_one_step_takes_long(shown):
@@ -223,7 +224,7 @@ builtins.print = noted
 cli.DEMO[:] = [['a_synthetic', 'b_synthetic'], ['c_synthetic']]
 sys.executable = str(folder / 'python')
 import types  # the page is not the point
-sys.modules['wsss_nb.report'] = types.SimpleNamespace(make_report=lambda names, runs: (folder / 'index.html', say('page of', *names))[0])
+sys.modules['wsss_nb.results.report'] = types.SimpleNamespace(make_report=lambda names, runs: (folder / 'index.html', say('page of', *names))[0])
 code = cli.main(['demo', '--runs', str(folder / 'runs')])
 assert first[0] is False, 'torch was imported before the first line'
 sys.exit(code)
@@ -256,7 +257,7 @@ def test_the_demo_speaks_in_a_pipe_too(stub):
 
 
 def test_stages_on_a_cluster_are_told_by_what_they_write_into_their_folders(tmp_path):
-    from wsss_nb.scale import Node, side_by_side
+    from wsss_nb.engine.scale import Node, side_by_side
     nodes = {tmp_path / n: Node(s, {}, [], [r]) for n, s, r in (('train-a', 'train', 'cam'), ('masks-b', 'masks', 'sipe'), ('train-c', 'train', 'svm'))}
     for folder in nodes: folder.mkdir()
     assert side_by_side(nodes, dict(cam=1, sipe=1, svm=1)) == '3 runs, waiting for a worker'

@@ -15,7 +15,7 @@ import torch
 
 import wsss_nb
 from wsss_nb import cams, metrics
-from wsss_nb.core import UserError, check_shapes
+from wsss_nb.base.core import UserError, check_shapes
 from wsss_nb.papers import ccmr, ecsnet, icd, sipe, svm
 from wsss_nb.refine import crf, irn, pamr, psa, superpixels
 
@@ -68,7 +68,7 @@ def test_every_parameter_of_a_call_has_its_comment(name):
 
 # -- examples. A name is shown where a cell that is not exported uses it. The calls above must be shown; every other name must be shown, or be used by one that is.
 
-UNSHOWN = {'wsss_nb.processes.main': 'what each process of a launcher executes; tests/test_processes.py launches some'}  # module.name -> why nothing shows it
+UNSHOWN = {'wsss_nb.base.processes.main': 'what each process of a launcher executes; tests/test_processes.py launches some'}  # module.name -> why nothing shows it
 
 
 def cells(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
@@ -163,7 +163,7 @@ def test_every_name_is_shown_or_used_by_one_that_is():
 
 def test_the_walk_would_notice():
     assert place(metrics.rank16) not in reached(set(), uses()) and place(metrics.rank16) in reached({place(metrics.PixelAP)}, uses())
-    assert mentioned(parsed('a.b(c)\nd.e'), imports(parsed('from wsss_nb import metrics as a\nfrom wsss_nb.core import digest as c'))) == {('wsss_nb.metrics', 'b'), ('wsss_nb.core', 'digest'), '.e'}
+    assert mentioned(parsed('a.b(c)\nd.e'), imports(parsed('from wsss_nb import metrics as a\nfrom wsss_nb.base.core import digest as c'))) == {('wsss_nb.metrics', 'b'), ('wsss_nb.base.core', 'digest'), '.e'}
 
 
 # -- arguments: each of these is one clear line that names the argument

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from inside import inside
-from wsss_nb import published as P
-from wsss_nb import quoted as Q
-from wsss_nb import readme as M
-from wsss_nb import verify as R
+from wsss_nb.results import published as P
+from wsss_nb.results import quoted as Q
+from wsss_nb.results import readme as M
+from wsss_nb.engine import verify as R
 from wsss_nb.cli import main
-from wsss_nb.core import UserError
-from wsss_nb.tables import known
+from wsss_nb.base.core import UserError
+from wsss_nb.results.tables import known
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'runs/published'

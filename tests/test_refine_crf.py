@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.refine import crf
 from wsss_nb.refine.lattice import Lattice
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.nets.zoo import build
 from wsss_nb.refine import instances, irn

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.refine import pamr as P
 
 GOLDEN = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / 'goldens/pamr.npz').items()}

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.nets.zoo import build
 from wsss_nb.refine import psa
 from wsss_nb.refine.crf import dense_crf
 from wsss_nb.refine.walk import at_sources, from_grid, pair_map, to_grid, transition
-from wsss_nb.train import Learner
+from wsss_nb.engine.train import Learner
 
 G = {k: torch.from_numpy(v) for k, v in np.load(Path(__file__).parent / 'goldens/psa_walk.npz').items()}
 

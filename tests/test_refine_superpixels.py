@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.refine import superpixels as S
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.refine.chain import from_mask, probabilities, refine, to_mask

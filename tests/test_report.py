@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 from inside import execute
-from wsss_nb import report as R
-from wsss_nb import report_pictures as P
-from wsss_nb.core import UserError, load_json, save_json
+from wsss_nb.results import report as R
+from wsss_nb.results import report_pictures as P
+from wsss_nb.base.core import UserError, load_json, save_json
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.execute import StageFailed
-from wsss_nb.recipes import stage_notebook
-from wsss_nb.show import overlay, plot_curves
+from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.recipes import stage_notebook
+from wsss_nb.base.show import overlay, plot_curves
 
 PUBLISHED = load_json(Path(__file__).resolve().parents[1] / 'runs/published/cam_synthetic/run.json')
 VAL, SHOWN = synthetic('val'), [0, 50, 99]

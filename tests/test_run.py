@@ -17,15 +17,15 @@ import pytest
 from PIL import Image
 
 from inside import inside
-from wsss_nb import run as R
-from wsss_nb import stage as S
-from wsss_nb import verify as V
+from wsss_nb.engine import run as R
+from wsss_nb.engine import stage as S
+from wsss_nb.engine import verify as V
 from wsss_nb.cli import main
-from wsss_nb.execute import StageFailed, in_threads_of, locked, run_notebook
-from wsss_nb.core import UserError
+from wsss_nb.engine.execute import StageFailed, in_threads_of, locked, run_notebook
+from wsss_nb.base.core import UserError
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.methods import build_localiser, check_network
-from wsss_nb.recipes import STAGES, all_recipes, is_row, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
+from wsss_nb.engine.methods import build_localiser, check_network
+from wsss_nb.engine.recipes import STAGES, all_recipes, is_row, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -106,8 +106,8 @@ class Mine(Seam):
 
 
 def test_a_method_from_a_file_counts_with_all_that_it_imports(tmp_path, monkeypatch):
-    from wsss_nb.core import UserError
-    from wsss_nb.methods import build_localiser
+    from wsss_nb.base.core import UserError
+    from wsss_nb.engine.methods import build_localiser
     file = tmp_path / 'mine.py'
     file.write_text(OWN)
     p = stage_parameters({'limit': 4, 'train': {'method': f'{file}:Mine', 'options': {'strength': 2.}}})['train']
@@ -127,7 +127,7 @@ def test_a_method_from_a_file_counts_with_all_that_it_imports(tmp_path, monkeypa
 
 
 def test_code_counts_from_the_notebook_down():
-    assert {'cams', 'train', 'nets.tiny', 'data.catalog', 'core'} <= set(S.code_modules(['recipes', 'cams', 'data.catalog']))
+    assert {'cams', 'engine.train', 'nets.tiny', 'data.catalog', 'base.core'} <= set(S.code_modules(['engine.recipes', 'cams', 'data.catalog']))
     assert not {'run', 'report', 'cli', 'show'} & set(S.code_modules(['recipes', 'evaluate']))
 
 
@@ -159,7 +159,7 @@ def test_a_run_with_other_masks_has_a_page_of_these(small):
 
 def test_the_page_of_many_masks_is_bounded_and_escapes_names(tmp_path):
     from wsss_nb.data.sample import Data, Record, save_mask
-    from wsss_nb.gallery import is_page_of, write_masks_page
+    from wsss_nb.engine.gallery import is_page_of, write_masks_page
     draw, records = np.random.default_rng(0), []
     for i in range(9):
         name = f'<b>&"{i}\'/#{i} %'
@@ -203,7 +203,7 @@ def test_a_short_training_is_told_with_the_parameter_that_makes_it_longer(small,
 
 @pytest.mark.parametrize('name, told', [('folder', ['warning: 4 steps of training, from which little is learnt; epochs=25 makes 100']), ('synthetic', [])])
 def test_fit_tells_of_a_short_training_on_ones_own_photographs(capsys, name, told):
-    from wsss_nb.methods import localiser_learner
+    from wsss_nb.engine.methods import localiser_learner
     data = synthetic('train', n=4)
     data.name = name
     localiser_learner(data, method='cam', backbone='tiny', weights='', crop=32, epochs=1, batch_size=1, device='cpu').fit()
@@ -322,7 +322,7 @@ def test_verify_leaves_nothing_unless_it_is_asked_to(small, tmp_path, capsys, mo
 def test_what_a_killed_verify_leaves_is_pruned(small, tmp_path):
     code = f"""import time
 from pathlib import Path
-from wsss_nb import verify as V
+from wsss_nb.engine import verify as V
 def run_recipe(*a, runs, **k):
     (Path(runs) / 'stages/train-1').mkdir(parents=True)
     (Path(runs) / 'stages/train-1/big').write_bytes(b'x' * 1000)
@@ -492,7 +492,7 @@ def test_a_failing_cell_is_told_in_one_line_and_leaves_the_notebook(small, tmp_p
 
 def test_two_runs_into_one_folder(tmp_path, capsys):
     (tmp_path / 'r.yaml').write_text(RECIPE)
-    holder = subprocess.Popen([sys.executable, '-c', f'import time\nfrom wsss_nb.execute import locked\nwith locked({str(tmp_path / "runs/r")!r}, "run r"):\n print("held", flush=True); time.sleep(60)'], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, '-c', f'import time\nfrom wsss_nb.engine.execute import locked\nwith locked({str(tmp_path / "runs/r")!r}, "run r"):\n print("held", flush=True); time.sleep(60)'], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == 'held\n'
     try:
         assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs')]) == 2
@@ -503,7 +503,7 @@ def test_two_runs_into_one_folder(tmp_path, capsys):
 
 def test_a_full_disk_is_told_with_its_remedy(tmp_path, monkeypatch):
     import errno
-    from wsss_nb.core import whole_file
+    from wsss_nb.base.core import whole_file
     def full(fd): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(UserError, match='a.json: the disk is full: free some space and start again, finished work is kept'):
@@ -599,7 +599,7 @@ def test_prune_leaves_what_a_run_stands_on(small, capsys):
 # -- tables, bases, and networks of affinities
 
 def test_a_recipe_stands_on_its_base_and_a_table_has_rows(tmp_path, monkeypatch):
-    from wsss_nb.recipes import rows_of
+    from wsss_nb.engine.recipes import rows_of
     (tmp_path / 'ground.yaml').write_text('about: ground\ntrain: {epochs: 7, lr: 0.1}\nmasks: {threshold: 0.3}\n')
     (tmp_path / 'table.yaml').write_text(f"base: {tmp_path / 'ground.yaml'}\nabout: table\ntrain: {{epochs: 9}}\nrows:\n  a: {{}}\n  b c: {{masks: {{refine: [crf]}}, train: {{seed: 2}}}}\n")
     recipe = read_recipe(str(tmp_path / 'table.yaml'), ['train.lr=0.2'])

@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip('distributed')
 
-from wsss_nb import scale
+from wsss_nb.engine import scale
 from wsss_nb.cli import main
-from wsss_nb.core import UserError
-from wsss_nb.execute import StageFailed
-from wsss_nb.run import run_each, runs_of
-from wsss_nb.train import read_checkpoint
+from wsss_nb.base.core import UserError
+from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.run import run_each, runs_of
+from wsss_nb.engine.train import read_checkpoint
 
 TABLE = '''
 stages: [train, masks, evaluate]
@@ -212,7 +212,7 @@ def doubled(folder, x):
 def image_cluster(monkeypatch):
     "Two processes behind WSSS_SCHEDULER"
     from distributed import LocalCluster
-    from wsss_nb import workers
+    from wsss_nb.base import workers
     assert list(workers.parallel(str, range(20), workers=2))[3] == '3'  # a pool of this machine with as many processes is there already
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as c:
         monkeypatch.setenv('WSSS_SCHEDULER', c.scheduler_address)
@@ -224,7 +224,7 @@ def image_cluster(monkeypatch):
 def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
     from functools import partial
     import numpy as np
-    from wsss_nb import workers
+    from wsss_nb.base import workers
     from wsss_nb.data.sample import save_maps
     from wsss_nb.data.synthetic import synthetic
     from wsss_nb.refine.masks import write_masks
@@ -237,6 +237,6 @@ def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
 
 
 def test_no_scheduler_for_images_is_told(monkeypatch):
-    from wsss_nb import workers
+    from wsss_nb.base import workers
     monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:1')
     with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:1: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))

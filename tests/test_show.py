@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb import show
-from wsss_nb.core import UserError
+from wsss_nb.base import show
+from wsss_nb.base.core import UserError
 
 GOLDENS = Path(__file__).parent / 'goldens'
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)

@@ -13,12 +13,12 @@ import pytest
 
 for package in ('sphinx', 'myst_nb', 'furo', 'math_core', 'ziamath'): pytest.importorskip(package, reason='needs the extra [site]: pip install -e .[site]')
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ['03_cams', 'papers/ecsnet', 'refine/correlation', 'refine/compare', 'nets/weights']
+PAGES = ['cams', 'papers/ecsnet', 'refine/correlation', 'refine/compare', 'nets/weights']
 START = '''# A start
 
 ## Where to go
 
-The [paper](papers/ecsnet.ipynb#erasing), [from the README](nbs/03_cams.ipynb), [up](README.md#where-to-go); `03_cams`, `nbs/refine/correlation.ipynb`, `Localiser.score_maps(...)`, `compare`, `train`, `papers/`.
+The [paper](papers/ecsnet.ipynb#erasing), [from the README](nbs/cams.ipynb), [up](README.md#where-to-go); `cams`, `nbs/refine/correlation.ipynb`, `Localiser.score_maps(...)`, `compare`, `train`, `papers/`.
 
 Beside the notebooks: [cited](../docs/cite.md), [licence](../LICENSE), [file](../CITATION.cff).
 '''
@@ -89,12 +89,12 @@ def test_code_in_prose_leads_to_where_it_is_defined(site):
     "A module, a function of the same page, a notebook; but not the word for an argument, or for a notebook that a function elsewhere is called like"
     text = (site / 'papers/ecsnet.html').read_text(encoding='utf-8')
     link = lambda word: re.findall(rf'<a class="reference internal" href="([^"]*)"><code[^>]*><span class="pre">{re.escape(word)}</span></code></a>', text)
-    assert set(link('refine.correlation')) == {'../refine/correlation.html'} and link('cams') == ['../03_cams.html'] and set(link('at_pixels')) == {'#wsss_nb.papers.ecsnet.at_pixels'}
+    assert set(link('refine.correlation')) == {'../refine/correlation.html'} and link('cams') == ['../cams.html'] and set(link('at_pixels')) == {'#wsss_nb.papers.ecsnet.at_pixels'}
     assert '<span class="pre">theta</span>' in text and not link('theta') and not link('centre') and not link('heat')
     text = (site / 'index.html').read_text(encoding='utf-8')
-    assert link('03_cams') == ['03_cams.html'] and link('nbs/refine/correlation.ipynb') == ['refine/correlation.html'] and link('papers/') == ['papers/ecsnet.html']
-    assert link('Localiser.score_maps(...)') == ['03_cams.html#wsss_nb.cams.Localiser.score_maps'] and not link('compare') and not link('train')
-    assert all(f'href="{url}"' in text for url in ('papers/ecsnet.html#erasing', '03_cams.html', '#where-to-go'))
+    assert link('cams') == ['cams.html'] and link('nbs/refine/correlation.ipynb') == ['refine/correlation.html'] and link('papers/') == ['papers/ecsnet.html']
+    assert link('Localiser.score_maps(...)') == ['cams.html#wsss_nb.cams.Localiser.score_maps'] and not link('compare') and not link('train')
+    assert all(f'href="{url}"' in text for url in ('papers/ecsnet.html#erasing', 'cams.html', '#where-to-go'))
 
 
 def test_files_of_the_repository_lie_beside_the_pages(site, pages):
@@ -112,7 +112,7 @@ def defined(module):
 
 
 def test_every_exported_name_has_its_anchor(pages, site):
-    for module, page in (('wsss_nb.cams', '03_cams'), ('wsss_nb.papers.ecsnet', 'papers/ecsnet'), ('wsss_nb.refine.correlation', 'refine/correlation')):
+    for module, page in (('wsss_nb.cams', 'cams'), ('wsss_nb.papers.ecsnet', 'papers/ecsnet'), ('wsss_nb.refine.correlation', 'refine/correlation')):
         assert defined(module) and defined(module) <= pages[site / f'{page}.html'].ids
 
 
@@ -134,7 +134,7 @@ def test_comments_for_nbdev_are_not_shown(site):
     assert not [p for p in site.rglob('*.html') if re.search(r'#\|\s*(export|default_exp|hide|notest)', re.sub('<[^>]*>', '', p.read_text(encoding='utf-8')))]
 
 
-@pytest.mark.parametrize('prose, text', [('[a](nowhere.ipynb)', 'nowhere.ipynb'), ('[a](03_cams.ipynb#no-such-heading)', 'no-such-heading'), (r'$\nosuchcommand$', 'nosuchcommand')])
+@pytest.mark.parametrize('prose, text', [('[a](nowhere.ipynb)', 'nowhere.ipynb'), ('[a](cams.ipynb#no-such-heading)', 'no-such-heading'), (r'$\nosuchcommand$', 'nosuchcommand')])
 def test_a_broken_link_or_formula_stops_the_build(tmp_path, prose, text):
-    r = build(stage(tmp_path / 'src', f'# Start\n\n{prose}', ['03_cams']), tmp_path / 'out')
+    r = build(stage(tmp_path / 'src', f'# Start\n\n{prose}', ['cams']), tmp_path / 'out')
     assert r.returncode != 0 and text in r.stderr

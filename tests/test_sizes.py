@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
-from wsss_nb.core import Progress
+from wsss_nb.base.core import Progress
 from wsss_nb.data.folder import folder
 from wsss_nb.nets.zoo import build
 from wsss_nb.nets.deeplab import make_segmenter
@@ -37,15 +37,15 @@ from wsss_nb.cams import CamNet, write_score_maps
 write_score_maps(CamNet(build('mobilenet_v2'), 1), folder('photos'), 'maps', scales=(1.,), flip=False)
 ''',
     evaluation=NETWORK + '''
-from wsss_nb.evaluate import write_predictions
+from wsss_nb.engine.evaluate import write_predictions
 write_predictions(net, folder('photos'), 'masks', scales=(1.,), flip=False)
 ''',
     predict=NETWORK + '''
-from wsss_nb.predict import Predictor, find_pictures, predict_files
+from wsss_nb.results.predict import Predictor, find_pictures, predict_files
 predict_files(Predictor(net, ['cat'], 'net'), find_pictures('photos'), 'out', overlays=False, scales=(1.,), flip=False)
 ''',
     segmentation=NETWORK + '''
-from wsss_nb.train import Learner
+from wsss_nb.engine.train import Learner
 from wsss_nb.data.views import as_tensor
 def view(data, i, rng): return dict(image=as_tensor(data.image(i)), mask=torch.from_numpy(rng.integers(0, 2, data.image(i).shape[:2])))
 Learner(net, folder('photos'), view, epochs=1, batch_size=1, lr=1e-4, device='cpu').fit()

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from wsss_nb.cams import CamNet, write_score_maps
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import load_maps
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.evaluate import write_predictions
+from wsss_nb.engine.evaluate import write_predictions
 from wsss_nb.nets.deeplab import LightDeepLab, mask_loss
 from wsss_nb.nets.zoo import build
 from wsss_nb.refine.masks import WithMasks, refined_mask, write_masks
@@ -103,8 +103,8 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(tmp_path):
 
 
 def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path):
-    from wsss_nb.core import save_json
-    from wsss_nb.methods import load_localiser, localiser_learner, localiser_of, segmenter_learner
+    from wsss_nb.base.core import save_json
+    from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_of, segmenter_learner
     data, train, masks = synthetic('train', n=8), tmp_path / 'stages/train-a', tmp_path / 'stages/masks-a'
     learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, folder=train)
     learner.fit()
@@ -123,7 +123,7 @@ def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path)
 
 
 def test_mobilenet_gives_its_backbone_to_a_head_that_takes_it_without_the_last_layer():
-    from wsss_nb.methods import begin_with
+    from wsss_nb.engine.methods import begin_with
     from wsss_nb.nets.deeplab import make_segmenter
     torch.manual_seed(0)
     localiser, net = build('mobilenet_v2', stride=16), make_segmenter('mobilenet_v2', 2)

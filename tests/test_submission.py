@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import save_mask
 from wsss_nb.data.submission import check_submission, tell, write_submission
 from wsss_nb.data.voc import voc12

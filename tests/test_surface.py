@@ -17,18 +17,18 @@ from torch import nn
 
 import wsss_nb
 from wsss_nb.cams import CamNet, grad_pp_weights, gradient_maps, layer_maps, net_of, write_score_maps
-from wsss_nb.core import UserError, save_json
+from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import Data, ScoreMaps, as_image, as_images, load_maps, maps_with_keys, save_maps
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.tagged import label_matrix, tagged
 from wsss_nb.data.tags import ids_of
-from wsss_nb.evaluate import count_masks, write_predictions
-from wsss_nb.methods import affinity_learner, load_localiser, load_segmenter, localiser_learner, segmenter_learner
+from wsss_nb.engine.evaluate import count_masks, write_predictions
+from wsss_nb.engine.methods import affinity_learner, load_localiser, load_segmenter, localiser_learner, segmenter_learner
 from wsss_nb.metrics import Confusion
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers.sipe import Sipe
-from wsss_nb.predict import Predictor, load
+from wsss_nb.results.predict import Predictor, load
 from wsss_nb.refine.chain import refine, to_mask, with_threshold
 from wsss_nb.refine.masks import WithMasks, refined_mask, write_masks
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsss_nb.core import UserError
+from wsss_nb.base.core import UserError
 from wsss_nb.data import draw, things
 from wsss_nb.data.synthetic import COMPANIONS, SPLITS, STAND_INS, draw_scene, drawn, drawings, synthetic, tags_of, write_voc
 from wsss_nb.data.voc import voc12
-from wsss_nb.show import VOC_PALETTE
+from wsss_nb.base.show import VOC_PALETTE
 
 
 def sha(*scenes):

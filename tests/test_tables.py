@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from inside import inside
-from wsss_nb import run, scale, stage
-from wsss_nb import tables as T
+from wsss_nb.engine import run, scale, stage
+from wsss_nb.results import tables as T
 from wsss_nb.cli import main
-from wsss_nb.core import UserError, save_json
+from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.synthetic import write_voc
 from wsss_nb.data.voc import VOC_CLASSES
-from wsss_nb.execute import StageFailed
-from wsss_nb.methods import check_network
-from wsss_nb.recipes import all_recipes, is_row, read_recipe, stage_parameters
-from wsss_nb.run import RunsStopped
+from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.methods import check_network
+from wsss_nb.engine.recipes import all_recipes, is_row, read_recipe, stage_parameters
+from wsss_nb.engine.run import RunsStopped
 
 NUMBERS = T.known('paper_numbers')
 ROWS = [(n, label, d) for n, t in T.all_tables().items() for label in t['rows'] for d in T.DATA if T.base_of(n, label, d)]

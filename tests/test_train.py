@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.core import UserError
-from wsss_nb.methods import METHODS
-from wsss_nb.train import Batches, Learner, parameter_groups, poly, read_checkpoint
+from wsss_nb.base.core import UserError
+from wsss_nb.engine.methods import METHODS
+from wsss_nb.engine.train import Batches, Learner, parameter_groups, poly, read_checkpoint
 
 GOLDENS = Path(__file__).parent / 'goldens'
 
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, content):
 
 def tiny_losses(**kw):
     from wsss_nb.data.synthetic import synthetic
-    from wsss_nb.methods import localiser_learner
+    from wsss_nb.engine.methods import localiser_learner
     return [h['loss'] for h in localiser_learner(synthetic('train', n=8), **{**dict(backbone='tiny', weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu'), **kw}).fit()]
 
 

@@ -11,9 +11,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from wsss_nb import warm
-from wsss_nb.core import environment
-from wsss_nb.execute import StageFailed, run_notebook
+from wsss_nb.engine import warm
+from wsss_nb.base.core import environment
+from wsss_nb.engine.execute import StageFailed, run_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='forks are used on Linux alone')
 
@@ -87,7 +87,7 @@ def test_a_kernel_that_dies_is_told_and_takes_nothing_with_it(tmp_path):
 RUNS = '''
 import nbformat, os, sys
 from nbclient import NotebookClient
-from wsss_nb import warm
+from wsss_nb.engine import warm
 code = "import os, subprocess, sys, time\\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\\nopen({out!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\\nopen({out!r} + '.ready', 'w')\\ntime.sleep(600)"
 nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
 with warm.own_kernel() as name:

@@ -9,7 +9,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from wsss_nb.core import UserError, file_sha256
+from wsss_nb.base.core import UserError, file_sha256
 from wsss_nb.nets import weights
 from wsss_nb.nets.resnet38 import ResNet38, read_params, rename
 from wsss_nb.nets.tiny import Tiny

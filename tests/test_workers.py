@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import pytest
 
-from wsss_nb.core import UserError
-from wsss_nb.workers import by_value, close_pool, parallel, worker_context
+from wsss_nb.base.core import UserError
+from wsss_nb.base.workers import by_value, close_pool, parallel, worker_context
 
 SCRIPT = '''
 import sys
 print('begins')
-from wsss_nb.workers import parallel
+from wsss_nb.base.workers import parallel
 class Square:
     def __init__(self, x): self.x = x * x
 def square(x):
@@ -23,7 +23,7 @@ def square(x):
 squares = list(parallel(square, range(30), workers=2))
 print(all(isinstance(s, Square) for s in squares), [s.x for s in squares] == [x * x for x in range(30)])
 
-from wsss_nb.train import Learner
+from wsss_nb.engine.train import Learner
 import torch
 class Numbers(list):
     names, where = [str(i) for i in range(12)], 'numbers'
@@ -84,9 +84,9 @@ def test_a_worker_that_ends_is_told_with_its_cause(f, text):
 
 
 def test_a_worker_that_cannot_begin_is_told(monkeypatch):
-    import wsss_nb.workers
+    import wsss_nb.base.workers
     close_pool()
-    monkeypatch.setattr(wsss_nb.workers, 'worker_begins', exits)
+    monkeypatch.setattr(wsss_nb.base.workers, 'worker_begins', exits)
     with pytest.raises(UserError, match='numbers: a worker process ended with exit code 3'): list(parallel(abs, range(20), 'numbers', workers=2))
 
 

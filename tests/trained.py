@@ -1,8 +1,8 @@
 """A trained run in two seconds: the folders that a run leaves, without its notebooks."""
-from wsss_nb.core import save_json
+from wsss_nb.base.core import save_json
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.methods import segmenter_learner
-from wsss_nb.recipes import notebook_parameters, stage_notebook
+from wsss_nb.engine.methods import segmenter_learner
+from wsss_nb.engine.recipes import notebook_parameters, stage_notebook
 
 
 def lay_down(runs, name, data=None, **evaluated):

@@ -7,8 +7,8 @@ __all__ = ['READERS', 'open_data']
 from importlib import import_module
 from pathlib import Path
 
-from ..calls import spelt
-from ..core import UserError, check_name
+from ..base.calls import spelt
+from ..base.core import UserError, check_name
 
 # %% ../../nbs/data/catalog.ipynb #98bbc3aa
 READERS = dict(  # name: the module, which holds a function of that name, and the arguments it takes besides `split`

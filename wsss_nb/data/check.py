@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import Progress, UserError, digest, rng, whole_file
+from ..base.core import Progress, UserError, digest, rng, whole_file
 from .catalog import open_data
 from .folder import folder
 from .pixels import few
@@ -217,7 +217,7 @@ def sheet(
     seed=0,  # which ones
 ):
     "A contact sheet of `n` images, drawn at random but always the same ones"
-    from wsss_nb.show import contact_sheet
+    from wsss_nb.base.show import contact_sheet
     return contact_sheet([data[int(i)] for i in sorted(rng('sheet', seed).permutation(len(data))[:n])], data.classes)
 
 

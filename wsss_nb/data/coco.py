@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle
 
-from ..core import Progress, UserError, check_name, load_json, make_folder, nearest
+from ..base.core import Progress, UserError, check_name, load_json, make_folder, nearest
 from .pixels import few, need_folder
 from .sample import Data, Record, save_mask
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import UserError
+from ..base.core import UserError
 from .catalog import open_data
 from .sample import Data
 from .synthetic import synthetic
 from .views import resize_image, resize_mask
-from ..show import RED, Chart
+from ..base.show import RED, Chart
 
 # %% ../../nbs/data/demo.ipynb #438895ac
 class Small(Data):

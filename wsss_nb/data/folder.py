@@ -8,7 +8,7 @@ __all__ = ['TABLE', 'SPLITS', 'find_images', 'by_id', 'class_names', 'tag_file',
 import os
 from pathlib import Path
 
-from ..core import UserError, check_name, nearest
+from ..base.core import UserError, check_name, nearest
 from .pixels import few, need_folder
 from .sample import Data, Record, need_tags
 from .tags import IMAGES, Problem, image_id, mask_tags, read_csv, read_json_tags, read_npy_tags, to_ids

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..core import UserError, whole_file
+from ..base.core import UserError, whole_file
 
 # %% ../../nbs/data/pixels.ipynb #54d6b3c9
 def few(names, n=3):
@@ -82,7 +82,7 @@ def image_size(path):
 # %% ../../nbs/data/pixels.ipynb #3f106ff8
 def colour_mask(path, im):
     "The error for a mask that was saved in colour"
-    from wsss_nb.show import VOC_PALETTE
+    from wsss_nb.base.show import VOC_PALETTE
     known = {tuple(c) for c in VOC_PALETTE.tolist()}
     colours = np.unique(np.asarray(im.convert('RGB')).reshape(-1, 3), axis=0).tolist()
     drawn = ' All its colours are VOC palette colours: it is a mask drawn in colour.' if all(tuple(c) in known for c in colours) else ''
@@ -127,7 +127,7 @@ def read_mask(
 
 def save_mask(path, mask):
     "Write class ids [H,W] as an 8-bit palette PNG in the VOC colours"
-    from wsss_nb.show import VOC_PALETTE
+    from wsss_nb.base.show import VOC_PALETTE
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in 'iu' or mask.min() < 0 or mask.max() > 255:
         raise ValueError(f'mask: expected integers 0..255 of shape [H,W], got {mask.dtype} {mask.shape}')

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import UserError, digest, nearest, whole_file
+from ..base.core import UserError, digest, nearest, whole_file
 from .pixels import few, image_size, read_image, read_mask, save_mask, to_rgb, upright
 
 _all_ = ['read_image', 'read_mask', 'save_mask', 'image_size', 'few']  # whoever has a Sample also reads and writes pictures

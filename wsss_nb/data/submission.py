@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..core import Progress, UserError, check_name, whole_file
+from ..base.core import Progress, UserError, check_name, whole_file
 from .pixels import BROKEN, few, image_size, need_folder, read_mask
 from .sample import Data
 from .voc import VOC_CLASSES, VOC_COUNTS
-from ..show import VOC_PALETTE
+from ..base.show import VOC_PALETTE
 
 # %% ../../nbs/data/submission.ipynb #1497419b
 FOLDER = 'results/VOC2012/Segmentation'

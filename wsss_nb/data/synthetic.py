@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
-from ..core import UserError, check_name, digest, make_folder, whole_file
+from ..base.core import UserError, check_name, digest, make_folder, whole_file
 from . import draw
 from .draw import Dice, box, capsule, disc, ellipse, hsv, mix, noise, paint, polygon, soft, wave
 from .sample import Data, Record, save_mask

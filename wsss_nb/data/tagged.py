@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import UserError, digest
+from ..base.core import UserError, digest
 from .pixels import few
 from .sample import Data, Record, as_image
 from .tags import ids_of, image_id, split_tags

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import Progress, UserError, nearest
+from ..base.core import Progress, UserError, nearest
 from .pixels import few, read_mask
 
 # %% ../../nbs/data/tags.ipynb #ace7cd52

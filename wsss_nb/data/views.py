@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import UserError
+from ..base.core import UserError
 
 # %% ../../nbs/data/views.ipynb #c0d2f990
 def resize_image(

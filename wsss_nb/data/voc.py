@@ -7,7 +7,7 @@ __all__ = ['VOC_CLASSES', 'VOC_COUNTS', 'LISTS', 'find_voc', 'read_list', 'listi
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..core import Progress, UserError, check_name
+from ..base.core import Progress, UserError, check_name
 from .pixels import few, need_folder
 from .sample import Data, Record, need_tags
 from .tags import mask_tags, read_tags, to_ids, xml_tags

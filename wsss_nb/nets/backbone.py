@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 
 # %% ../../nbs/nets/backbone.ipynb #18305478
 NORMALIZATIONS = dict(

@@ -14,7 +14,7 @@ import inspect
 import torch
 from torch import nn
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 from .heads import ASPP, CONVS, SummedASPP, block, classifier
 from .segmenter import Segmenter, at_size, mask_loss
 from .zoo import BACKBONES, STRIDES, build

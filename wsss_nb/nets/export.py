@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import UserError, check_name, not_installed, whole_file
+from ..base.core import UserError, check_name, not_installed, whole_file
 
 # %% ../../nbs/nets/export.ipynb #640f4cb2
 OUTPUTS = ('probabilities', 'logits')

@@ -12,7 +12,7 @@ __all__ = ['CONVS', 'norm_layer', 'block', 'separable', 'classifier', 'SummedASP
 import torch
 from torch import nn
 
-from ..core import UserError
+from ..base.core import UserError
 
 # %% ../../nbs/nets/heads.ipynb #6f9d1482
 def norm_layer(

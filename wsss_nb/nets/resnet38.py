@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import UserError
+from ..base.core import UserError
 from .backbone import Backbone
 
 # %% ../../nbs/nets/resnet38.ipynb #380b8a28

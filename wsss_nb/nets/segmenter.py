@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import check_name
+from ..base.core import check_name
 from ..data.views import multi_scale
 from .zoo import BACKBONES
-from ..processes import count
+from ..base.processes import count
 
 # %% ../../nbs/nets/segmenter.ipynb #9049171d
 def mean_over(loss, where):

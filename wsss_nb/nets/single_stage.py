@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import check_name, check_shapes
+from ..base.core import check_name, check_shapes
 from .heads import ASPP, block
 
 # %% ../../nbs/nets/single_stage.ipynb #7f66bb89

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import UserError, file_sha256, nearest
+from ..base.core import UserError, file_sha256, nearest
 from .resnet38 import read_params
 
 # %% ../../nbs/nets/weights.ipynb #5459339a

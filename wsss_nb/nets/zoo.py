@@ -6,7 +6,7 @@ __all__ = ['BACKBONES', 'STRIDES', 'build']
 # %% ../../nbs/nets/zoo.ipynb #68fd5884
 import inspect
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 from .mobilenet import MobileNetV2
 from .resnet import resnet50, resnet101
 from .resnet38 import ResNet38

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from ..cams import Localiser, any_form, multilabel_loss
-from ..core import UserError, check_name, check_shapes
+from ..base.core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, multi_scale
 from ..nets.single_stage import HEADS, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize
 from ..refine.chain import probabilities, with_threshold
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
-from ..workers import parallel
+from ..base.workers import parallel
 
 # %% ../../nbs/papers/ccmr.ipynb #624a3c4e
 def distances(

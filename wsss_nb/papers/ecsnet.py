@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, multilabel_loss
-from ..core import UserError, check_name, check_shapes
-from ..processes import count
+from ..base.core import UserError, check_name, check_shapes
+from ..base.processes import count
 from ..refine.correlation import PixelCorrelation, fit
 
 # %% ../../nbs/papers/ecsnet.ipynb #8dfe8b5a

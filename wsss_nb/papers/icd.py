@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, any_form, multilabel_loss
-from ..core import UserError, check_name, check_shapes
+from ..base.core import UserError, check_name, check_shapes
 from ..data.views import as_tensor, multi_scale
-from ..processes import everyones
+from ..base.processes import everyones
 from ..refine.signed import MODES, keep_regions, seed_maps, seeds, superpixel_mean, superpixel_vote, unit_scores
 from ..refine.superpixels import region_mean, superpixels
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, multilabel_loss
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 from ..refine.correlation import PixelCorrelation, fit
 
 # %% ../../nbs/papers/seam.ipynb #365d5579

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..cams import Localiser, any_form, multilabel_loss, normalize, with_background
-from ..core import UserError, check_name, check_shapes
+from ..base.core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps
 from ..data.views import merge_pairs, multi_scale
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from ..core import check_name, make_folder, rng
-from ..workers import parallel
+from ..base.core import check_name, make_folder, rng
+from ..base.workers import parallel
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, resize_image
 from ..refine.svm import check_svm, class_scores, decide, need, self_enhanced_svm, train_cycles, kernel_gamma

@@ -10,7 +10,7 @@ import inspect
 import numpy as np
 import torch
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 from ..data.sample import ScoreMaps, as_image, maps_with_keys
 from .crf import PRESETS, check_maps, crf_from_labels, dense_crf
 from .pamr import pamr

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 
 # %% ../../nbs/refine/correlation.ipynb #2293b7d5
 def correlate(

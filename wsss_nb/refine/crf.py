@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..core import UserError, check_name, not_installed, pick_device
-from ..workers import parallel
+from ..base.core import UserError, check_name, not_installed, pick_device
+from ..base.workers import parallel
 from .lattice import Lattice
 
 # %% ../../nbs/refine/crf.ipynb #7059cd63

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import Progress, UserError
+from ..base.core import Progress, UserError
 from ..data.sample import ScoreMaps
 from ..data.views import as_tensor, batches_of_one_size
 from .crf import check_image, check_maps, crf_from_labels

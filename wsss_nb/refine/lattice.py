@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..core import UserError
+from ..base.core import UserError
 
 # %% ../../nbs/refine/lattice.ipynb #b6dda8f3
 def elevate(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..calls import check_keywords, keywords_of
-from ..core import Progress, UserError, digest
-from ..workers import parallel
+from ..base.calls import check_keywords, keywords_of
+from ..base.core import Progress, UserError, digest
+from ..base.workers import parallel
 from ..data.sample import Data, as_image, ends, load_maps, maps_with_keys, missing, need_data
 from ..data.sample import read_mask, save_maps, save_mask
 from .chain import SETTINGS, check_steps, refine, to_mask

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-from ..core import UserError
+from ..base.core import UserError
 
 # %% ../../nbs/refine/pamr.ipynb #a73e83c0
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))

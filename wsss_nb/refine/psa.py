@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import UserError
+from ..base.core import UserError
 from ..data.sample import ScoreMaps
 from ..data.views import as_tensor
 from .crf import check_image, check_maps, dense_crf

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..core import UserError, check_name, check_shapes, whole_file
-from ..workers import parallel
+from ..base.core import UserError, check_name, check_shapes, whole_file
+from ..base.workers import parallel
 from ..data.sample import ScoreMaps, missing
 from .superpixels import superpixels
 

@@ -8,7 +8,7 @@ __all__ = ['region_mean', 'corners', 'region_features', 'check_regions', 'simila
 import numpy as np
 from skimage.segmentation import felzenszwalb, slic
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 
 # %% ../../nbs/refine/superpixels.ipynb #d629fef8
 def region_mean(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.svm import SVC
 
-from ..core import UserError, check_name
+from ..base.core import UserError, check_name
 
 # %% ../../nbs/refine/svm.ipynb #4a28c92f
 def need(ok, text):

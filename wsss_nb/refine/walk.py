@@ -11,8 +11,8 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 
-from ..core import UserError
-from ..processes import count
+from ..base.core import UserError
+from ..base.processes import count
 
 # %% ../../nbs/refine/walk.ipynb #cdc6c946
 def directions(radius=5):
