@@ -29,7 +29,7 @@ browser: check-browser $(BROWSER)  ## papers and tutorials run in JupyterLab in 
 
 coverage: $(READY)  ## all tests, in their kernels and workers too, and the share of the package's lines that they execute
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 --dist loadgroup tests
+	COVERAGE_FILE=$(CURDIR)/.coverage WSSS_WARM=0 OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 --dist loadgroup tests
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

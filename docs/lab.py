@@ -37,7 +37,8 @@ def copy(source, target):
 def command(folder, options, root):
     "The command line; as root, as in a container, JupyterLab starts only when told so, which is safe where it listens to this machine alone"
     elsewhere = any(o.lstrip('-').startswith(('ip', 'ServerApp.ip', 'allow-root')) for o in options)
-    return [sys.executable, '-m', 'jupyterlab', str(folder), *(['--allow-root', '--ip=127.0.0.1'] if root and not elsewhere else []), *options]
+    start = [f'--ServerApp.root_dir={folder.parent}', f'--LabApp.default_url=/lab/tree/{folder.name}/index.ipynb']  # so that links out of the pages open
+    return [sys.executable, '-m', 'jupyterlab', *start, *(['--allow-root', '--ip=127.0.0.1'] if root and not elsewhere else []), *options]
 
 
 def main(options):

@@ -51,7 +51,8 @@ def test_what_a_reader_changed_stays_and_is_named_once_there_is_a_newer_version(
     (False, [], []), (True, [], ['--allow-root', '--ip=127.0.0.1']), (True, ['--port', '9000'], ['--allow-root', '--ip=127.0.0.1', '--port', '9000']),
     (True, ['--ip=0.0.0.0'], ['--ip=0.0.0.0']), (True, ['--ServerApp.ip=*'], ['--ServerApp.ip=*']), (True, ['--allow-root', '--ip=0.0.0.0'], ['--allow-root', '--ip=0.0.0.0'])])
 def test_root_is_let_in_where_the_server_listens_to_this_machine_alone(root, options, expected):
-    assert lab.command('lab', options, root) == [sys.executable, '-m', 'jupyterlab', 'lab', *expected]
+    start = ['--ServerApp.root_dir=/checkout', '--LabApp.default_url=/lab/tree/lab/index.ipynb']
+    assert lab.command(Path('/checkout/lab'), options, root) == [sys.executable, '-m', 'jupyterlab', *start, *expected]
 
 
 @pytest.mark.parametrize('edit', [False, True])
@@ -63,7 +64,7 @@ def test_it_says_which_pages_these_are_and_opens_them(nbs, tmp_path, edit):
     (tmp_path / 'jupyterlab/__main__.py').write_text('import sys; print("opened", *sys.argv[1:])')
     r = subprocess.run([sys.executable, 'docs/lab.py', *['--edit'] * edit, '--no-browser'], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
     said, opened = r.stdout.splitlines()
-    assert opened.startswith(f'opened {tmp_path / ("nbs" if edit else "lab")} ') and opened.endswith('--no-browser') and ('--allow-root' in opened) == (os.geteuid() == 0)
+    assert opened.startswith(f'opened --ServerApp.root_dir={tmp_path} --LabApp.default_url=/lab/tree/{"nbs" if edit else "lab"}/index.ipynb ') and opened.endswith('--no-browser') and ('--allow-root' in opened) == (os.geteuid() == 0)
     assert said.startswith('These are the pages of nbs/ themselves' if edit else 'Pages opened with `make lab` are copies in lab/') and (tmp_path / 'lab').exists() != edit
 
 

@@ -302,3 +302,15 @@ def test_tables_are_listed_and_recipes_do_not_drown_in_them(tmp_path, capsys):
 def test_recipes_are_only_written_in_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(T, 'PACKAGE', tmp_path / 'site/wsss_nb')
     with pytest.raises(UserError, match='works in a checkout'): T.write_recipes()
+
+
+@pytest.mark.parametrize('name, label, data', [('sipe:4', 'CAM + IPE', 'voc12'), ('icd:2', 'CAM T 0.0', 'photos')])
+def test_a_row_is_called_as_in_its_table_and_found_by_either_name(tmp_path, name, label, data):
+    from wsss_nb.base.core import save_json
+    from wsss_nb.engine.run import list_runs, record_of
+    label = next(l for l in T.all_tables()[name]['rows'] if T.slug(l) == T.slug(label))
+    folder = tmp_path / T.run_name(name, label, data)
+    save_json(folder / 'run.json', dict(name=folder.name, state='done', recipe=T.recipe_of(name, label, data), seconds=1., stages={}))
+    save_json(folder / 'metrics.json', {})
+    shown = list_runs(tmp_path)[0]['name']
+    assert shown == f'{T.slug(name)}-{data}.{label}' and record_of(shown, tmp_path) == record_of(folder.name, tmp_path) == folder.resolve()

@@ -105,7 +105,7 @@ def publish(a):
 
 
 def published(a):
-    "List the published runs and compare the README's tables with them, or make the tables anew"
+    "List the published runs and compare the tables of the pages with them, or make the tables anew"
     from wsss_nb.results.readme import show_published
     return show_published(a.write, a.out)
 

@@ -155,7 +155,7 @@ VERBS = {
         arg('names', nargs='+', metavar='run', help='runs, or folders with their run.json and metrics.json'),
         arg('--as', dest='name', default='', metavar='NAME', help='what the run is called there'),
         arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published'), RUNS), 'keepers'),
-    'published': Verb("list the published runs, and compare the README's tables with them", (
+    'published': Verb('list the published runs, and compare the tables of the pages with them', (
         arg('--write', action='store_true', help='make the tables anew, in nbs/index.ipynb and README.md'),
         arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published')), 'keepers'),
 }
@@ -171,7 +171,8 @@ class Parser(argparse.ArgumentParser):
 
 def parser_of(name):
     "The parser of a verb"
-    parser = Parser(prog=f'wsss {name}', description=VERBS[name].text[0].upper() + VERBS[name].text[1:] + '.')
+    text = VERBS[name].text
+    parser = Parser(prog=f'wsss {name}', description=text[0].upper() + text[1:] + '.', allow_abbrev=False)
     for a in VERBS[name].arguments:
         made = parser.add_argument(*a.names, help=a.help, **a.settings)
         for old in a.old:

@@ -10,7 +10,7 @@ import shlex, shutil, time
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..base.basics import code_version
+from ..base.basics import code_version, spellings
 from ..base.core import UserError, load_json, nearest, save_json, versions, whole_file
 from .execute import StageFailed, is_locked, locked
 from .gallery import is_page_of, odd_masks, write_masks_page
@@ -228,7 +228,7 @@ def list_runs(runs=''):
 
 def record_of(run_name, runs=''):
     "The folder of a run: one of the runs' folder, or any that holds a run.json"
-    for folder in (Path(run_name).expanduser(), runs_folder(runs) / run_name, runs_folder(runs) / str(run_name).replace(' ', '_')):
+    for folder in (Path(run_name).expanduser(), *(runs_folder(runs) / name for name in spellings(run_name))):
         if (folder / 'run.json').exists(): return folder.resolve()
     known = [r['name'] for r in list_runs(runs)]
     raise UserError(f'no run is called {run_name!r} in {runs_folder(runs)}.{nearest(str(run_name), known)}')

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..cams import net_of
+from ..base.basics import spellings
 from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
 from ..base.workers import parallel
 from ..data.folder import by_id, find_images
@@ -29,7 +30,7 @@ from ..engine.stage import open_split, runs_folder
 # %% ../../nbs/results/predict.ipynb #58853824
 def find_run(run, runs=''):
     "The folder of a run or of a stage, by path or by name"
-    for path in (Path(run).expanduser(), runs_folder(runs) / str(run), runs_folder(runs) / str(run).replace(' ', '_')):
+    for path in (Path(run).expanduser(), *(runs_folder(runs) / name for name in spellings(run))):
         if any((path / f).is_file() for f in ('run.json', 'stage.json', 'checkpoint.pt')): return path
     there = sorted(f.parent.name for f in runs_folder(runs).glob('*/run.json'))
     raise UserError(f'no run is called {str(run)!r} in {runs_folder(runs)}, and it is no folder of a run.{nearest(run, there)} Known: {", ".join(there) or "none"}.')

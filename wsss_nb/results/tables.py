@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'PAPERS', 'OWN', 'known', 'all_tables', 'numbers', 'table_of', 'changed', 'base_of', 'start_of', 'counts_of',
-           'recipe_of', 'slug', 'recipe_name', 'run_name', 'differences', 'recipe_text', 'row_recipes', 'write_recipes',
+           'recipe_of', 'recipe_name', 'run_name', 'differences', 'recipe_text', 'row_recipes', 'write_recipes',
            'found_in', 'results', 'heading', 'cells', 'class_table', 'columns_of', 'markdown', 'save_table', 'data_of',
            'rows_on', 'run_table', 'done', 'overview']
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from ..base.basics import slug
 from ..base.core import UserError, load_json, make_folder, nearest, save_json, whole_file
 from ..metrics import papers_table
 from ..engine.recipes import PACKAGE, read_recipe, set_option, stage_parameters
@@ -93,9 +94,6 @@ def recipe_of(name, label, data):
     return dict(out, about=f'{printed["source"]}: {label}; {DATA[data]}', paper=paper)
 
 # %% ../../nbs/results/tables.ipynb #38b78fca
-def slug(text):
-    "The text as a part of a file name"
-    return re.sub(r'[^\w]+', '_', text.lower()).strip('_')
 def recipe_name(name, label, data):
     "The recipe of a row: its file without the ending"
     return slug(f'{name} {label}') + ('_coco14' if data == 'coco14' else '')
