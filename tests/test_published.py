@@ -76,7 +76,7 @@ def test_it_is_small_and_the_notebooks_open():
 
 # -- the tables of the pages
 
-PAGES = [ROOT / 'nbs/index.ipynb', *sorted((ROOT / 'nbs/results').glob('*.ipynb'))]
+PAGES = [ROOT / 'nbs/index.ipynb', *sorted(p for p in (ROOT / 'nbs/results').glob('*.ipynb') if '#| default_exp' not in p.read_text())]
 
 def tables_of(text): return {m[1]: m[2] for m in re.finditer(r'<!-- table: (\w+) -->\n(.*?)\n<!-- /table -->', text, re.S)}
 

@@ -237,7 +237,7 @@ def test_of_many_runs_that_stop_the_same_command_goes_on():
     ('train={method: sipe, options: {gcs: 1.0}}', r"train.options of sipe: unknown name 'gcs'. Did you mean 'gsc'"),
     ('masks.reading={knd: cam}', r"masks.reading of cam: unknown name 'knd'. Did you mean 'kind'"),
     ('masks.refine=[crv]', r"masks.refine: unknown name 'crv'. Did you mean 'crf'"),
-    ('data.name=voc', r"data_name: unknown name 'voc'"),
+    ('data.name=voc', r"data.name: unknown name 'voc'"),
     ('train.epochs', r'expected name=value'),
 ])
 def test_wrong_names_and_types_are_refused_before_anything_runs(tmp_path, capsys, option, text):

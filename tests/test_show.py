@@ -60,7 +60,7 @@ def test_every_figure_draws():
 
 
 def test_no_global_plotting_state():
-    code = 'import sys, numpy as np\nfrom wsss_nb import show\nshow.grid([[np.zeros((4, 4))]])._repr_png_()\nassert "matplotlib.pyplot" not in sys.modules'
+    code = 'import sys, numpy as np\nfrom wsss_nb.base import show\nshow.grid([[np.zeros((4, 4))]])._repr_png_()\nassert "matplotlib.pyplot" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True)
 
 

@@ -55,10 +55,12 @@ def check_scheduler(
     address,  # such as tcp://node1:8786
     what,  # what named it, for the message
 ):
-    "Raise where nobody listens at the address of a Dask scheduler"
+    "Raise where no Dask scheduler speaks at the address"
     kind, _, place = address.rpartition('://')
     if kind not in ('', 'tcp', 'tls'): return
     host, _, port = place.rpartition(':')
-    try: socket.create_connection((host.strip('[]'), int(port)), 2).close()
+    try:
+        with socket.create_connection((host.strip('[]'), int(port)), 2) as s:
+            if kind != 'tls' and not s.recv(1): raise ConnectionError
     except (OSError, ValueError, OverflowError) as e:
         raise UserError(f'{what}: no Dask scheduler answers there ({type(e).__name__}); start one with `dask scheduler` and name the address that it prints, such as tcp://node1:8786.') from None
