@@ -404,7 +404,7 @@ def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):
     asked = {}
     def run_recipe(name, runs, recipe, **more):
         asked.update(recipe)
-        runs.mkdir(parents=True)
+        assert runs.is_dir()
         return FOLDER / 'sipe_photos.SIPE'
     monkeypatch.setattr(R, 'run_recipe', run_recipe)
     assert main(['verify', str(FOLDER / 'sipe_photos.SIPE'), '--runs', str(tmp_path), '-p', 'data.root=here/VOCdevkit', '-p', 'weights=w.npz']) == 0
