@@ -162,7 +162,8 @@ def page(notebook):
         if 'text/html' in data: return ''.join(data['text/html'])
         if output.get('output_type') == 'error': return f'<pre>{html.escape(output["ename"])}: {html.escape(output["evalue"])}</pre>'
         return f'<pre>{html.escape("".join(output.get("text", "")))}</pre>' if output.get('name') == 'stdout' else ''
-    cells = load_json(notebook)['cells']
+    own = lambda c: 'how' not in c['metadata'].get('tags', [])  # how to execute a page is no part of it
+    cells = [c for c in load_json(notebook)['cells'] if own(c)]
     body = ''.join(markdown2html(''.join(c['source'])) if c['cell_type'] == 'markdown' else ''.join(map(shown, c['outputs'])) for c in cells)
     body = re.sub(r'<a class="anchor-link".*?</a>', '', body)
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(Path(notebook).stem)} · wsss_nb</title><style>{STYLE}</style><body>{body}</body></html>'
