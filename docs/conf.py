@@ -42,7 +42,7 @@ contents = {
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
     'Score maps and training': ['cams', 'engine/train', 'engine/evaluate'],
     'Refinement': ['refine/masks', 'refine/chain', 'refine/compare', 'refine/crf', 'refine/pamr', 'refine/superpixels', 'refine/psa', 'refine/irn', 'refine/[!b]*'],
-    'Recipes and runs': ['engine/methods', 'engine/recipes', 'engine/execute', 'engine/stage', 'engine/run', 'engine/*', 'cli'],
+    'Recipes and runs': ['engine/methods', 'engine/recipes', 'engine/execute', 'engine/stage', 'engine/run', 'engine/*', 'cli', 'base/arguments'],
     'Pages and tables': ['results/report', 'results/predict', 'results/tables', 'results/grid', 'results/*'],
     'Stages': ['run/train', 'run/masks', 'run/psa', 'run/irn', 'run/segment', 'run/evaluate', 'run/report', 'run/*'],
     'How fast': ['*/benchmark*'],
