@@ -71,7 +71,7 @@ def test_it_says_which_pages_these_are_and_opens_them(nbs, tmp_path, edit):
 @pytest.mark.skipif(not shutil.which('make'), reason='needs make')
 @pytest.mark.parametrize('given, called', [([], 'docs/lab.py'), (['EDIT=1'], 'docs/lab.py --edit'), (['EDIT=1', 'LAB=--no-browser --port 9000'], 'docs/lab.py --edit --no-browser --port 9000')])
 def test_make_lab_calls_it(given, called):
-    r = subprocess.run(['make', '-C', str(ROOT), '-n', 'lab', 'READY=', *given], env={k: v for k, v in os.environ.items() if not k.startswith('MAKE')}, capture_output=True, text=True)
+    r = subprocess.run(['make', '-C', str(ROOT), '-n', 'lab', 'READY=', *given], env={k: v for k, v in os.environ.items() if not k.startswith('MAKE') and k != 'PYTEST'}, capture_output=True, text=True)
     assert [' '.join(l.split()) for l in r.stdout.splitlines() if 'lab.py' in l] == [f'.venv/bin/python {called}']
 
 

@@ -40,7 +40,7 @@ def make(tmp_path, target, programs=('sh', 'c++'), python='exec "$REAL" "$@"', a
     if python:
         (tmp_path / 'bin/python3').write_text(f'#!/bin/sh\nREAL={sys.executable}\n{python}\n')
         (tmp_path / 'bin/python3').chmod(0o755)
-    env = {k: v for k, v in os.environ.items() if not k.startswith('MAKE') and k != 'CXX'}
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MAKE') and k not in ('CXX', 'PYTEST')}
     r = subprocess.run([shutil.which('make'), '-C', str(ROOT), target, *arguments], env={**env, 'PATH': str(tmp_path / 'bin'), **environment}, capture_output=True, text=True)
     return r.returncode, [l for l in r.stdout.splitlines() if not l.startswith('make')]
 
