@@ -18,7 +18,7 @@ START = '''# A start
 
 ## Where to go
 
-The [paper](papers/ecsnet.ipynb#erasing), [from the README](nbs/cams.ipynb), [up](README.md#where-to-go); `cams`, `nbs/refine/correlation.ipynb`, `Localiser.score_maps(...)`, `compare`, `train`, `papers/`.
+The [paper](papers/ecsnet.ipynb#erasing), [from the README](nbs/cams.ipynb), [up](README.md#where-to-go); `cams.ipynb`, `nbs/refine/correlation.ipynb`, `Localiser.score_maps(...)`, `compare`, `train`, `papers/`.
 
 Beside the notebooks: [cited](../docs/cite.md), [licence](../LICENSE), [file](../CITATION.cff).
 '''
@@ -92,7 +92,7 @@ def test_code_in_prose_leads_to_where_it_is_defined(site):
     assert set(link('refine.correlation')) == {'../refine/correlation.html'} and link('cams') == ['../cams.html'] and set(link('at_pixels')) == {'#wsss_nb.papers.ecsnet.at_pixels'}
     assert '<span class="pre">theta</span>' in text and not link('theta') and not link('centre') and not link('heat')
     text = (site / 'index.html').read_text(encoding='utf-8')
-    assert link('cams') == ['cams.html'] and link('nbs/refine/correlation.ipynb') == ['refine/correlation.html'] and link('papers/') == ['papers/ecsnet.html']
+    assert link('cams.ipynb') == ['cams.html'] and link('nbs/refine/correlation.ipynb') == ['refine/correlation.html'] and link('papers/') == ['papers/ecsnet.html']
     assert link('Localiser.score_maps(...)') == ['cams.html#wsss_nb.cams.Localiser.score_maps'] and not link('compare') and not link('train')
     assert all(f'href="{url}"' in text for url in ('papers/ecsnet.html#erasing', 'cams.html', '#where-to-go'))
 

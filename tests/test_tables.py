@@ -2,6 +2,7 @@
 import json
 import re
 import socket
+import threading
 
 import numpy as np
 import pytest
@@ -222,6 +223,10 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
     runs, asked = tiny[0], {}
     listening = socket.create_server(('127.0.0.1', 0))
     address = 'tcp://{}:{}'.format(*listening.getsockname())
+    def speaks():  # as a scheduler does, to each who comes
+        for _ in range(2):
+            with listening.accept()[0] as s: s.sendall(b'hello')
+    threading.Thread(target=speaks, daemon=True).start()
     def stopping(error):
         def run(recipes, runs, jobs, scheduler, say, ended):
             asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))

@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import threading
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from wsss_nb.base.core import UserError
-from wsss_nb.base.workers import by_value, close_pool, parallel, worker_context
+from wsss_nb.base.workers import by_value, close_pool, no_script, parallel, worker_context
 
 SCRIPT = '''
 import sys
@@ -44,12 +45,18 @@ def test_a_script_begins_once_and_its_functions_travel(tmp_path):
     assert r.stdout.splitlines() == ['begins', 'True True', 'True']
 
 
-def test_the_script_of_other_processes_is_left_alone():
+def test_the_script_of_other_processes_is_left_alone(tmp_path, monkeypatch):
     from multiprocessing import spawn
     worker = worker_context().Process(target=abs, args=(1,))
     worker.start()
     worker.join()
-    assert worker.exitcode == 0 and any(k.startswith('init_main') for k in spawn.get_preparation_data('mine'))
+    script = ModuleType('__main__')
+    script.__file__, script.__spec__ = str(tmp_path / 'mine.py'), None
+    monkeypatch.setitem(sys.modules, '__main__', script)
+    told = lambda: any(k.startswith('init_main') for k in spawn.get_preparation_data('mine'))
+    assert worker.exitcode == 0 and told()
+    with no_script(): assert not told()
+    assert told()
 
 
 def exits(x):
