@@ -23,6 +23,7 @@ NORMALIZATIONS = dict(
 class Backbone(nn.Module):
     "A trunk that takes RGB in [0,1] and gives one feature map per stage"
     heads, optional = ('fc.', 'classifier.'), ()  # names that a file may have too much, or too little
+    normalization = 'imagenet'  # where nothing else is known
 
     def __init__(self, name, names, channels, strides):
         super().__init__()

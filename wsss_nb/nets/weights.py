@@ -40,7 +40,10 @@ def known_files():
 
 # %% ../../nbs/nets/weights.ipynb #7d9d763c
 def imagenet_file(net):
-    "torchvision's file for that network, downloaded if it is not there"
+    "The file with the weights of that network, downloaded if it is not there"
+    if net.startswith('timm:'):
+        from wsss_nb.nets.from_timm import timm_file
+        return timm_file(net)
     known = next((k for k in known_files() if k['net'] == net), None)
     if known is None: raise UserError(f"weights: there are no 'imagenet' weights for {net}; leave weights empty to train it from scratch, or give a file.")
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
@@ -178,7 +181,7 @@ def load_weights(net,
     "Fill the backbone from `spec`, record it in `net.origin` and return the network"
     spec, _, wanted = str(spec).partition('#sha256=')
     if not spec:
-        where, name = ('argument', normalization) if normalization else ('default', 'imagenet')
+        where, name = ('argument', normalization) if normalization else ('default', net.normalization)
         net.set_normalization(name)
         net.origin = dict(weights='', file='', sha256='', source='random', normalization=name, normalization_from=where, dropped=[], random=['all'])
         return net
@@ -187,7 +190,7 @@ def load_weights(net,
     state = net.convert(read(path))
     found = check_fit(net, state, path)
     own = 'its own' if 'mean' in state and 'std' in state else ''
-    choices = (('argument', normalization), ('file', own), ('list of known files', known.get('normalization', '')), ('default', 'imagenet'))
+    choices = (('argument', normalization), ('file', own), ('list of known files', known.get('normalization', '')), ('default', net.normalization))
     where, name = next(c for c in choices if c[1])
     net.load_state_dict({k: v for k, v in state.items() if k in net.state_dict()}, strict=False)
     if where != 'file': net.set_normalization(name)
