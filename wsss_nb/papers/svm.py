@@ -19,7 +19,7 @@ from ..base.core import check_name, make_folder, rng
 from ..base.workers import parallel
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor, resize_image
-from ..refine.svm import check_svm, class_scores, decide, need, self_enhanced_svm, train_cycles, kernel_gamma
+from ..refine.svm import check_svm, narrowest_margins as class_scores, decide, need, self_enhanced_svm, train_cycles, kernel_gamma
 
 _all_ = ['self_enhanced_svm']  # the method's last step, which has a page of its own
 
