@@ -7,7 +7,7 @@ __all__ = ['PLAIN', 'COMPANIONS', 'PEBBLES', 'CLUTTER', 'tiles', 'hills', 'plain
 # %% ../../nbs/data/grounds.ipynb #2416aa7c
 import numpy as np
 
-from .draw import Dice, box, capsule, disc, ellipse, hsv, mix, noise, paint, polygon, soft, wave
+from .draw import box, capsule, disc, ellipse, hsv, mix, noise, paint, polygon, soft, wave
 
 # %% ../../nbs/data/grounds.ipynb #fb07a70c
 def tiles(dice, u, v):
