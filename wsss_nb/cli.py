@@ -136,14 +136,14 @@ def data_synth(a):
 
 def data_check(a):
     "Read whole splits and print what is wrong; 1 if anything is, 0 if there are likely mistakes alone"
-    from wsss_nb.data.check import check_split, leaks, save_sheet
+    from wsss_nb.data.check import check_split, save_sheet, shared_images
     reports = []
     for split in a.splits or (['all'] if a.name == 'folder' else ['train', 'val']):
         report, data = check_split(a.name, split, a.root, a.tags, a.masks, a.classes)
         reports.append(report)
         print(report)
         if a.sheet and data: print(f'contact sheet: {save_sheet(data, Path(a.sheet).expanduser() / f"{a.name}_{split}.png")}')
-    shared = leaks(*reports)
+    shared = shared_images(*reports)
     for problem in shared: print(f'{problem.name}: {problem.text}')
     return 1 if shared or not all(r.ok for r in reports) else 0
 
@@ -220,9 +220,9 @@ def voc_check(a):
 
 def told(path, data):
     "Print what the server would refuse; 1 if there is anything"
-    from wsss_nb.data.submission import check_submission, tell
+    from wsss_nb.data.submission import check_submission, finding_lines
     findings = check_submission(path, data)
-    for line in tell(findings, data): print(line)
+    for line in finding_lines(findings, data): print(line)
     return 1 if any(f.refused for f in findings) else 0
 
 # %% ../nbs/cli.ipynb #2915d9d2
