@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.base import show
+from wsss_nb.base import pictures, show
 from wsss_nb.base.core import UserError
 
 GOLDENS = Path(__file__).parent / 'goldens'
@@ -40,7 +40,7 @@ def test_pictures_of_tensors_and_arrays_agree():
 
 
 def test_overlay_blends_only_the_mask():
-    out, edge = show.overlay(IMAGE, MASK, alpha=.5), show.outline(MASK)
+    out, edge = show.overlay(IMAGE, MASK, alpha=.5), pictures.mask_edges(MASK)
     assert (out[(MASK == 0) & ~edge] == IMAGE[(MASK == 0) & ~edge]).all() and (out[edge] == 255).all()
     inside = (MASK == 3) & ~edge
     assert abs(out[inside] - (IMAGE[inside] * .5 + np.array([128, 128, 0]) * .5)).max() <= .5

@@ -16,7 +16,7 @@ import yaml
 
 from ..base.basics import slug
 from ..base.core import UserError, load_json, make_folder, nearest, save_json, whole_file
-from ..metrics import papers_table
+from .by_class import papers_table
 from ..engine.recipes import PACKAGE, read_recipe, set_option, stage_parameters
 from ..engine.run import dry_each
 from ..engine.scale import run_all
