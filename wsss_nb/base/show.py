@@ -23,8 +23,10 @@ _all_ = ['VOC_PALETTE', 'as_picture', 'colorize', 'heat', 'overlay', 'resized'] 
 
 # %% ../../nbs/base/show.ipynb #5acb4d69
 class Chart(Figure):
-    "A figure that a notebook shows without pyplot, and in 256 colours, which keeps notebooks small"
-    def __init__(self, width, height): super().__init__(figsize=(width, height), dpi=80, layout='constrained')
+    "A figure that a notebook shows without pyplot: 256 colours and 120 dpi, fewer if it is large, to keep files small"
+    def __init__(self, width, height):
+        dpi = np.clip((360_000 / (width * height)) ** .5, 80, 120)  # 120 up to 25 square inches, 80 from 56
+        super().__init__(figsize=(width, height), dpi=float(dpi), layout='constrained')
 
     def _repr_png_(self):
         full, small = io.BytesIO(), io.BytesIO()
