@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_modules', 'notebook_code', 'digest_of',
-           'method_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of', 'data_fingerprints',
-           'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
-           'through_pixels', 'pixel_settings', 'execute']
+           'method_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'saliency_maps', 'splits_of',
+           'data_fingerprints', 'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage',
+           'through_networks', 'through_saliency', 'through_pixels', 'pixel_settings', 'execute']
 
 # %% ../../nbs/engine/stage.ipynb #2c32c8cf
 import ast, functools, json, os, time
@@ -20,6 +20,7 @@ from .methods import METHODS, NETWORK_STEPS, method_text, module_of, network_of,
 from .recipes import PACKAGE, check_choices, notebook_parameters, stage_notebook, typed
 from ..refine.chain import SETTINGS, refine
 from ..refine.masks import WithMasks, write_maps
+from ..refine.signed import saliency_fingerprint, saliency_of, write_salient
 
 # %% ../../nbs/engine/stage.ipynb #ba54bc5b
 # modules that change no number; nor do those of `results`
@@ -85,7 +86,7 @@ def code_digest(stage, p):
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
 INPUTS = {'train': {}, 'psa': {'localiser': 'train'}, 'irn': {'localiser': 'train'}, 'masks': {'localiser': 'train', 'psa': 'psa', 'irn': 'irn'}, 'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {}}  # parameter -> stage
-NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name', 'save_seconds'}
+NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name', 'save_seconds', 'saliency'}
 
 
 def needed(stage, p):
@@ -107,14 +108,21 @@ def given_masks(p, split):
     return data if p.get('given', '') in ('', 'truth') else WithMasks(data, folder / split if (folder / split).is_dir() else folder)
 
 
+def saliency_maps(p, split):
+    "The data of a split, and the folder with their saliency maps"
+    data = open_split(p, split)
+    return data, saliency_of(data, p['saliency'], p['data_root'])
+
+
 def splits_of(p):
     "The splits that a stage's parameters name"
     return list(dict.fromkeys([*p.get('splits', []), *(p[k] for k in ('split', 'validate') if p.get(k))]))
 
 
 def data_fingerprints(p):
-    "Split -> fingerprint, for the splits that the parameters name"
-    return {s: given_masks(p, s).fingerprint() for s in splits_of(p)}
+    "Split -> fingerprint, for the splits that the parameters name; and `split saliency` where there are saliency maps"
+    salient = {f'{s} saliency': saliency_fingerprint(*saliency_maps(p, s)) for s in splits_of(p) if p.get('saliency')}
+    return {s: given_masks(p, s).fingerprint() for s in splits_of(p)} | salient
 
 
 def stage_key(stage, p):
@@ -250,6 +258,16 @@ def through_networks(stage, split, maps):
         stage.release(out)
         maps, before = out, []
     return maps, before
+
+
+def through_saliency(stage, split, maps):
+    "The score maps with a background from saliency maps, where `masks.saliency` names some"
+    if not stage.p.saliency: return maps
+    data, folder = saliency_maps(stage.params, split)
+    out = stage.part('salient', ['refine.signed'], maps=maps.name, saliency=stage.parts['data'][f'{split} saliency'])
+    write_salient(data, maps, out, folder)
+    stage.release(out)
+    return out
 
 
 def through_pixels(stage, data, steps, maps):
