@@ -36,7 +36,7 @@ def known(name):
     if not found: raise UserError(f'the file {name}.yaml is missing: expected {places[0]}; install wsss_nb again.')
     return yaml.safe_load(found.read_text(encoding='utf-8'))
 
-
+# %% ../../nbs/results/tables.ipynb #cbe96abd
 def all_tables():
     "Name -> what tables.yaml says of it"
     return known('tables')['tables']
@@ -81,7 +81,7 @@ def changed(recipe, more):
         out[name] = copy.deepcopy(value)
     return out
 
-
+# %% ../../nbs/results/tables.ipynb #0253e138
 def base_of(name, label, data):
     "The recipe that a row stands on, or nothing where the row is not there for these data"
     table, row = all_tables()[name], all_tables()[name]['rows'][label]
@@ -97,7 +97,7 @@ def counts_of(name, label):
     "What is counted in a row: masks, network, pixel mAP, decided or score maps"
     return all_tables()[name]['rows'][label].get('counts', all_tables()[name]['counts'])
 
-
+# %% ../../nbs/results/tables.ipynb #1959068e
 def recipe_of(name, label, data):
     "The recipe of a row; with the paper's number on the paper's data"
     (table, printed), counts = table_of(name), counts_of(name, label)
@@ -112,11 +112,13 @@ def recipe_of(name, label, data):
 def recipe_name(name, label, data):
     "The recipe of a row: its file without the ending"
     return slug(f'{name} {label}') + ('_coco14' if data == 'coco14' else '')
+
+
 def run_name(name, label, data):
     "The run of a row on these data"
     return f'{slug(name)}-{data}.{slug(label)}'
 
-
+# %% ../../nbs/results/tables.ipynb #75696696
 def differences(base, recipe):
     "What a recipe says that its base does not"
     new = {k: v for k, v in recipe.items() if v not in (base.get(k), {})}
@@ -131,7 +133,7 @@ def recipe_text(name, label, data):
     head = f'# wsss run {recipe_name(name, label, data)} -p data.root={root}    (made by `wsss tables --write` from runs/tables.yaml, which is the place to edit)'
     return '\n'.join([head, *(line(k, v) for k, v in {**first, **differences(start_of(name, label, data), recipe)}.items())]) + '\n'
 
-
+# %% ../../nbs/results/tables.ipynb #a5d12856
 def row_recipes():
     "File name -> text, of every row that has a recipe on the papers' data"
     return {f'{recipe_name(n, label, d)}.yaml': recipe_text(n, label, d) for n, t in all_tables().items() for label in t['rows'] for d in PAPERS if base_of(n, label, d)}
@@ -158,7 +160,7 @@ def found_in(folder, counts):
     if counts == 'pixel mAP': return dict(here, iou={}, value=metrics['pixel_map'][n['split']]['mean'])
     return dict(here, value=n['decided' if counts == 'decided' else 'miou'])
 
-
+# %% ../../nbs/results/tables.ipynb #63725a75
 def results(name, data, runs=''):
     "The rows of a table in the paper's order: what the paper has, what we have, and why we have nothing"
     table, printed = table_of(name)
@@ -174,7 +176,7 @@ def results(name, data, runs=''):
         out.append(dict(row=label, paper=numbers(printed, label), ours=ours, note=note, runnable=runnable, classes=printed.get('classes', {}).get(label)))
     return out
 
-
+# %% ../../nbs/results/tables.ipynb #9736288c
 def heading(name, data, rows, options=()):
     "What the table shows, whose numbers they are, and whether they can be compared"
     table, printed = table_of(name)
@@ -187,7 +189,7 @@ def heading(name, data, rows, options=()):
     doubt += ' Of test only the server of VOC has the ground truth.' if 'test' in printed['columns'] else ''
     return f'{name}, {table["what"]}. Paper: {printed["source"]}, in percent. Ours: {ours}.{warning}{changes}{doubt}'
 
-
+# %% ../../nbs/results/tables.ipynb #ecbed99c
 def cells(name, rows):
     "The table as texts, the header first"
     columns, show = table_of(name)[1]['columns'], lambda x: '' if x is None else f'{x:.1f}'
@@ -219,7 +221,7 @@ def markdown(cells):
     line = lambda row: '| ' + ' | '.join(c.replace('|', r'\|') for c in row) + ' |'
     return '\n'.join([line(cells[0]), '|' + '---|' * len(cells[0]), *map(line, cells[1:])])
 
-
+# %% ../../nbs/results/tables.ipynb #38d423ad
 def save_table(name, data, runs='', options=()):
     "Write table.md and table.json into the runs folder; returns their folder and the rows"
     rows = results(name, data, runs)
@@ -245,7 +247,7 @@ def rows_on(name, data, options=()):
         stage_parameters(recipe)
     return out
 
-
+# %% ../../nbs/results/tables.ipynb #a0577dcf
 def run_table(
     name,  # such as sipe:4
     data='',  # voc12, coco14, photos or synthetic; '' = the paper's
