@@ -240,8 +240,9 @@ def prepare(self: Icd, data, folder, workers=0, **settings):
     alone = single_class(data.labels).sum(0) if self.single else data.labels.sum(0)
     if not alone.any(): raise UserError(f'data: ICD learns its directions from images with a single tag, and none of the {len(data)} images has just one; use options.single=false to take all of them.')
     self.company = ((alone == 0) & (data.labels.sum(0) > 0)).to(self.company)
-    lost = [c for c, company in zip(data.classes, self.company) if company]
-    if lost: print(f'note: no image has the single tag {", ".join(lost)}; the directions of these classes learn from all of their images')
+    lost = ', '.join(c for c, company in zip(data.classes, self.company) if company)
+    learn = 'the directions of these classes learn from all of their images'
+    if lost: print(f'note: no image has the single tag {lost}; {learn}')
     if self.branch is None or self.refine == 'none': return None
     return keep_regions(data, folder, self.eval().base_features, workers, **settings)
 
