@@ -40,7 +40,7 @@ def resume(a):
     from wsss_nb.engine.run import resume
     finish_report(resume(a.run, a.runs), a.runs)
 
-
+# %% ../nbs/cli.ipynb #7e6423f9
 def verify(a):
     "Execute a recorded run again and print every metric that changed; 1 if any did"
     from wsss_nb.engine.verify import verify
@@ -69,7 +69,7 @@ def prune(a):
     if a.yes: prune(a.runs)
     print(f'{len(found)} stages that no run stands on, {sum(found.values()) / 2**20:.1f} MiB' + (', deleted' if a.yes else '; delete them with --yes' if found else ''))
 
-
+# %% ../nbs/cli.ipynb #bea9dcb8
 def recipes(a):
     "A line for each recipe that comes with the package"
     from wsss_nb.engine.recipes import all_recipes, is_row, read_recipe
@@ -93,13 +93,13 @@ def grid(a):
     parts = [[n for n in text.split(',') if n] for text in (a.localisers, a.refiners, a.segmenters, a.seeds)]
     with launching(a.launch): run_grid(a.data, *parts, a.p, a.runs, a.dry_run, a.jobs, a.scheduler)
 
-
+# %% ../nbs/cli.ipynb #729d82d3
 def tables(a):
     "The papers' tables with how much of each is done; or write the recipes of their rows"
     from wsss_nb.results.tables import columns_of, overview, write_recipes
     print(f'{write_recipes()} recipes written' if a.write else columns_of(overview(a.runs)))
 
-
+# %% ../nbs/cli.ipynb #b6bb8e27
 def publish(a):
     "Copy what finished runs have on record, without paths of this machine"
     from wsss_nb.results.published import publish_all
@@ -117,7 +117,7 @@ def report(a):
     from wsss_nb.results.report import make_report
     print(f'report: {make_report(a.names, a.runs, a.out)}')
 
-
+# %% ../nbs/cli.ipynb #6c6742f1
 def params(a):
     "Print the parameters of one stage, or of all"
     from wsss_nb.engine.recipes import STAGES, notebook_parameters, stage_notebook
@@ -147,7 +147,7 @@ def data_check(a):
     for problem in shared: print(f'{problem.name}: {problem.text}')
     return 1 if shared or not all(r.ok for r in reports) else 0
 
-
+# %% ../nbs/cli.ipynb #33264556
 DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'], ['cam_synthetic']]  # jobs side by side, the longest first; in a job, what shares a network
 
 
@@ -157,7 +157,7 @@ def show_page(path):
     desktop = sys.platform in ('darwin', 'win32') or os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')
     if sys.stdout.isatty() and desktop: webbrowser.open(Path(path).resolve().as_uri())
 
-
+# %% ../nbs/cli.ipynb #709e9fd7
 def lane(names, runs, threads, told):
     "Execute recipes one after the other, each in a process with so many threads; their lines begin with their names, and how far they are stands in the file `told`"
     env = dict(os.environ, OMP_NUM_THREADS=str(threads), WSSS_PROGRESS=str(told))
@@ -202,7 +202,7 @@ def export(a):
     print(f'{made.path}: image, float [batch,3,height,width], RGB in [0,1] -> {made.output} [batch,{len(made.classes)},height,width]; classes in its metadata')
     print('not compared with torch: onnxruntime is not installed' if made.difference is None else f'compared with torch in onnxruntime: largest difference {made.difference:.1e}')
 
-
+# %% ../nbs/cli.ipynb #d82e1639
 def voc_zip(a):
     "Write the VOC server's zip, and say what the server would refuse in it"
     from wsss_nb.data.submission import write_submission
@@ -230,7 +230,7 @@ DOES = {'run': run, 'resume': resume, 'list': list_, 'report': report, 'verify':
         'table': table, 'tables': tables, 'grid': grid, 'demo': demo, 'voc-zip': voc_zip, 'voc-check': voc_check, 'prune': prune, 'publish': publish, 'published': published}
 COMPUTES = ('run', 'resume', 'verify', 'predict', 'table', 'grid', 'demo')
 
-
+# %% ../nbs/cli.ipynb #84a60cdb
 def check_cluster(name, a):
     "Raise where a scheduler was named that does not answer, before anything large is imported"
     if name not in COMPUTES or getattr(a, 'dry_run', False): return

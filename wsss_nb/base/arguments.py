@@ -38,7 +38,7 @@ def numbers(text):
     "Scales: numbers above 0, between commas"
     return [number(float, .01, t) for t in text.split(',') if t]
 
-
+# %% ../../nbs/base/arguments.ipynb #78f1bf86
 def texts(text):
     "Names between commas"
     return [t.strip() for t in text.split(',') if t.strip()]
@@ -81,14 +81,13 @@ class Verb(NamedTuple):
 
 GROUPS = dict(first='verbs', upkeep='upkeep', keepers='for those who keep the repository')
 
-
+# %% ../../nbs/base/arguments.ipynb #2badc70d
 def whole(least):
     "What reads a whole number, `least` or more"
     return lambda text: number(int, least, text)
 
 
 choice = argparse.BooleanOptionalAction
-
 RUNS = arg('--runs', metavar='DIR', help='folder with runs (default: $WSSS_RUNS or ./runs)')
 RUN = arg('run', help='name or folder of a run')
 TRAINED = arg('run', help='name or folder of a run, or folder of a segment stage')
@@ -188,7 +187,7 @@ def parser_of(name):
             parser.add_argument(old, type=made.type, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **more)
     return parser
 
-
+# %% ../../nbs/base/arguments.ipynb #075d0fea
 def joined(words, arguments):
     "The words, with each list that was typed with blanks as one word with commas"
     more, out = {a.names[0]: a.more for a in arguments if a.more}, []
@@ -210,7 +209,7 @@ def usage():
     for group, title in GROUPS.items(): lines += ['', f'{title}:', *(f'  {n:{width}}  {v.text}' for n, v in VERBS.items() if v.group == group)]
     return '\n'.join([*lines, '', 'wsss VERB --help shows what a verb takes, wsss --version the version.'])
 
-
+# %% ../../nbs/base/arguments.ipynb #56c21aa8
 def verb_of(words):
     "The verb that the words begin with, and the words behind it"
     groups = {n.partition(' ')[0] for n in VERBS if ' ' in n}

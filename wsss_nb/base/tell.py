@@ -72,7 +72,7 @@ class Jupyter:
     def close(self):
         if self.shown: self.publish({'text/plain': ''})
 
-
+# %% ../../nbs/base/tell.ipynb #633ee871
 class Log:
     "A line now and then"
     wait, every = 2., 10.
@@ -93,7 +93,7 @@ class File:
 
     def close(self): self.show('')
 
-
+# %% ../../nbs/base/tell.ipynb #33eb70e5
 def written(path):
     "What another process says in its file; nothing where there is none"
     try: return Path(path).read_text(encoding='utf-8')
@@ -149,7 +149,7 @@ class Line:
 
 LINE = Line()
 
-
+# %% ../../nbs/base/tell.ipynb #e950e0dd
 def seconds(s):
     "`50 s`, `12 min`"
     return f'{s:.0f} s' if s < 100 else f'{s / 60:.0f} min'

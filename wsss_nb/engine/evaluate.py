@@ -39,7 +39,7 @@ def write_prediction(job):
     *of, path = job
     save_mask(path, likeliest(*of))
 
-
+# %% ../../nbs/engine/evaluate.ipynb #b7dd5839
 @spelt
 def write_predictions(
     net,  # a segmentation network with `predict`, or the learner that trained it
@@ -133,7 +133,7 @@ def number(what, split, counts, data, measure, **origin):
     return dict(what=what, split=split, miou=counts.miou(classes), decided=counts.decided().miou(classes), classes=f'bg+{len(measure) or len(data.classes)}', images=len(data), data=data.name, tags=data.tags_from,
                 iou=dict(zip(['background', *data.classes], iou)), missed=int(counts.missed.sum()), oracle=False, **origin)
 
-
+# %% ../../nbs/engine/evaluate.ipynb #aa7f895d
 GIVEN = dict(method='given masks', backbone='', seed=None)  # where no localiser was trained
 
 
@@ -142,7 +142,7 @@ def threshold_of(made):
     if made['results']['own_background']: return dict(threshold=None, threshold_from='')
     return dict(threshold=made['parameters']['threshold'], threshold_from='fixed')
 
-
+# %% ../../nbs/engine/evaluate.ipynb #899cd54f
 def numbers_of(stage, counts, sweeps):
     "Every number of an evaluation with its origin, oracles marked"
     line, p, out = lineage(stage), stage.p, []

@@ -71,7 +71,7 @@ def in_threads_of(device):
     count = re.search(r'(\d+) threads', device)
     return environment(**dict.fromkeys(THREADS, count[1]) if count else {})
 
-
+# %% ../../nbs/engine/execute.ipynb #e81a9df0
 @contextmanager
 def watched(what, file):
     "Let kernels write into this file how far they are, and the live line say it"
@@ -81,7 +81,7 @@ def watched(what, file):
         with at_work(lambda: f'{what} {written(file) or "at work"}  (since {seconds(time.monotonic() - began)})'), environment(WSSS_PROGRESS=str(file)): yield
     finally: file.unlink(missing_ok=True)
 
-
+# %% ../../nbs/engine/execute.ipynb #9e633137
 def run_notebook(path, out, parameters, what, progress):
     "papermill with our kernel; a failing cell is told in one line and leaves the executed notebook"
     try: import papermill as pm

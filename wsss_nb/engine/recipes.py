@@ -30,7 +30,7 @@ def stage_notebook(stage):
     if not found: raise UserError(f'the notebook of stage {stage} is missing: expected {places[0]}; install wsss_nb again.')
     return found[0]
 
-
+# %% ../../nbs/engine/recipes.ipynb #9afa7c7e
 def parameters_cell(path):
     "The text of the cell tagged `parameters`"
     cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
@@ -47,13 +47,13 @@ def notebook_parameters(path):
     try: return {(n.target if isinstance(n, ast.AnnAssign) else n.targets[0]).id: (ast.literal_eval(n.value), comments.get(n.lineno, '')) for n in ast.parse(text).body}
     except (ValueError, AttributeError, SyntaxError) as e: raise UserError(f'{path}: the parameters cell may hold only `name: type = plain value  # comment` ({e}).') from None
 
-
+# %% ../../nbs/engine/recipes.ipynb #42808e10
 AT_LEAST_1, ABOVE_0 = ('at least 1', lambda v: v >= 1), ('a number above 0', lambda v: 0 < v < float('inf'))
 DEVICE = 'auto, cpu, mps, cuda or cuda:N', lambda v: bool(re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v))
 DOMAINS = {**dict.fromkeys(('epochs', 'batch_size', 'accumulate', 'validate_every', 'map_batch', 'test_batch', 'max_side', 'crop'), AT_LEAST_1),
            'lr': ABOVE_0, 'device': DEVICE}  # parameter -> what is allowed
 
-
+# %% ../../nbs/engine/recipes.ipynb #6cd88931
 def of_type(value, kind):
     "`value` as this type, where that is meant: an int for a float, and what papermill's -p takes for a text: 1e-3, [crf], {seeds: 4}"
     if kind is float and (type(value) is int or type(value) is str and re.fullmatch(r'[-+]?[\d.]+e[-+]?\d+', value)): return float(value)
@@ -100,7 +100,7 @@ def recipe_file(name):
     if path.stem not in ours: raise UserError(f'recipe: unknown name {path.stem!r}.{nearest(path.stem, ours)} wsss recipes and wsss tables list all.')
     return ours[path.stem]
 
-
+# %% ../../nbs/engine/recipes.ipynb #e13a3fc0
 def set_option(recipe, text):
     "Apply one `name=value` or `section.name=value` to a recipe; the value is YAML"
     name, equals, value = text.partition('=')
@@ -114,7 +114,7 @@ def set_option(recipe, text):
     if isinstance(recipe[last], str) and recipe[last].lower() in ('none', 'null'): recipe[last] = ''
     if recipe[last] is None: recipe[last] = ''
 
-
+# %% ../../nbs/engine/recipes.ipynb #e2cf9934
 def merged(recipe, more):
     "The recipe with what `more` says instead, section by section; numbers of a paper, and expected ones, are not mixed"
     out = copy.deepcopy(recipe)
@@ -138,7 +138,7 @@ def read_recipe(name, options=()):
     for o in options: set_option(recipe, o)
     return recipe
 
-
+# %% ../../nbs/engine/recipes.ipynb #5120121d
 def rows_of(recipe):
     "Row -> recipe, for a recipe that is a table; nothing for another"
     rows, rest = recipe.get('rows') or {}, {k: v for k, v in recipe.items() if k != 'rows'}
@@ -153,7 +153,7 @@ def worded(run, recipe):
     names = [table + name for said in recipe.get('about', '').split(': ')[1:] for name in (said, said.partition('; ')[0])]
     return next((name for name in names if run in spellings(name)), run)
 
-
+# %% ../../nbs/engine/recipes.ipynb #5c1c43fa
 @functools.cache  # what has names imports torch, and a list of recipes does not wait for it
 def choices():
     "Parameter -> the values that it may have"
@@ -169,7 +169,7 @@ def choices():
                 crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=(*STEPS, *NETWORK_STEPS),
                 keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', 'plain', 'separable'), fusion=FUSIONS)
 
-
+# %% ../../nbs/engine/recipes.ipynb #2c2720e4
 def check_choices(stage, p):
     "Raise at a value that is none of the known ones"
     for name, value in p.items():
@@ -181,7 +181,7 @@ def check_choices(stage, p):
         if p['crop'] < stride: raise UserError(f'{stage}.crop: expected at least {stride}, the output stride of {p["backbone"]}, got {p["crop"]}.')
     if p.get('keep') == 'best' and not p['validate']: raise UserError(f'{stage}.keep: best of what? Name a split with masks as {stage}.validate (its numbers become oracles), or keep the last.')
 
-
+# %% ../../nbs/engine/recipes.ipynb #49610ea4
 def check_method(p):
     "Raise at an unknown method, and at an option or a reading that it does not have"
     from wsss_nb.engine.methods import check_localiser, method_class, options_of
@@ -193,7 +193,7 @@ def check_method(p):
     for s in p:
         for k in p[s].get('reading', {}): check_name(k, cls.reading or ['none'], f'{s}.reading of {method}')
 
-
+# %% ../../nbs/engine/recipes.ipynb #2ea9f387
 def default_stages(recipe):
     "All stages but the report; no localiser where masks are given; networks of affinities only where a refinement walks with them"
     from wsss_nb.engine.methods import AFFINITIES
@@ -202,7 +202,7 @@ def default_stages(recipe):
     if masks.get('given'): return ['masks', 'segment', 'evaluate']
     return ['train', *(s for s in AFFINITIES if s in steps), 'masks', 'segment', 'evaluate']
 
-
+# %% ../../nbs/engine/recipes.ipynb #faa8eb81
 def flat(recipe):
     "What a recipe says of parameters: (stage or '', parameter) -> value"
     out = {}
@@ -214,7 +214,7 @@ def flat(recipe):
         else: out['', key] = value
     return out
 
-
+# %% ../../nbs/engine/recipes.ipynb #b605913a
 def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked"
     from wsss_nb.engine.methods import AFFINITIES

@@ -36,7 +36,7 @@ def record(folder, name, recipe, done, state):
         seconds=round(sum(s['seconds'] for s in stages.values()), 1), stages={k: dict(v, results=None) for k, v in stages.items()}, masks=masks))
     save_json(folder / 'metrics.json', stages.get('evaluate', {}).get('results') or {})
 
-
+# %% ../../nbs/engine/run.ipynb #516b21c4
 def stage_warnings(made):
     "What one should know of a stage that was made, from its stage.json"
     results = made.get('results') or {}
@@ -48,7 +48,7 @@ def going_on(folder):
     "The command that goes on with a run"
     return f'wsss resume {shlex.quote(folder.name)}' + ('' if folder.parent == runs_folder() else f' --runs {shlex.quote(str(folder.parent))}')
 
-
+# %% ../../nbs/engine/run.ipynb #d20bc0dd
 def masks_page(folder, made):
     "The page of a run's masks, made where it is not there; `made`: what is on record of its masks stage"
     if is_page_of(folder / 'masks/index.html', made['folder']): return
@@ -63,7 +63,7 @@ def where_masks(folder):
     places = [folder.parent / 'stages' / made['folder'] / s for s in made['parameters']['splits']]
     return ['masks: ' + ', '.join(f'{p} ({sum(1 for _ in p.rglob("*.png"))} PNG)' for p in places)] + [f'look at them: {page}'] * page.exists()
 
-
+# %% ../../nbs/engine/run.ipynb #121315b3
 def lined_up(parameters, runs):
     "The stages with these parameters one after the other, each knowing where those before it lie, or will lie"
     folders = {}
@@ -74,7 +74,7 @@ def lined_up(parameters, runs):
         folders[stage] = s.folder
         yield s
 
-
+# %% ../../nbs/engine/run.ipynb #00026ac8
 def run_recipe(
     name,  # a recipe's file or name
     options=(),  # `name=value` changes
@@ -113,7 +113,7 @@ def run_recipe(
         if before['state'] != 'done' or known != {k: f.name for k, f in done.items()}: record(folder, run_name, recipe, done, 'done')
     return folder
 
-
+# %% ../../nbs/engine/run.ipynb #50db68c4
 def runs_of(name, options=(), run_name='', rows=()):
     "Run -> recipe: one, or one for each row (or these rows) of a recipe that is a table; every name and type checked"
     recipe, run_name = read_recipe(name, options), run_name or Path(name).stem
@@ -125,7 +125,7 @@ def runs_of(name, options=(), run_name='', rows=()):
     for r in out.values(): stage_parameters(r)  # a mistake in the last row is told now
     return out
 
-
+# %% ../../nbs/engine/run.ipynb #cb59a9dd
 def stopped(error, folder):
     "What a run that stopped says: what happened, and the command that goes on"
     return f'{str(error).rstrip(".")}; mend what is said there and go on with: {going_on(folder)} (or, with other parameters, with your wsss run and -p)'
@@ -138,7 +138,7 @@ class RunsStopped(StageFailed):
         super().__init__(f'{len(errors)} of {count} runs stopped ({", ".join(errors)}): {str(first).rstrip(".")}; the same command goes on from here' if count > 1 else stopped(first, runs_folder(runs) / run))
         self.errors = errors
 
-
+# %% ../../nbs/engine/run.ipynb #168c5cdb
 def run_each(
     recipes,  # run -> recipe
     runs='',  # folder with runs
@@ -157,7 +157,7 @@ def run_each(
     if errors: raise RunsStopped(errors, len(recipes), runs)
     return list(folders.values())
 
-
+# %% ../../nbs/engine/run.ipynb #0efd72ac
 def dry_each(recipes, runs='', say=print):
     "Check some recipes and their data, and say what the runs would do; what data are missing is told at the end"
     missing = {}
@@ -174,7 +174,7 @@ def dry_run(name, options=(), runs='', say=print, rows=()):
     "The same for a recipe, or the rows of one that is a table"
     dry_each(runs_of(name, options, rows=rows), runs, say)
 
-
+# %% ../../nbs/engine/run.ipynb #8a044f47
 def steps_of(s, data):
     "The steps of a training"
     return len(Batches(len(data[s.params['split']]), s.params['batch_size'], s.params['epochs'], 0))
@@ -194,7 +194,7 @@ def settings(stage, p):
     defaults = notebook_parameters(stage_notebook(stage))
     return '  settings  ' + (', '.join(f'{k}={v!r}' for k, v in p.items() if v != defaults[k][0] and k not in INPUTS[stage] and k != 'runs') or 'the defaults')
 
-
+# %% ../../nbs/engine/run.ipynb #5d5b9d92
 def outline(recipe):
     "What can be said of a recipe without its data: stages, networks that can be built, settings"
     for stage, p in stage_parameters(recipe).items():
@@ -202,7 +202,7 @@ def outline(recipe):
         yield f'{stage}: {p["epochs"]} epochs' if 'epochs' in p else stage
         yield settings(stage, p)
 
-
+# %% ../../nbs/engine/run.ipynb #e1592871
 def dry_row(recipe, runs, say):
     "The same for one recipe"
     for s in lined_up(stage_parameters(recipe), runs):
@@ -217,7 +217,7 @@ def dry_row(recipe, runs, say):
         say(f'  out       stages/{s.folder.name}' + (', there already' if s.made else ''))
         say(settings(s.stage, s.params))
 
-
+# %% ../../nbs/engine/run.ipynb #1fa1ca47
 def list_runs(runs=''):
     "The runs that are there: name, state, seconds and the headline numbers"
     out = []
@@ -235,7 +235,7 @@ def record_of(run_name, runs=''):
     known = [r['name'] for r in list_runs(runs)]
     raise UserError(f'no run is called {run_name!r} in {runs_folder(runs)}.{nearest(str(run_name), known)}')
 
-
+# %% ../../nbs/engine/run.ipynb #34d1c747
 def resume(run_name, runs=''):
     "Go on with a run that was stopped"
     folder = record_of(run_name, runs)

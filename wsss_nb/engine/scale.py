@@ -84,7 +84,7 @@ def share(i, jobs):
     threads = {k: os.environ.get(k) or str(max(1, cores() // jobs)) for k in THREADS}
     return dict(threads, WSSS_PROGRESS='off', **({'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} if gpus[0] else {}))
 
-
+# %% ../../nbs/engine/scale.ipynb #a6b62ebc
 @contextmanager
 def cluster(
     jobs=1,  # processes on this machine, if there is no scheduler
@@ -131,7 +131,7 @@ def who(node):
     "The runs that stand on a node, the first three by name"
     return ', '.join(node.runs[:3]) + (f' and {len(node.runs) - 3} more' if len(node.runs) > 3 else '')
 
-
+# %% ../../nbs/engine/scale.ipynb #90d9582c
 class Watch:
     "What the workers have in hand, and a line for one that dies"
     def __init__(self, client, nodes, say):
@@ -150,7 +150,7 @@ class Watch:
             self.say(f'a worker died ({worker}); done again, from what it had saved: {again}' if lost else f'a worker is gone ({worker}); it had nothing in hand')
         self.at_work = now
 
-
+# %% ../../nbs/engine/scale.ipynb #92f223ad
 def submitted(client, nodes, token):
     "The nodes as futures of Dask: whatever can be made, in the order of the runs"
     futures, env = {}, {k: os.environ[k] for k in ('WSSS_LAUNCH',) if k in os.environ}
@@ -191,7 +191,7 @@ def finish_run(run, recipe, runs, failed):
         execute(s, say)
     return run_recipe(run, runs=runs, run_name=run, say=lambda text: None, recipe=recipe, make=told)
 
-
+# %% ../../nbs/engine/scale.ipynb #9fc949ca
 def run_side_by_side(
     recipes,  # run -> recipe
     runs='',  # folder with runs
@@ -221,7 +221,7 @@ def run_side_by_side(
     if errors: raise RunsStopped(errors, len(recipes), runs)
     return [folders[r] for r in recipes]
 
-
+# %% ../../nbs/engine/scale.ipynb #8bb5ee00
 def run_all(recipes, runs='', jobs=1, scheduler='', say=print, ended=lambda run, error: None, show=lambda: None):
     "Execute runs: side by side where several jobs or a scheduler are named, else one after the other; `show` is called at the end, where some have stopped as well"
     try: folders = run_side_by_side(recipes, runs, jobs, scheduler, say, ended) if jobs > 1 or scheduler else run_each(recipes, runs, say, ended)

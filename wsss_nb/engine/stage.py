@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_modules', 'notebook_code', 'digest_of',
-           'method_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of', 'data_fingerprints',
-           'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
-           'through_pixels', 'pixel_settings', 'execute']
+           'method_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'saliency_maps', 'splits_of',
+           'data_fingerprints', 'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage',
+           'through_networks', 'through_saliency', 'through_pixels', 'pixel_settings', 'execute']
 
 # %% ../../nbs/engine/stage.ipynb #2c32c8cf
 import ast, functools, json, os, time
@@ -20,13 +20,14 @@ from .methods import METHODS, NETWORK_STEPS, method_text, module_of, network_of,
 from .recipes import PACKAGE, check_choices, notebook_parameters, stage_notebook, typed
 from ..refine.chain import SETTINGS, refine
 from ..refine.masks import WithMasks, write_maps
+from ..refine.signed import saliency_fingerprint, saliency_of, write_salient
 
 # %% ../../nbs/engine/stage.ipynb #ba54bc5b
 # modules that change no number; nor do those of `results`
 NO_NUMBERS = {'cli', 'base.arguments', 'base.basics', 'base.tell', 'base.show', 'engine.execute', 'engine.warm',
               'engine.stage', 'engine.run', 'engine.scale', 'engine.gallery', 'engine.verify'}
 
-
+# %% ../../nbs/engine/stage.ipynb #ad5df780
 @functools.lru_cache(maxsize=None)  # a table asks for the same few modules hundreds of times
 def imported(source, package=''):
     "The modules of wsss_nb that a piece of Python imports, as dotted names below wsss_nb"
@@ -57,7 +58,7 @@ def code_modules(roots):
         todo += imported(module_file(name).read_text(encoding='utf-8'), name.rpartition('.')[0])
     return sorted(seen)
 
-
+# %% ../../nbs/engine/stage.ipynb #984c6392
 def notebook_code(path):
     "The code of a notebook without its parameters"
     cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
@@ -68,7 +69,7 @@ def digest_of(modules):
     "A fingerprint of these modules and all that they import"
     return digest(*[module_file(m).read_bytes() for m in code_modules(modules)])
 
-
+# %% ../../nbs/engine/stage.ipynb #e085f3d7
 def method_code(method):
     "A fingerprint of a method's code and all that it imports"
     if method in METHODS: return digest_of([module_of(METHODS[method])])
@@ -85,7 +86,9 @@ def code_digest(stage, p):
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
 INPUTS = {'train': {}, 'psa': {'localiser': 'train'}, 'irn': {'localiser': 'train'}, 'masks': {'localiser': 'train', 'psa': 'psa', 'irn': 'irn'}, 'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {}}  # parameter -> stage
-NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name', 'save_seconds'}
+
+# %% ../../nbs/engine/stage.ipynb #fde6b87e
+NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name', 'save_seconds', 'saliency'}
 
 
 def needed(stage, p):
@@ -95,7 +98,7 @@ def needed(stage, p):
     if stage == 'masks': return {k: before for k, before in INPUTS[stage].items() if k in steps}
     return {k: before for k, before in INPUTS[stage].items() if not (k == 'network' and p['masks'])}
 
-
+# %% ../../nbs/engine/stage.ipynb #f25b6fc5
 def open_split(p, split):
     "The data of a stage's parameters; the split `all` is a folder without splits"
     return open_data(p['data_name'], '' if split == 'all' else split, p['data_root'], p['data_tags'], p['data_masks'], p['data_classes'], p.get('limit', 0))
@@ -107,16 +110,23 @@ def given_masks(p, split):
     return data if p.get('given', '') in ('', 'truth') else WithMasks(data, folder / split if (folder / split).is_dir() else folder)
 
 
+def saliency_maps(p, split):
+    "The data of a split, and the folder with their saliency maps"
+    data = open_split(p, split)
+    return data, saliency_of(data, p['saliency'], p['data_root'])
+
+
 def splits_of(p):
     "The splits that a stage's parameters name"
     return list(dict.fromkeys([*p.get('splits', []), *(p[k] for k in ('split', 'validate') if p.get(k))]))
 
 
 def data_fingerprints(p):
-    "Split -> fingerprint, for the splits that the parameters name"
-    return {s: given_masks(p, s).fingerprint() for s in splits_of(p)}
+    "Split -> fingerprint, for the splits that the parameters name; and `split saliency` where there are saliency maps"
+    salient = {f'{s} saliency': saliency_fingerprint(*saliency_maps(p, s)) for s in splits_of(p) if p.get('saliency')}
+    return {s: given_masks(p, s).fingerprint() for s in splits_of(p)} | salient
 
-
+# %% ../../nbs/engine/stage.ipynb #3435413d
 def stage_key(stage, p):
     "A fingerprint of everything that can change the stage's result, and its parts"
     own = {k: v for k, v in p.items() if k not in NEUTRAL and k not in INPUTS[stage]}
@@ -140,7 +150,7 @@ def checked(stage, names):
     check_choices(stage, p)
     return p
 
-
+# %% ../../nbs/engine/stage.ipynb #998dc53c
 class Stage:
     "A stage at work: its parameters `p`, its `folder`, the stages it stands on"
     def __init__(self, stage, params):
@@ -202,7 +212,7 @@ class Stage:
             stage=self.stage, folder=self.folder.name, parameters=self.params, inputs=self.parts['inputs'], uses=self.uses, code=self.parts['code'], data=self.parts['data'], results=results,
             device=device_name(pick_device(device)) if device is not None else '', **self.launch(), versions=versions(), started=self.started, seconds=round(time.time() - self.started, 1)))
 
-
+# %% ../../nbs/engine/stage.ipynb #f6f5d94a
 def shared(p):
     "The parameters that a stage hands to the stages it makes first"
     return {k: v for k, v in p.items() if k in ('runs', 'seed', 'device', 'limit') or k.startswith('data_')}
@@ -226,7 +236,7 @@ def begin(
     s.take(s.folder)
     return s
 
-
+# %% ../../nbs/engine/stage.ipynb #16ae29e7
 def make_stage(stage, params, say=print):
     "The folder of a stage with these parameters (the others at their defaults), executed if it was not yet"
     p = checked(stage, params)
@@ -250,6 +260,16 @@ def through_networks(stage, split, maps):
         stage.release(out)
         maps, before = out, []
     return maps, before
+
+
+def through_saliency(stage, split, maps):
+    "The score maps with a background from saliency maps, where `masks.saliency` names some"
+    if not stage.p.saliency: return maps
+    data, folder = saliency_maps(stage.params, split)
+    out = stage.part('salient', ['refine.signed'], maps=maps.name, saliency=stage.parts['data'][f'{split} saliency'])
+    write_salient(data, maps, out, folder)
+    stage.release(out)
+    return out
 
 
 def through_pixels(stage, data, steps, maps):

@@ -63,7 +63,7 @@ class Batches:
             skip = self.first % self.per_epoch if epoch == self.first // self.per_epoch else 0
             for b in range(skip, self.per_epoch): yield [(epoch, i) for i in order[b * self.size:(b + 1) * self.size][self.rank::self.processes]]
 
-
+# %% ../../nbs/engine/train.ipynb #a781338c
 class Views(torch.utils.data.Dataset):
     "Training views of a data set, addressed by (epoch, index)"
     def __init__(self, data, view, seed):
@@ -76,7 +76,7 @@ class Views(torch.utils.data.Dataset):
         epoch, i = key
         return dict(self.view(self.data, i, rng('view', self.seed, epoch, i)), name=self.data.names[i])
 
-
+# %% ../../nbs/engine/train.ipynb #35e2502b
 FEW = 100  # steps of training below which a word is said
 
 
@@ -139,7 +139,7 @@ class History(list):
         ends = f', loss {self[0]["loss"]:.4f} to {self[-1]["loss"]:.4f}' if self else ''
         return f'{len(self)} steps{ends}'
 
-
+# %% ../../nbs/engine/train.ipynb #ca160d08
 class Learner:
     "Train `net` on `data`: the one loop"
     def __init__(
@@ -203,7 +203,7 @@ def check_losses(losses, who='forward of the network'):
     got = 'a dict without `loss`' if isinstance(losses, dict) and loss is None else 'a `loss` that is no single number' if isinstance(losses, dict) else f'a {type(losses).__name__}' + (f' {list(losses.shape)}' if torch.is_tensor(losses) else '')
     raise UserError(f'{who} returned {got}; the trainer needs a dict of losses whose `loss`, a tensor of one number, is minimised, such as dict(loss=multilabel_loss(scores, batch["labels"])).')
 
-
+# %% ../../nbs/engine/train.ipynb #67717807
 def one_step(self: Learner, batch):
     "Forward, backward and, at the end of an accumulation, an update; returns the losses as floats"
     factor = self.schedule(self.step, self.steps)
@@ -224,7 +224,7 @@ def one_step(self: Learner, batch):
     for c in self.callbacks: c.after_step(self, batch, losses)
     return losses
 
-
+# %% ../../nbs/engine/train.ipynb #a6935a14
 def fit(self: Learner):
     "Train from the checkpoint, or the beginning, to the last step"
     if os.environ.get('WSSS_LAUNCH'):
@@ -269,7 +269,7 @@ def same_settings(ours, theirs, path):
     different = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
     if different: raise UserError(f'{path}: made with other settings ({different[0]}: {theirs.get(different[0])!r} there, {ours.get(different[0])!r} here); delete it, or use another folder.')
 
-
+# %% ../../nbs/engine/train.ipynb #8c9cbf5f
 def save(self: Learner):
     "Write the checkpoint, whole"
     if not self.accelerator.is_main_process: return

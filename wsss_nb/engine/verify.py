@@ -45,7 +45,7 @@ def unlike(before, after):
     "What two records of a run do not agree on, of versions and of the devices of their stages: name -> (then, now)"
     return unequal(*({**r['versions'], **{s: v['device'] for s, v in r['stages'].items()}} for r in (before, after)))
 
-
+# %% ../../nbs/engine/verify.ipynb #37f12fee
 @contextmanager
 def for_a_while(place, what, keep=False):
     "Hold an empty folder, and delete it at the end however that comes"
@@ -56,7 +56,7 @@ def for_a_while(place, what, keep=False):
         finally:
             if not keep: shutil.rmtree(place, ignore_errors=True)
 
-
+# %% ../../nbs/engine/verify.ipynb #e44e59bd
 def verify(
     run_name,  # a run, or a folder with its run.json and metrics.json
     runs='',  # folder with runs

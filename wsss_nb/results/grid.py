@@ -38,7 +38,7 @@ def title(kind, name):
     if kind == 'refiners': return ' + '.join(title('steps', s) for s in steps_of(name)) or 'none'
     return known('grid')[kind][name]['title']
 
-
+# %% ../../nbs/results/grid.ipynb #222d064d
 def check_cells(data, localisers, refiners, segmenters):
     "Raise at a name that grid.yaml does not have"
     check_name(data, known('grid')['data'], 'grid: data')
@@ -74,7 +74,7 @@ class Cell(NamedTuple):
         "The name of its run"
         return f'grid-{data}.{self.localiser}.{self.refiner}.{self.segmenter}.{self.seed}'
 
-
+# %% ../../nbs/results/grid.ipynb #f2334e58
 def told(more, data):
     "What an entry of grid.yaml changes on some data: for all data, then for these"
     rest = {k: v for k, v in more.items() if k not in ('title', 'leaves')}
@@ -98,7 +98,7 @@ def with_maps(recipe):
     steps = recipe['masks']['refine']
     return {**{k: v for k, v in recipe.items() if k not in AFFINITIES}, **{a: {**recipe.get(a, {}), **read} for a in AFFINITIES if a in steps}}
 
-
+# %% ../../nbs/results/grid.ipynb #23e8172f
 def cells_of(data, localisers=(), refiners=(), segmenters=('none',), seeds=(0,)):
     "The cells that are asked for, all localisers and refiners where none are named"
     localisers, refiners = list(localisers) or names_of('localisers'), list(refiners) or names_of('refiners')
@@ -135,7 +135,7 @@ def result(data, cell, recipe, runs='', error=None):
     if not number: return dict(out, state='no number', why='the images have no ground truth')
     return dict(out, state='done', miou=number[0]['miou'], number=number[0], seconds=sum(v['seconds'] for v in out['stages'].values()))
 
-
+# %% ../../nbs/results/grid.ipynb #721aeff8
 def times(cells):
     "How many stages the cells that are done name, how many are different, and their seconds"
     named = [(s, v['folder'], v['seconds']) for c in cells if c['state'] == 'done' for s, v in c['stages'].items()]
@@ -152,7 +152,7 @@ def about(cells, options=()):
     return (f'mIoU on {n["data"]} {n["split"]}, {n["images"]} images, over {n["classes"]}. Masks {"are told the tags" if n["use_image_labels"] else "are told nothing"}. '
             + 'Nothing was chosen with ground truth.' * (not n['oracle']) + (f' Changed: {", ".join(changes)}.' if changes else ''))
 
-
+# %% ../../nbs/results/grid.ipynb #65e8133a
 def gathered(data, results, options=()):
     "The content of grid.json"
     names = lambda kind, key: {n: title(kind, n) for n in dict.fromkeys(c[key] for c in results)}
@@ -191,7 +191,7 @@ def dry_grid(recipes, runs='', say=print):
     count = Counter(s.stage for s, _ in distinct.values())
     say(f'{len(recipes)} cells name {named} stages, {len(distinct)} are different ({", ".join(f"{n} {s}" for s, n in count.items())}), {sum(s.made for s, _ in distinct.values())} are there already')
 
-
+# %% ../../nbs/results/grid.ipynb #5df5cfbe
 class Board:
     "A grid that is being filled: the results of its cells, and its page"
     def __init__(self, data, cells, recipes, options, runs):
@@ -212,7 +212,7 @@ class Board:
         self.results[run] = self.look(run, error)
         self.save([run])
 
-
+# %% ../../nbs/results/grid.ipynb #237169b4
 def run_grid(
     data='synthetic',  # synthetic, photos or voc12
     localisers=(),  # names, all if none are given
