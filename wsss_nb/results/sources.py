@@ -172,7 +172,7 @@ def every_row(
     for name, printed in known('paper_numbers').items():
         if not name.startswith(f'{paper}:') or name not in all_tables(): continue
         photos, drawn = (here_of(name, data, folder, also) for data in ('photos', 'synthetic'))
-        others = [k for k, (_, note, _) in drawn.items() if note == 'another method']
+        others = [k for k, (_, note, _) in drawn.items() if note.startswith('another method')]
         for k, (value, note, runs) in drawn.items():
             if k in others: continue
             here = photos[k][0], value
