@@ -6,7 +6,7 @@ Fan, Zhang, Song and Tan, *Learning Integral Objects with Intra-Class Discrimina
 
 # %% auto #0
 __all__ = ['KINDS', 'directional_scores', 'class_mean', 'bottom_up_loss', 'single_class', 'group_means', 'SignAligner',
-           'refined_target', 'top_down_loss', 'warm_up', 'Icd', 'target', 'losses', 'forward', 'base_features',
+           'refined_target', 'top_down_loss', 'warm_up', 'Icd', 'target', 'losses_of', 'forward', 'base_features',
            'signed_scores', 'score_maps', 'prepare']
 
 # %% ../../nbs/papers/icd.ipynb #6171b5eb
@@ -169,7 +169,7 @@ def target(self: Icd, scores, batch):
 Icd.target = target
 
 # %% ../../nbs/papers/icd.ipynb #55bc0105
-def losses(self: Icd, cam, features, logits, batch):
+def losses_of(self: Icd, cam, features, logits, batch):
     "The losses cam, bottom_up and top_down from the outputs of the network, Eq. 13"
     labels = batch['labels']
     y = single_class(labels, self.company) if self.single else labels
@@ -192,7 +192,7 @@ def forward(self: Icd, batch):
         return self.losses(cam.float(), features.detach().float(), None if logits is None else logits.float(), batch)
 
 
-Icd.losses, Icd.forward = losses, forward
+Icd.losses, Icd.forward = losses_of, forward
 
 # %% ../../nbs/papers/icd.ipynb #44e86bc0
 @torch.no_grad()
