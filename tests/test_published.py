@@ -57,7 +57,10 @@ def test_what_lies_there_is_what_should():
         run, names = read(folder / 'run.json'), {p.name for p in folder.iterdir()}
         assert run['name'] == folder.name and run['state'] == 'done' and run['versions']['torch'] and read(folder / 'metrics.json')['numbers']
         ours = {s['parameters']['data_name'] for s in run['stages'].values()} == {'synthetic'}
-        assert names == {'run.json', 'metrics.json'} | ({f'{s}.ipynb' for s in run['stages']} if ours else set()), folder.name  # of photographs no notebook, no picture
+        pages, made = names - {'run.json', 'metrics.json'}, {f'{s}.ipynb' for s in run['stages']}
+        assert names >= {'run.json', 'metrics.json'}
+        if re.fullmatch(r'(icd|ecsnet|sipe|svm)_(\d|fig8)-synthetic\.\w+', folder.name): assert pages <= {'evaluate.ipynb'}, folder.name  # rows of the papers' tables
+        else: assert pages == (made if ours else set()), folder.name  # of photographs no notebook, no picture
         for s in run['stages'].values():
             weights = s['parameters'].get('weights') or ''
             assert '.' not in weights or re.fullmatch('[0-9a-f]{64}', run['files'][weights])
@@ -309,6 +312,18 @@ def test_the_map_of_a_grid_has_its_gains_as_colours_and_its_numbers():
                                         ('read 3 of /a/b.jpg, D:/x/y.png; then /c', 'read 3 of b.jpg, y.png; then c'), ('masks/val, 3 images/s, </td> https://example.org/a/b', 'masks/val, 3 images/s, </td> https://example.org/a/b'), ('imagenet', 'imagenet')])
 def test_of_a_path_its_last_name_stays(path, name):
     assert P.scrubbed(path) == name and P.scrubbed([dict(a=path)]) == [dict(a=name)] and not P.leaks(P.scrubbed(path))
+
+
+def test_of_a_run_only_the_pages_that_are_asked_for_stay_and_without_pictures(tmp_path, capsys):
+    run = tmp_path / 'runs/cam_synthetic'
+    shutil.copytree(FOLDER / 'cam_synthetic', run)
+    go = lambda *more: main(['publish', 'cam_synthetic', '--runs', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out'), *more])
+    assert go() == 0 and {p.name for p in (tmp_path / 'out/cam_synthetic').iterdir()} == {p.name for p in run.iterdir()}
+    assert go('--pages', 'none') == 0 and {p.name for p in (tmp_path / 'out/cam_synthetic').iterdir()} == {'run.json', 'metrics.json'}
+    assert go('--pages', 'evaluate') == 0 and {p.name for p in (tmp_path / 'out/cam_synthetic').iterdir()} == {'run.json', 'metrics.json', 'evaluate.ipynb'}
+    page = (tmp_path / 'out/cam_synthetic/evaluate.ipynb').read_text()
+    assert 'image/png' not in page and re.search(r'picture of \d+ x \d+ left out', page) and 'precision    recall' in page and 'image/png' in (run / 'evaluate.ipynb').read_text()
+    assert go('--pages', 'evaluat') == 2 and "publish: pages of cam_synthetic: unknown name 'evaluat'. Did you mean 'evaluate'?" in capsys.readouterr().err
 
 
 def test_the_name_of_the_machine_goes(monkeypatch):
