@@ -100,3 +100,17 @@ def test_recipes_side_by_side():
     cells = {row[0]: row[1:] for row in S.settings_of('icd_voc12', 'icd_photos').cells}
     assert cells['train.epochs'] == ['20', '5'] and cells['train.backbone'] == ['vgg16', 'mobilenet_v2']
     assert 'train.lr' not in cells and not any('data_' in k or 'weights' in k for k in cells)  # the same in both, or of a machine
+
+
+@pytest.mark.parametrize('paper, tables', [('icd', 8), ('ecsnet', 7), ('ccmr', 2)])
+def test_every_row_has_a_number_or_a_reason(paper, tables):
+    rows = S.every_row(paper).cells[1:]
+    assert len({r[0] for r in rows}) == tables and all(any(r[3:]) for r in rows)
+    for name in {r[0] for r in rows}:
+        named = [k for r in rows if r[0] == name for k in ([r[1]] if r[2] or not r[1].endswith('of other authors') else r[5].split('; '))]
+        for k in known('paper_numbers')[name]['rows']: assert any(n in k for n in named), (name, k)
+
+
+def test_a_row_may_be_a_run_of_another_name(tmp_path):
+    row = lambda also: next(r for r in S.every_row('icd', also).cells if r[:2] == ['icd:3', 'top-down'])
+    assert row({'icd:3 top-down': 'icd_photos.top-down'})[2:4] == ['59.9', '43.2'] and row({})[3] in ('', '43.2')

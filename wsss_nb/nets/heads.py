@@ -1,4 +1,6 @@
-"""[LF] Chen et al., *Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs*, ICLR 2015<br>
+"""What stands on a backbone that segments
+
+[LF] Chen et al., *Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs*, ICLR 2015<br>
 [V2] Chen et al., *DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully Connected CRFs*, TPAMI 2018<br>
 [V3] Chen et al., *Rethinking Atrous Convolution for Semantic Image Segmentation*, 2017<br>
 [V3+] Chen et al., *Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation*, ECCV 2018"""
