@@ -18,6 +18,7 @@ from wsss_nb.results import published as P
 from wsss_nb.results import quoted as Q
 from wsss_nb.results import readme as M
 from wsss_nb.engine import verify as R
+from wsss_nb.engine.stage import INPUTS
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 from wsss_nb.results.tables import known
@@ -129,6 +130,20 @@ def of_grid(made):
     return out
 
 
+def of_seeds(one, two):
+    "The means, and half of what lies between them, of all numbers that two published runs share"
+    a, b = (R.leaves(read(f / 'metrics.json')) for f in (one, two))
+    return [x for k in a if isinstance(a[k], float) and isinstance(b.get(k), float) for x in ((a[k] + b[k]) / 2, abs(a[k] - b[k]) / 2)]
+
+
+def test_two_seeds_of_a_run_differ_in_nothing_else():
+    pairs = [(f, f.parent / f'{f.name}_seed_1') for f in RUNS if '-synthetic.' in f.name and (f.parent / f'{f.name}_seed_1').is_dir()]
+    for one, two in pairs:
+        a, b = (read(f / 'run.json') for f in (one, two))
+        settings = lambda r, seed: {s: {k: v for k, v in p['parameters'].items() if k not in ('seed', 'runs', 'workers') and k not in INPUTS[s]} for s, p in r['stages'].items() if p['parameters'].get('seed', seed) == seed}
+        assert settings(a, 0) == settings(b, 1) and len(settings(a, 0)) == len(a['stages']) and a['versions'] == b['versions'], one.name
+
+
 def test_a_grid_has_the_numbers_of_the_runs_that_are_published_alone():
     cells = {c['run']: c['number'] for c in read(FOLDER / 'grid-synthetic/grid.json')['cells'] if c['number']}
     for localiser in ('cam', 'icd', 'ecsnet', 'sipe', 'ccmr'):
@@ -148,6 +163,7 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     t, text = M.Tables(), '\n'.join([prose(PAGES[0]), *results.values()])
     assert sorted(re.findall(r'<!-- table: (\w+) -->', text)) == sorted(t.says['tables'])  # each in one place
     ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
+    ours += [x for f in RUNS if (f.parent / f'{f.name}_seed_1').is_dir() for x in of_seeds(f, f.parent / f'{f.name}_seed_1')]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
     assert len(numbers) > 100
