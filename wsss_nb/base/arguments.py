@@ -161,6 +161,7 @@ VERBS = {
     'publish': Verb('copy what finished runs have on record into runs/published, without paths of this machine', (
         arg('names', nargs='+', metavar='run', help='runs, or folders with their run.json and metrics.json'),
         arg('--as', dest='name', default='', metavar='NAME', help='what the run is called there'),
+        arg('--pages', default='all', metavar='STAGES', help='executed notebooks of a run on the embedded set: all, none, or some (evaluate,masks) without pictures (default: all)'),
         arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published'), RUNS), 'keepers'),
     'published': Verb('list the published runs, and compare the tables of the pages with them', (
         arg('--write', action='store_true', help='make the tables anew, in nbs/index.ipynb and README.md'),
