@@ -103,7 +103,7 @@ def tables(a):
 def publish(a):
     "Copy what finished runs have on record, without paths of this machine"
     from wsss_nb.results.published import publish_all
-    publish_all(a.names, a.runs, a.name, a.out)
+    publish_all(a.names, a.runs, a.name, a.out, pages=a.pages)
 
 
 def published(a):
