@@ -21,7 +21,7 @@ from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 from wsss_nb.engine.execute import StageFailed
 from wsss_nb.engine.sheet import Sheet, runs_of
-from wsss_nb.engine.train import read_checkpoint
+from wsss_nb.engine.checkpoint import read_checkpoint
 
 TABLE = '''
 stages: [train, masks, evaluate]

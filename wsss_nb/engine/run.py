@@ -20,7 +20,7 @@ from .recipes import read_recipe, resolved
 from .record import Run, all_runs, is_made, runs_folder, stage_record
 from .splits import open_split, splits_of
 from .stage import INPUTS, Stage, execute, needed
-from .train import Batches, few_steps
+from .batches import Batches, few_steps
 
 # %% ../../nbs/engine/run.ipynb #516b21c4
 def stage_warnings(made):
@@ -72,7 +72,7 @@ def copy_whole(source, target):
     "Copy a file, whole or not at all"
     with whole_file(target) as f: f.write(Path(source).read_bytes())
 
-# %% ../../nbs/engine/run.ipynb #a3f1a084
+# %% ../../nbs/engine/run.ipynb #d031d1fd
 def make_stage_of(
     run,  # its Run
     s,  # the Stage
