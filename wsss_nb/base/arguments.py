@@ -104,7 +104,8 @@ RUN = arg('run', help='name or folder of a run')
 TRAINED = arg('run', help='name or folder of a run, or folder of a segment stage')
 ROOT = arg('--root', metavar='DIR', help='VOCdevkit with the test images')
 CHANGES = arg('-p', action='append', default=[], metavar='NAME=VALUE',
-              help='change the recipe, for example -p masks.threshold=0.3 or -p data.root=~/VOCdevkit; may be given again')
+              help='change the recipe, for example -p masks.threshold=0.3 or -p data.root=~/VOCdevkit; '
+              'may be given again')
 WORKING = (
     CHANGES, RUNS,
     arg('--jobs', type=whole(1), default=1, metavar='N', help='so many stages at once on this machine, for a table'),
@@ -153,7 +154,8 @@ def with_commas(words, arguments):
 def usage():
     "What there is: every verb in a line"
     width = max(map(len, VERBS))
-    lines = ['usage: wsss VERB ...', '', 'Weakly supervised semantic segmentation: from image tags to masks and a trained network.']
+    what = 'Weakly supervised semantic segmentation: from image tags to masks and a trained network.'
+    lines = ['usage: wsss VERB ...', '', what]
     for group, title in GROUPS.items():
         lines += ['', f'{title}:', *(f'  {n:{width}}  {v.text}' for n, v in VERBS.items() if v.group == group)]
     return '\n'.join([*lines, '', 'wsss VERB --help shows what a verb takes, wsss --version the version.'])

@@ -59,4 +59,5 @@ FEW = 100  # steps of training below which a word is said
 def few_steps(steps, epochs, name='epochs'):
     "A warning where a training is short, or nothing; `name`: what sets its epochs"
     if not 0 < steps < FEW: return ''
-    return f'warning: {steps} steps of training, from which little is learnt; {name}={-(-FEW * epochs // steps)} makes {FEW}'
+    enough = -(-FEW * epochs // steps)
+    return f'warning: {steps} steps of training, from which little is learnt; {name}={enough} makes {FEW}'

@@ -60,7 +60,7 @@ DOMAINS = {**dict.fromkeys(COUNTS, AT_LEAST_1), 'lr': ABOVE_0, 'device': DEVICE}
 
 # %% ../../nbs/engine/parameters.ipynb #6cd88931
 def of_type(value, kind):
-    "`value` as this type, where that is meant: an int for a float, and what papermill's -p takes for a text: 1e-3, [crf], {seeds: 4}"
+    "`value` as this type, where that is meant: an int for a float, and the texts of papermill's -p: 1e-3, [crf]"
     number = type(value) is int or type(value) is str and re.fullmatch(r'[-+]?[\d.]+e[-+]?\d+', value)
     if kind is float and number: return float(value)
     if kind not in (list, dict) or type(value) is not str: return value

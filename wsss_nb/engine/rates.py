@@ -33,7 +33,8 @@ def default_groups(net):
     "The backbone, and everything else as the head; all in one group where there is no backbone"
     old = {id(p) for p in getattr(net, 'backbone', net).parameters()}
     wanted = [p for p in net.parameters() if p.requires_grad]
-    return [dict(params=[p for p in wanted if id(p) in old]), dict(params=[p for p in wanted if id(p) not in old], head=True)]
+    new = dict(params=[p for p in wanted if id(p) not in old], head=True)
+    return [dict(params=[p for p in wanted if id(p) in old]), new]
 
 
 def parameter_groups(net, lr, head_lr, weight_decay):

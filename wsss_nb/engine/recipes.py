@@ -92,7 +92,8 @@ def laid_over(recipe, more):
         elif name in ('paper', 'expected') or not isinstance(value, dict): out[name] = copy.deepcopy(value)
         else:
             own = own if isinstance(own, dict) else {}
-            out[name] = {**own, **{k: added(own.get(k), v) if k in BY_NAME else copy.deepcopy(v) for k, v in value.items()}}
+            said = {k: added(own.get(k), v) if k in BY_NAME else copy.deepcopy(v) for k, v in value.items()}
+            out[name] = {**own, **said}
     return out
 
 # %% ../../nbs/engine/recipes.ipynb #08eb1d32

@@ -24,7 +24,8 @@ def runs_folder(name=''):
 def worded(run, recipe):
     "A run's name as its recipe writes it: `t.CRF from labels` lies in the folder `t.CRF_from_labels`"
     table = run.partition('.')[0] + '.' if '.' in run else ''
-    names = [table + name for said in recipe.get('about', '').split(': ')[1:] for name in (said, said.partition('; ')[0])]
+    said = recipe.get('about', '').split(': ')[1:]
+    names = [table + name for text in said for name in (text, text.partition('; ')[0])]
     return next((name for name in names if run in spellings(name)), run)
 
 # %% ../../nbs/engine/record.ipynb #0e9862c5

@@ -110,11 +110,13 @@ def make_run(
             else:
                 run.write(recipe.recipe, done, f'stopped in {s.stage}', name)
                 make_stage_of(run, s, say, make, shown)
-            if s.made and known.get(s.stage) != s.folder.name: copy_whole(s.folder / f'{s.stage}.ipynb', run.notebook(s.stage))
+            new = s.made and known.get(s.stage) != s.folder.name
+            if new: copy_whole(s.folder / f'{s.stage}.ipynb', run.notebook(s.stage))
             done[s.stage] = s.folder
             rows_wait = '.' in name  # their pages come with the report of their table
             if shown and s.stage == 'masks' and not rows_wait: masks_page(run.folder, stage_record(s.folder))
-        if state != 'done' or known != {k: f.name for k, f in done.items()}: run.write(recipe.recipe, done, 'done', name)
+        same = known == {k: f.name for k, f in done.items()}
+        if state != 'done' or not same: run.write(recipe.recipe, done, 'done', name)
     return run.folder
 
 
@@ -131,7 +133,8 @@ def run_recipe(
 # %% ../../nbs/engine/run.ipynb #cb59a9dd
 def stopped(error, folder):
     "What a run that stopped says: what happened, and the command that goes on"
-    return f'{str(error).rstrip(".")}; mend what is said there and go on with: {going_on(folder)} (or, with other parameters, with your wsss run and -p)'
+    return (f'{str(error).rstrip(".")}; mend what is said there and go on with: {going_on(folder)} '
+            '(or, with other parameters, with your wsss run and -p)')
 
 
 def resume_run(name, runs=''):
@@ -200,7 +203,8 @@ def unused(runs=''):
     "The folders of the store that no run stands on, with their sizes in bytes"
     store, used = runs_folder(runs) / 'stages', {v['folder'] for r in all_runs(runs) for v in r.stages.values()}
     used = used.union(*(stage_record(store / n).get('uses', []) for n in used if is_made(store / n)))
-    old = [f for f in (runs_folder(runs) / 'verify',) if f.is_dir() and not Run(f).there]  # where `verify` left its runs once
+    once = runs_folder(runs) / 'verify'  # where `verify` left its runs
+    old = [once] if once.is_dir() and not Run(once).there else []
     size = lambda folder: sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
     return {f: size(f) for f in [*sorted(store.glob('*')), *old] if f.name not in used and not is_locked(f)}
 

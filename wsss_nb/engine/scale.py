@@ -78,7 +78,7 @@ def installed():
 
 
 def share(i, jobs, threads=0):
-    "The environment of the i-th of some workers on this machine: its share of the cores, or so many threads; a GPU of its own"
+    "The environment of the i-th of some workers on this machine: a share of the cores, or so many threads; a GPU"
     import torch
     gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))).split(',')
     threads = {k: str(threads or os.environ.get(k) or max(1, cores() // jobs)) for k in THREADS}
@@ -91,9 +91,10 @@ def own_cluster(jobs, threads=0):
     d = installed()
     import dask
     spec = lambda i: dict(nthreads=1, memory_limit=0, env=share(i, jobs, threads), silence_logs=50)
-    specs, here = {i: dict(cls=d.Nanny, options=spec(i)) for i in range(jobs)}, dict(host='127.0.0.1', dashboard=False)
+    specs = {i: dict(cls=d.Nanny, options=spec(i)) for i in range(jobs)}
+    scheduler = dict(cls=d.Scheduler, options=dict(host='127.0.0.1', dashboard=False))
     with dask.config.set({'distributed.nanny.pre-spawn-environ': {}}), no_script():  # it would be this process's, too
-        with d.SpecCluster(workers=specs, scheduler=dict(cls=d.Scheduler, options=here), silence_logs=50) as c, d.Client(c) as client:
+        with d.SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50) as c, d.Client(c) as client:
             yield client
 
 
@@ -217,7 +218,7 @@ def side_by_side(
     say=print,
     threads=0,  # of each of the processes, 0 = its share of the cores
 ):
-    "Execute the stages of runs that were not made yet, as many at once as there are workers; yields run, folder and error of each as it ends"
+    "Execute runs, as many stages at once as there are workers; yields run, folder and error (or None) of each"
     nodes, failed = graph(recipes, runs), {}
     left = {run: {f for f, n in nodes.items() if run in n.runs} for run in recipes}
     yield from ended_runs(left, recipes, runs, failed)

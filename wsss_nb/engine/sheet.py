@@ -25,7 +25,7 @@ def runs_of(name, options=(), run_name='', rows=()):
     for r, row in zip(rows, wanted):
         if row not in there: raise UserError(f'{name}: no row is called {r!r}.{nearest(r, known)} ' + (f'Known: {", ".join(known)}.' if there else 'This recipe is no table.'))
     chosen = {f'{run_name}.{row}': r for row, r in there.items() if row in wanted or not wanted}
-    return {run: resolved(r) for run, r in (chosen or {run_name: recipe}).items()}  # a mistake in the last row is told now
+    return {run: resolved(r) for run, r in (chosen or {run_name: recipe}).items()}  # a mistake in the last is told now
 
 # %% ../../nbs/engine/sheet.ipynb #168c5cdb
 def one_by_one(recipes, runs='', say=print):
@@ -45,8 +45,9 @@ class RunsStopped(StageFailed):
     "Some of many runs stopped; `errors`: run -> what happened"
     def __init__(self, errors, count, runs=''):
         (run, first), *_ = errors.items()
-        of_many = f'{len(errors)} of {count} runs stopped ({", ".join(errors)}): {str(first).rstrip(".")}; the same command goes on from here'
-        super().__init__(of_many if count > 1 else stopped(first, runs_folder(runs) / run))
+        some = f'{len(errors)} of {count} runs stopped ({", ".join(errors)}): {str(first).rstrip(".")}'
+        one = stopped(first, runs_folder(runs) / run)
+        super().__init__(f'{some}; the same command goes on from here' if count > 1 else one)
         self.errors = errors
 
 # %% ../../nbs/engine/sheet.ipynb #a0f3cb82

@@ -19,7 +19,7 @@ def open_split(p, split):
 
 
 def given_masks(p, split):
-    "The data of a split with the masks that are given instead of pseudo masks: a folder's, or a folder's for each split"
+    "The data of a split with the masks that are given instead of pseudo masks: of a folder, or of one for each split"
     data, folder = open_split(p, split), Path(p.get('given', '')).expanduser()
     if p.get('given', '') in ('', 'truth'): return data
     return WithMasks(data, folder / split if (folder / split).is_dir() else folder)

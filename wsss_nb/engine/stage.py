@@ -11,7 +11,8 @@ import os, time
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..base.core import UserError, device_name, digest, file_sha256, make_folder, nearest, pick_device, save_json, versions
+from ..base.core import UserError, device_name, digest, file_sha256, make_folder, nearest
+from ..base.core import pick_device, save_json, versions
 from .execute import StageFailed, locked, run_notebook
 from .key import code_digest, digest_of, method_code
 from .methods import NETWORK_STEPS, module_of, network_of, step_settings, write_step
@@ -92,18 +93,19 @@ class Stage:
 
     def score_maps(self, split):
         "Where the score maps of a split lie, and the method that makes them"
-        p, made = self.p, self.input('localiser')
-        return self.part('maps', ['cams'], method=method_code(made['parameters']['method']), data=self.parts['data'][split],
+        p, method = self.p, self.input('localiser')['parameters']['method']
+        return self.part('maps', ['cams'], method=method_code(method), data=self.parts['data'][split],
                          localiser=self.parts['inputs']['localiser'], labels=p.use_image_labels, reading=p.reading,
                          scales=p.scales, flip=p.flip, max_side=p.max_side)
 
     def refined_maps(self, split, step, maps):
         "Where the score maps go that a step with a network makes of others"
         network = self.parts['inputs'][network_of(step)]
-        return self.part(step, [module_of(NETWORK_STEPS[step])], maps=maps.name, network=network, **step_settings(step, self.params))
+        module, settings = module_of(NETWORK_STEPS[step]), step_settings(step, self.params)
+        return self.part(step, [module], maps=maps.name, network=network, **settings)
 
     def take(self, folder, wait=30):
-        "Lock a folder until the kernel ends, or until it is released, and clear what a killed process left half-written"
+        "Lock a folder until the kernel ends, or it is released, and clear what a killed process left half-written"
         lock = locked(folder, f'stage {self.stage}', wait)
         lock.__enter__()
         self.locks[folder] = lock

@@ -86,12 +86,13 @@ class Learner:
         callbacks=(),
         settings=None,  # what the checkpoint is stamped with; another stamp is refused
     ):
-        self.given = {k: v for k, v in locals().items() if k != 'self'}  # what another process makes the same learner of
+        self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         given = SimpleNamespace(**self.given)
         self.put_in_place(given)
         self.line_up(given)
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks]
-        self.folder, self.save_seconds, self.settings = folder and make_folder(folder), save_seconds, plain(settings or {})
+        self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
+        self.settings = plain(settings or {})
         self.step, self.history = 0, History()
 
     def put_in_place(self, given):
@@ -100,29 +101,31 @@ class Learner:
         self.device = pick_device(given.device)
         bf16 = self.device.type == 'cuda' and torch.cuda.is_bf16_supported()
         self.mixed = given.precision == 'bf16' or given.precision == 'auto' and bf16
-        parts = DistributedDataParallelKwargs(find_unused_parameters=True)  # a loss may leave out a part of the network for some steps
+        parts = DistributedDataParallelKwargs(find_unused_parameters=True)  # a loss may leave out some, for some steps
         self.accelerator = Accelerator(cpu=self.device.type == 'cpu', gradient_accumulation_steps=given.accumulate,
                                        step_scheduler_with_optimizer=False, kwargs_handlers=[parts])
         if self.accelerator.num_processes > 1: self.device = self.accelerator.device
         self.layout = torch.channels_last if given.channels_last else torch.contiguous_format
         net = self.raw_net = share_norms(given.net).to(self.device, memory_format=self.layout)
-        if given.compile: getattr(net, 'backbone', net).compile()  # not the whole: names and progress change in every batch
-        net.__dict__.pop('_is_accelerate_prepared', None)  # the mark of another learner, with which accelerate would leave it alone
+        if given.compile: getattr(net, 'backbone', net).compile()  # not the whole: names change in every batch
+        net.__dict__.pop('_is_accelerate_prepared', None)  # of another learner: accelerate would leave it alone
         groups = parameter_groups(net, given.lr, given.head_lr, given.weight_decay)
-        self.net, self.optimizer = self.accelerator.prepare(net, make_optimizer(groups, given.optimizer, given.momentum))
+        optimizer = make_optimizer(groups, given.optimizer, given.momentum)
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
 
     def line_up(self, given):
         "The views of the data in their order, and the schedule over all steps"
-        n, seed, accelerator = len(given.data), given.seed, self.accelerator
+        n, seed = len(given.data), given.seed
+        share = self.accelerator.process_index, self.accelerator.num_processes
         self.views = Views(given.data, given.view, seed)
-        self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, accelerator.process_index, accelerator.num_processes)
+        self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, *share)
         self.schedule = SCHEDULES[check_name(given.schedule, SCHEDULES, 'schedule')]
         self.clip, self.seed, self.workers = given.clip, seed, given.workers
         self.steps, self.per_epoch = len(self.order(0)), self.order(0).per_epoch
 
     def __repr__(self):
-        place = f'on {self.device}' + (f', in {self.folder}' if self.folder else '')
-        return f'Learner: {type(self.raw_net).__name__} on {self.views.data}; {self.step} of {self.steps} steps, {place}'
+        net, place = type(self.raw_net).__name__, f'on {self.device}' + (f', in {self.folder}' if self.folder else '')
+        return f'Learner: {net} on {self.views.data}; {self.step} of {self.steps} steps, {place}'
 
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
     def predict(self, images, **kwargs): return self.raw_net.eval().predict(as_images(images)[0], **kwargs)
@@ -146,9 +149,11 @@ def one_step(self: Learner, batch):
     batch['image'] = batch['image'].contiguous(memory_format=self.layout)
     batch.update(progress=self.step / self.steps, step=self.step, per_epoch=self.per_epoch)
     with self.accelerator.accumulate(self.net):
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed): losses = check_losses(self.net(batch))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+            losses = check_losses(self.net(batch))
         self.accelerator.backward(losses['loss'])
-        if self.clip and self.accelerator.sync_gradients: self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
+        clipped = self.clip and self.accelerator.sync_gradients
+        if clipped: self.accelerator.clip_grad_norm_(self.net.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
     if self.accelerator.num_processes > 1:  # the same numbers, and the same decisions, everywhere
@@ -163,8 +168,9 @@ def one_step(self: Learner, batch):
 def loader_of(learner):
     "The batches from the learner's step on, prepared by its workers"
     workers = dict(num_workers=learner.workers, multiprocessing_context=worker_context() if learner.workers else None)
-    return DataLoader(learner.views, batch_sampler=learner.order(learner.step), pin_memory=learner.device.type == 'cuda',
-                      generator=torch.Generator().manual_seed(learner.seed), **workers)
+    order, generator = learner.order(learner.step), torch.Generator().manual_seed(learner.seed)
+    pinned = learner.device.type == 'cuda'
+    return DataLoader(learner.views, batch_sampler=order, pin_memory=pinned, generator=generator, **workers)
 
 
 def fit(self: Learner):

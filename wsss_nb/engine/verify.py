@@ -88,7 +88,8 @@ def verify_run(
         with for_a_while(place, f'verify {run.folder.name}', keep):
             again = Run(make_run(run.folder.name, recipe, place, say, as_then, shown=keep))
             changed = changed_numbers(run.metrics, again.metrics)
-            for k, (then, now) in (unlike_records(run, again).items() if changed else ()): say(f'{k}: {then} then, {now} now')
+            unlike = unlike_records(run, again) if changed else {}
+            for k, (then, now) in unlike.items(): say(f'{k}: {then} then, {now} now')
     except StageFailed as e:
         left = f'{e}; what was made is in {place}'
         raise StageFailed(left if keep else f'{str(e).partition(" (executed notebook")[0]}; with --keep what was made is left to look at') from None

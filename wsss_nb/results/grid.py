@@ -33,7 +33,8 @@ def made_of(run, recipe):
 def result(data, cell, recipe, runs='', error=None):
     "What is known of a cell: its state and why, its number with its origin, the seconds of its stages"
     run = Run(runs_folder(runs) / cell.run(data))
-    out = dict(cell._asdict(), run=run.folder.name, state='not run yet', why='', miou=None, seconds=None, number={}, stages={})
+    nothing = dict(state='not run yet', why='', miou=None, seconds=None, number={}, stages={})
+    out = dict(cell._asdict(), run=run.folder.name, **nothing)
     if recipe is None: return dict(out, state='makes no sense', why=why_not(data, cell.localiser, cell.refiner))
     stages = {s: dict(folder=v['folder'], seconds=v['seconds']) for s, v in run.stages.items()}
     if error is not None: return dict(out, state='failed', why=str(error), stages=stages)
@@ -69,11 +70,12 @@ def gathered(data, results, options=()):
     names = lambda kind, key: {n: title(kind, n) for n in dict.fromkeys(c[key] for c in results)}
     kinds = {f'{k}s': names(f'{k}s', k) for k in ('localiser', 'refiner', 'segmenter')}
     return dict(title=f'The grid on {DATA[data]}', folder=f'grid-{data}', data=data, about=about(results, options),
-                options=list(options), seeds=sorted({c['seed'] for c in results}), **kinds, times=times(results), cells=results)
+                options=list(options), seeds=sorted({c['seed'] for c in results}), **kinds,
+                times=times(results), cells=results)
 
 
 def put_together(before, made):
-    "Two parts of one grid as the content of one grid.json: cells of `made` where they are done, or new; of `before` otherwise"
+    "Two parts of one grid as the content of one grid.json: cells of `made` where done, or new; of `before` otherwise"
     cells = {c['run']: c for c in before['cells']}
     cells |= {c['run']: c for c in made['cells'] if c['state'] == 'done' or c['run'] not in cells}
     kinds = ('segmenter', 'refiner', 'localiser')
@@ -105,7 +107,8 @@ def dry_grid(recipes, runs='', say=print):
         if 'epochs' in s.params: say(f'{s.folder.name:24} {work_of(s, data)}, for {len(cells)} cells{there}')
     stages = [s for s, _ in distinct.values()]
     kinds = ', '.join(f'{n} {s}' for s, n in Counter(s.stage for s in stages).items())
-    say(f'{len(recipes)} cells name {named} stages, {len(stages)} are different ({kinds}), {sum(s.made for s in stages)} are there already')
+    there = sum(s.made for s in stages)
+    say(f'{len(recipes)} cells name {named} stages, {len(stages)} are different ({kinds}), {there} are there already')
 
 # %% ../../nbs/results/grid.ipynb #5df5cfbe
 class Board:

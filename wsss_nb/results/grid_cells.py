@@ -39,7 +39,8 @@ def check_cells(data, localisers, refiners, segmenters):
         for n in names: check_name(n, names_of(kind), f'grid: {kind}')
     for r in refiners:
         steps = steps_in(r)
-        for s in steps: check_name(s, ['none', *names_of('steps')], f'grid: refiners, {r}' if '+' in r else 'grid: refiners')
+        what = f'grid: refiners, {r}' if '+' in r else 'grid: refiners'
+        for s in steps: check_name(s, ['none', *names_of('steps')], what)
         if '+' in r and ('none' in steps or len(set(steps)) < len(steps)): raise UserError(f'grid: refiners, {r}: expected steps joined by +, each once, such as psa+crf.')
     fitting = [n for n, v in known('grid')['segmenters'].items() if data in v.get('only', DATA)]
     for s in segmenters:
@@ -49,12 +50,14 @@ def check_cells(data, localisers, refiners, segmenters):
 def why_not(data, localiser, refiner):
     "Why a localiser's maps cannot go through a refiner, '' where they can"
     g, steps = known('grid'), steps_in(refiner)
-    if data not in g['localisers'][localiser]['base']: return f'{title("localisers", localiser)} has no recipe for {DATA[data]}'
+    there = data in g['localisers'][localiser]['base']
+    if not there: return f'{title("localisers", localiser)} has no recipe for {DATA[data]}'
     for s in steps:
         reason = (g['cannot'] or {}).get(localiser, {}).get(s)
         if reason: return reason
     for before, s in itertools.pairwise(steps):
-        if g['steps'][before].get('leaves') == 'mask': return f'{title("steps", before)} leaves a mask, {title("steps", s)} asks for scores'
+        masked = g['steps'][before].get('leaves') == 'mask'
+        if masked: return f'{title("steps", before)} leaves a mask, {title("steps", s)} asks for scores'
     return ''
 
 # %% ../../nbs/results/grid_cells.ipynb #db7a0a5d
@@ -80,7 +83,8 @@ def cell_recipe(data, cell, options=()):
     "The recipe of a cell, the options of the command line applied"
     g, steps = known('grid'), steps_in(cell.refiner)
     localiser = g['localisers'][cell.localiser]
-    entries = localiser, *(g['steps'][s] for s in steps), dict(masks=dict(refine=steps)), g['segmenters'][cell.segmenter]
+    refined = *(g['steps'][s] for s in steps), dict(masks=dict(refine=steps))
+    entries = localiser, *refined, g['segmenters'][cell.segmenter]
     out = {**start_of(localiser['base'][data]), 'seed': cell.seed}
     for more in (g['data'][data], *(said for e in entries for said in entry_on(e, data))): out = laid_over(out, more)
     names = [title(f'{k}s', getattr(cell, k)) for k in ('localiser', 'refiner', 'segmenter')]

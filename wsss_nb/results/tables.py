@@ -13,7 +13,8 @@ from ..metrics import papers_table
 from ..engine.recipes import resolved, with_options
 from ..engine.record import Run, runs_folder
 from ..engine.sheet import Sheet
-from .table_recipes import DATA, PAPERS, all_tables, base_of, counts_of, printed_numbers, row_recipe, run_name, table_of
+from .table_recipes import DATA, PAPERS, all_tables, base_of, counts_of, printed_numbers
+from .table_recipes import row_recipe, run_name, table_of
 
 # %% ../../nbs/results/tables.ipynb #64630225
 def found_in(folder, counts):
@@ -38,8 +39,8 @@ def results(name, data, runs=''):
             ours = found_in(runs_folder(runs) / run_name(name, label, data), counts_of(name, label))
             note = 'not run yet' if not ours else 'oracle: threshold by ground truth' if ours['oracle'] else ''
         runnable = label in table['rows'] and bool(base_of(name, label, data))
-        classes = printed.get('classes', {}).get(label)
-        out.append(dict(row=label, paper=printed_numbers(printed, label), ours=ours, note=note, runnable=runnable, classes=classes))
+        paper, classes = printed_numbers(printed, label), printed.get('classes', {}).get(label)
+        out.append(dict(row=label, paper=paper, ours=ours, note=note, runnable=runnable, classes=classes))
     return out
 
 # %% ../../nbs/results/tables.ipynb #9736288c
@@ -97,9 +98,11 @@ def save_table(name, data, runs='', options=()):
     "Write table.md and table.json into the runs folder; returns their folder and the rows"
     rows = results(name, data, runs)
     folder, classes = make_folder(runs_folder(runs) / f'{slug(name)}-{data}'), class_table(rows)
-    parts = [heading(name, data, rows, options), markdown(cells(name, rows)), *(['IoU per class', classes] if classes else [])]
+    parts = [heading(name, data, rows, options), markdown(cells(name, rows))]
+    if classes: parts += ['IoU per class', classes]
     with whole_file(folder / 'table.md', 'w') as f: f.write('\n\n'.join(parts) + '\n')
-    save_json(folder / 'table.json', dict(table=name, data=data, comparable=data in PAPERS, options=list(options), rows=rows))
+    about = dict(table=name, data=data, comparable=data in PAPERS, options=list(options))
+    save_json(folder / 'table.json', dict(about, rows=rows))
     return folder, rows
 
 # %% ../../nbs/results/tables.ipynb #8c60c77b
@@ -125,7 +128,8 @@ def table_sheet(name, data='', options=(), runs='', say=print):
         folder, rows = save()
         lines = heading(name, data, rows, options), '', columns_of(cells(name, rows)), f'table: {folder / "table.md"}'
         for text in ('', *lines): say(text)
-    return Sheet({run_name(name, label, data): r for label, r in rows_on(name, data, options).items()}, runs, save, show)
+    recipes = {run_name(name, label, data): r for label, r in rows_on(name, data, options).items()}
+    return Sheet(recipes, runs, save, show)
 
 
 def run_table(

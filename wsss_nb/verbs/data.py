@@ -19,7 +19,8 @@ from ..base.arguments import DATA_NAMES, arg, is_split, names_from, verb
       arg('--root', metavar='DIR', help='where the data lie'),
       arg('--tags', metavar='FILE', help='what is in each image, .csv or .json'),
       arg('--masks', metavar='DIR', help='ground truth, a PNG for each image'),
-      arg('--classes', metavar='NAMES', help='of a folder: class names between commas, or a file with one on each line'),
+      arg('--classes', metavar='NAMES',
+          help='of a folder: class names between commas, or a file with one on each line'),
       arg('--sheet', metavar='DIR', help='also write a contact sheet of each split into this folder'))
 def do_data_check(a):
     "Read whole splits and print what is wrong; 1 if anything is, 0 if there are likely mistakes alone"
@@ -36,7 +37,8 @@ def do_data_check(a):
     return 1 if shared or not all(r.ok for r in reports) else 0
 
 
-@verb('data synth', 'write the embedded set in VOC layout', arg('--out', required=True, metavar='DIR', help='folder for the set'))
+@verb('data synth', 'write the embedded set in VOC layout',
+      arg('--out', required=True, metavar='DIR', help='folder for the set'))
 def do_data_synth(a):
     "Write the embedded set in VOC layout"
     from wsss_nb.data.synthetic import write_voc

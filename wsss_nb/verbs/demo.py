@@ -15,7 +15,8 @@ from ..base.tell import at_work
 
 # %% ../../nbs/verbs/demo.ipynb #466c1c81
 # the longest first; together, what shares a network
-DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'], ['cam_synthetic']]
+DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'],
+        ['cam_synthetic']]
 
 
 def show_page(path):
@@ -45,7 +46,8 @@ def run_demo(names, runs=''):
 def do_demo(a):
     "The recipes of DEMO side by side, then one page about them"
     names = [name for job in reversed(DEMO) for name in job]  # the baseline first
-    print(f'demo: {len(names)} methods on the embedded set, a page at the end; some minutes on a few cores; what is done already is kept', flush=True)
+    print(f'demo: {len(names)} methods on the embedded set, a page at the end; some minutes on a few cores; '
+          'what is done already is kept', flush=True)
     from wsss_nb.results.report import make_report
     run_demo([name for job in DEMO for name in job], a.runs)
     with at_work('the page'): show_page(make_report(names, a.runs))

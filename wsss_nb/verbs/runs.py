@@ -71,7 +71,8 @@ def do_verify(a):
     if not changed: return print(f'{count} numbers, each the same to the last bit')
     sizes = [abs(old - new) for old, new in changed.values() if None not in (old, new)]
     by = f', by {max(sizes):.2g} at most' if sizes else ''
-    print(f'{len(changed)} of {count} numbers are different{by}; another processor or version adds floats in another order')
+    why = 'another processor or version adds floats in another order'
+    print(f'{len(changed)} of {count} numbers are different{by}; {why}')
     return 1
 
 

@@ -27,7 +27,8 @@ def do_params(a):
     for stage in [a.stage] if a.stage else STAGES:
         there = notebook_parameters(stage_notebook(stage))
         print(f'\n{stage}')
-        for k, (default, comment) in there.items(): print(f'  {k.replace("data_", "data."):18} {default!r:28} {comment}')
+        for k, (default, comment) in there.items():
+            print(f'  {k.replace("data_", "data."):18} {default!r:28} {comment}')
     print('\nIn a recipe and after -p as they stand here; a notebook and papermill write data_name for data.name.')
 
 # %% ../../nbs/verbs/tables.ipynb #d6b9c3cc
@@ -43,7 +44,9 @@ def do_table(a):
 
 
 @verb('tables', "show the papers' tables, and how many rows of each are done",
-      arg('--write', action='store_true', help='make the recipes of their rows anew, after a change in runs/tables.yaml'), RUNS)
+      arg('--write', action='store_true',
+          help='make the recipes of their rows anew, after a change in runs/tables.yaml'),
+      RUNS)
 def do_tables(a):
     "The papers' tables with how much of each is done; or write the recipes of their rows"
     from wsss_nb.results.table_recipes import write_recipes

@@ -20,7 +20,8 @@ from ..base.arguments import RUNS, TRAINED, arg, choice, is_scale, scales_from, 
       arg('--scales', metavar='S,S', default=None, type=scales_from, more=is_scale,
           help="scales of the image, such as 0.5,1 (default: the run's evaluation)"),
       arg('--flip', action=choice, default=None, help="mirror images as well (default: the run's evaluation)"),
-      arg('--tags', metavar='FILE', help='what is known to be in the pictures, .csv or .json; other classes are left out'),
+      arg('--tags', metavar='FILE', help='what is known to be in the pictures, .csv or .json; '
+          'other classes are left out'),
       arg('--overlay', action=choice, default=True, help='masks over their pictures'),
       arg('--device', default='auto', help='auto, cpu, cuda or cuda:N'),
       arg('--workers', type=whole(0), default=0, metavar='N', help='processes for the CRF, 0 = one per core'),
@@ -32,7 +33,8 @@ def do_predict(a):
     net, pictures, out = load(a.run, a.device, a.runs), find_pictures(*a.images), Path(a.out).expanduser()
     tags = read_tags(a.tags, net.classes) if a.tags else {}
     unknown = [n for n in pictures if tags.get(n) is None] if a.tags else []
-    if unknown: print(f'{len(unknown)} of {len(pictures)} pictures are not in {a.tags} (the first: {unknown[0]}); for them every class is possible')
+    if unknown: print(f'{len(unknown)} of {len(pictures)} pictures are not in {a.tags} (the first: {unknown[0]}); '
+                      'for them every class is possible')
     failed = predict_files(net, pictures, out, tags, a.overlay, a.workers, scales=a.scales, flip=a.flip, crf=a.crf)
     for text in failed.values(): print(f'wsss: {text}', file=sys.stderr)
     print(f'{len(pictures) - len(failed)} of {len(pictures)} pictures predicted\nOpen this page: {out / "index.html"}')

@@ -22,7 +22,8 @@ def tell_refused(path, data):
 @verb('voc-zip', 'write the zip for the VOC 2012 segmentation server',
       arg('run', help='a run that was evaluated on voc12 test, or a folder of <image id>.png'),
       arg('--out', default='submission.zip', metavar='FILE', help='the zip (default: submission.zip)'),
-      arg('--competition', default='comp6', help='comp6, or comp5 if nothing but VOC was used (default: comp6)'), ROOT, RUNS)
+      arg('--competition', default='comp6', help='comp6, or comp5 if nothing but VOC was used (default: comp6)'),
+      ROOT, RUNS)
 def do_voc_zip(a):
     "Write the VOC server's zip, and say what the server would refuse in it"
     from wsss_nb.data.submission import write_submission
