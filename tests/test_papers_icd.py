@@ -16,6 +16,7 @@ from wsss_nb.data.views import TrainingViews
 from wsss_nb.engine.evaluate import sweep_of
 from wsss_nb.metrics import Confusion, pixel_ap
 from wsss_nb.nets.zoo import build
+from wsss_nb.nets import top_down as T
 from wsss_nb.papers import icd as I
 from wsss_nb.refine import signed as S
 from wsss_nb.refine.chain import refine, to_mask
@@ -251,7 +252,7 @@ def test_warm_up_scales_the_top_down_loss():
     close(out['loss'], out['cam'] + 5 * out['bottom_up'] + np.exp(-10) * out['top_down'], 1e-5)
 
 
-@pytest.mark.parametrize('options', [dict(structure=s) for s in I.STRUCTURES] + [dict(features=f) for f in I.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper')])
+@pytest.mark.parametrize('options', [dict(structure=s) for s in T.STRUCTURES] + [dict(features=f) for f in T.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper')])
 def test_every_option_trains_and_reads(options):
     net, batch = icd(**options), batch_of([[1, 0, 0], [0, 1, 1]], (41, 33))
     net(batch)['loss'].backward()

@@ -28,14 +28,46 @@ OF_PAPERS = [r for r in ROWS if r[2] in TR.PAPERS]
 
 # -- the papers' numbers
 
+TEXTS = {'icd:fig5', *(f'{paper}:text' for paper in ('icd', 'ecsnet', 'sipe', 'ccmr', 'svm'))}  # there to be quoted
+
+
 def test_every_table_of_the_papers_is_there():
-    assert set(NUMBERS) == set(TR.all_tables()) == {*(f'icd:{i}' for i in range(1, 9)), *(f'ecsnet:{i}' for i in range(1, 8)), *(f'sipe:{i}' for i in range(1, 6)), 'ccmr:1', 'ccmr:2', 'svm:1'}
+    tables = {*(f'icd:{i}' for i in range(1, 9)), *(f'ecsnet:{i}' for i in range(1, 8)), *(f'sipe:{i}' for i in range(1, 6)), 'sipe:fig8', 'ccmr:1', 'ccmr:2', 'svm:1'}
+    assert set(TR.all_tables()) == tables and set(NUMBERS) == tables | TEXTS
     for name, t in NUMBERS.items():
-        assert set(t) <= {'source', 'columns', 'rows', 'doubt', 'classes'} and f'Tab. {name.split(":")[1]}' in t['source'].replace('Table', 'Tab.')
+        place = name.split(':')[1]
+        assert set(t) <= {'source', 'columns', 'rows', 'doubt', 'classes', 'where'}
+        assert t['source'].endswith(place if place == 'text' else f'Fig. {place[3:]}' if place.startswith('fig') else (f'Tab. {place}', f'Table {place}'))
         for label in t['rows']:
             x = TR.printed_numbers(t, label)
-            assert len(x) == len(t['columns']) and all(0 < v < 100 and round(v, 1) == v for v in x), (name, label)
-        assert set(TR.all_tables()[name].get('cannot', {})) <= set(t['rows'])
+            assert len(x) == len(t['columns']) and all(0 < v < 100 and round(v, 2 if place == 'text' else 1) == v for v in x), (name, label)
+            assert ', ' not in label or label.rpartition(', ')[2] not in t['columns'], label  # a column is named behind a comma
+        assert set(t.get('where', {})) == (set(t['rows']) if place == 'text' else set())
+        if name in tables: assert set(TR.all_tables()[name].get('cannot', {})) <= set(t['rows'])
+
+
+def test_what_the_texts_say_is_in_the_tables_or_in_doubt():
+    "Headlines stand in a table too; differences are those of two rows, but where `doubt` says so"
+    x = TR.printed_at
+    for text, table in (('icd:text headline, saliency', 'icd:8 ICD, saliency, test'), ('icd:text headline', 'icd:8 ICD, test'), ('icd:text VGG16, val', 'icd:7 ICD'), ('icd:text VGG16, before', 'icd:7 AffinityNet'),
+                        ('icd:fig5 CAM, mean of the classes', 'icd:1 CAM'), ('icd:fig5 ICD, mean of the classes', 'icd:1 ICD'), ('ecsnet:text headline, val', 'ecsnet:6 ECS-Net, ResNet-38'),
+                        ('ecsnet:text headline, test', 'ecsnet:6 ECS-Net, ResNet-38, test'), ('ecsnet:text headline, VGG16, test', 'ecsnet:6 ECS-Net, VGG16, test'), ('sipe:text headline, val', 'sipe:2 SIPE, ResNet-101'),
+                        ('sipe:text headline, test', 'sipe:2 SIPE, ResNet-101, test'), ('sipe:text ResNet-38, test', 'sipe:2 SIPE, ResNet-38, test'), ('sipe:text COCO, ResNet-38', 'sipe:3 SIPE, ResNet-38'),
+                        ('sipe:text maps', 'sipe:1 SIPE'), ('sipe:text maps + CRF', 'sipe:1 SIPE + CRF'), ('sipe:text ECS-Net, localisation maps', 'sipe:1 ECS-Net'), ('sipe:text best threshold on the CAM', 'sipe:fig8 best threshold'),
+                        ('ccmr:text headline', 'ccmr:1 CCMR, DeepLabV3+')): assert x(text) == x(table), text
+    for text, a, b, off in (('icd:text top-down adds', 'icd:3 top-down', 'icd:3 bottom-up, superpixels', 0), ('icd:text over OAA, VGG16, val', 'icd:7 ICD, saliency', 'icd:7 OAA, saliency', 0), ('icd:text over OAA, ResNet-101, val', 'icd:8 ICD, saliency', 'icd:8 OAA, saliency', 0),
+                            ('sipe:text IPE adds', 'sipe:4 CAM, IPE', 'sipe:4 CAM', 1.), ('sipe:text GSC adds', 'sipe:4 CAM, IPE, GSC', 'sipe:4 CAM, IPE', 0), ('sipe:text argmax over the best threshold', 'sipe:fig8 argmax', 'sipe:fig8 best threshold', 0),
+                            ('sipe:text COCO, over CSE, ResNet-38', 'sipe:3 SIPE, ResNet-38', 'sipe:3 CSE, ResNet-38', 0), ('sipe:text COCO, over EPS, ResNet-101', 'sipe:3 SIPE, ResNet-101', 'sipe:3 EPS, saliency', 0),
+                            ('sipe:text hierarchical without BPM costs, over', 'sipe:5 semantic, threshold', 'sipe:5 hierarchical, threshold', .1),
+                            ('svm:text gain of the seeds', 'svm:1 SVM', 'svm:1 SIPE', .15), ('svm:text gain after the CRF', 'svm:1 SVM + CRF', 'svm:1 SIPE + CRF', .03)):
+        assert round(x(a) - x(b) - x(text), 2) == off, text
+
+
+def test_a_printed_number_is_named_by_row_column_or_class():
+    assert [TR.printed_at(p) for p in ('sipe:4 CAM, IPE', 'icd:2 ICD T 0.1, recall', 'icd:2 ICD T 0.1', 'sipe:2 SIPE, ResNet-101, test', 'ecsnet:7 SEAM, cat', 'ccmr:1 CCMR + CRF, background')] == [53.2, 78.8, 65.3, 69.7, 81.9, 89.2]
+    for place, text in (('icd:2 ICD T 0.2', "has no row 'ICD T 0.2' in 'icd:2'. Did you mean 'ICD T 0.5'?"), ('icd:2 ICD T 0.1, precision', "has no row 'ICD T 0.1, precision'"), ('icd:99 CAM', "has no row 'CAM' in 'icd:99'")):
+        with pytest.raises(UserError) as e: TR.printed_at(place)
+        assert text in str(e.value)
 
 
 def test_the_classes_add_up_to_the_printed_means():
@@ -150,6 +182,9 @@ def devkits(tmp_path_factory):
     "A few images in the layout of VOC, and in that of COCO"
     d = tmp_path_factory.mktemp('kits')
     write_voc(d / 'voc', limit=4)
+    (d / 'voc/VOCdevkit/saliency').mkdir()  # for the rows with saliency maps
+    for f in (d / 'voc/VOCdevkit').rglob('*.jpg'):
+        with Image.open(f) as image: Image.new('L', image.size, 128).save(d / f'voc/VOCdevkit/saliency/{f.stem}.png')
     (d / 'coco/annotations').mkdir(parents=True)
     for split in ('train', 'val'):
         images = [dict(id=i, file_name=f'COCO_{split}2014_{i:012d}.jpg', height=48, width=64) for i in range(1, 4)]

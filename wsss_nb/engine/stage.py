@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'NEUTRAL', 'needed', 'stage_key', 'parameters_in', 'Stage', 'shared', 'same', 'begin', 'make_stage',
-           'execute', 'through_networks', 'through_pixels', 'pixel_settings']
+           'execute', 'through_networks', 'through_saliency', 'through_pixels', 'pixel_settings']
 
 # %% ../../nbs/engine/stage.ipynb #2c32c8cf
 import os, time
@@ -19,15 +19,17 @@ from .methods import NETWORK_STEPS, module_of, network_of, step_settings, write_
 from .parameters import notebook_parameters, stage_notebook, typed
 from .recipes import check_choices
 from .record import is_made, runs_folder, stage_record
-from .splits import data_fingerprints, given_masks, open_split
+from .splits import data_fingerprints, given_masks, open_split, saliency_maps
 from ..refine.chain import SETTINGS, refine
 from ..refine.masks import write_maps
+from ..refine.signed import write_salient
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
 INPUTS = {'train': {}, 'psa': {'localiser': 'train'}, 'irn': {'localiser': 'train'}, 'masks': {'localiser': 'train', 'psa': 'psa', 'irn': 'irn'}, 'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {}}  # parameter -> stage
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
-NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name', 'save_seconds'}
+NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
+           'save_seconds', 'saliency'}
 
 
 def needed(stage, p):
@@ -188,6 +190,16 @@ def through_networks(stage, split, maps):
         stage.release(out)
         maps, before = out, []
     return maps, before
+
+
+def through_saliency(stage, split, maps):
+    "The score maps with a background from saliency maps, where `masks.saliency` names some"
+    if not stage.p.saliency: return maps
+    data, folder = saliency_maps(stage.params, split)
+    out = stage.part('salient', ['refine.signed'], maps=maps.name, saliency=stage.parts['data'][f'{split} saliency'])
+    write_salient(data, maps, out, folder)
+    stage.release(out)
+    return out
 
 
 def through_pixels(stage, data, steps, maps):

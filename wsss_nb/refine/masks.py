@@ -14,7 +14,7 @@ import numpy as np
 from ..base.calls import check_keywords, keywords_of
 from ..base.core import Progress, UserError, digest
 from ..base.workers import parallel
-from ..data.sample import Data, as_image, ends, load_maps, maps_with_keys, missing, need_data
+from ..data.sample import Data, as_image, file_ends, load_maps, maps_with_keys, missing, need_data
 from ..data.sample import read_mask, save_maps, save_mask
 from .chain import SETTINGS, check_steps, refine, to_mask
 
@@ -104,7 +104,7 @@ class WithMasks(Data):
     def has_masks(self): return True
     def image(self, i): return self.source.image(i)
     def size(self, i): return self.source.size(i)
-    def file_digest(self, i): return digest(self.source.file_digest(i), ends(self.folder / f'{self.names[i]}.png'))
+    def file_digest(self, i): return digest(self.source.file_digest(i), file_ends(self.folder / f'{self.names[i]}.png'))
 
     def mask(self, i):
         i = self.index(i)
