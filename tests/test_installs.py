@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import re
 import sys
+from types import SimpleNamespace
 from pathlib import Path
 
 import pytest

@@ -18,6 +18,7 @@ from wsss_nb.results import published as P
 from wsss_nb.results import quoted as Q
 from wsss_nb.results import readme as M
 from wsss_nb.engine import verify as R
+from wsss_nb.engine.run import run_recipe
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 from wsss_nb.results.table_recipes import known
@@ -378,7 +379,7 @@ def test_a_picture_gets_small_or_is_left_out():
 def test_a_run_on_the_embedded_set_is_published_with_its_notebooks_and_made_again_from_there(tmp_path, capsys):
     (tmp_path / 'small.yaml').write_text('stages: [train, masks, evaluate]\n')
     options = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'masks.scales=[1.0]', 'workers=1']
-    R.run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
+    run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
     assert main(['publish', 'small', '--runs', str(tmp_path / 'runs'), '--to', str(tmp_path / 'out')]) == 0 and 'run.json, 3 executed notebooks;' in capsys.readouterr().out
     shutil.rmtree(tmp_path / 'runs')
     out = tmp_path / 'out/small'
