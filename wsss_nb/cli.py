@@ -120,9 +120,9 @@ def report(a):
 # %% ../nbs/cli.ipynb #6c6742f1
 def params(a):
     "Print the parameters of one stage, or of all"
-    from wsss_nb.engine.recipes import STAGES, notebook_parameters, stage_notebook
+    from wsss_nb.engine.recipes import STAGES, parameters_of
     for stage in [a.stage] if a.stage else STAGES:
-        there = notebook_parameters(stage_notebook(stage))
+        there = parameters_of(stage)
         print(f'\n{stage}')
         for k, (default, comment) in there.items(): print(f'  {k.replace("data_", "data."):18} {default!r:28} {comment}')
     print('\nIn a recipe and after -p as they stand here; a notebook and papermill write data_name for data.name.')

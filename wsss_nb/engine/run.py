@@ -17,7 +17,7 @@ from ..base.core import UserError, load_json, nearest, save_json, versions, whol
 from .execute import StageFailed, is_locked, locked
 from .gallery import is_page_of, odd_masks, write_masks_page
 from .methods import check_network
-from .recipes import notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters, worded
+from .recipes import parameters_of, read_recipe, rows_of, stage_parameters, worded
 from .stage import INPUTS, Stage, execute, needed, open_split, runs_folder, splits_of
 from .train import Batches, few_steps
 
@@ -191,7 +191,7 @@ def work(s, data):
 
 def settings(stage, p):
     "The parameters of a stage that are not at their defaults, in a line"
-    defaults = notebook_parameters(stage_notebook(stage))
+    defaults = parameters_of(stage, p.get('refine', ()))
     return '  settings  ' + (', '.join(f'{k}={v!r}' for k, v in p.items() if v != defaults[k][0] and k not in INPUTS[stage] and k != 'runs') or 'the defaults')
 
 # %% ../../nbs/engine/run.ipynb #5d5b9d92

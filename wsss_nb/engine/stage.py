@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_NUMBERS', 'INPUTS', 'NEUTRAL', 'imported', 'module_file', 'code_modules', 'notebook_code', 'digest_of',
-           'method_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of', 'data_fingerprints',
-           'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage', 'through_networks',
-           'through_pixels', 'pixel_settings', 'execute']
+           'plug_code', 'method_code', 'step_code', 'code_digest', 'needed', 'open_split', 'given_masks', 'splits_of',
+           'data_fingerprints', 'stage_key', 'runs_folder', 'checked', 'Stage', 'shared', 'same', 'begin', 'make_stage',
+           'execute']
 
 # %% ../../nbs/engine/stage.ipynb #2c32c8cf
 import ast, functools, json, os, time
@@ -16,10 +16,11 @@ from types import SimpleNamespace
 from ..base.core import UserError, device_name, digest, file_sha256, load_json, make_folder, nearest, pick_device, save_json, versions
 from ..data.catalog import open_data
 from .execute import StageFailed, locked, run_notebook
-from .methods import METHODS, NETWORK_STEPS, method_text, module_of, network_of, step_settings, write_step
-from .recipes import PACKAGE, check_choices, notebook_parameters, stage_notebook, typed
-from ..refine.chain import SETTINGS, refine
-from ..refine.masks import WithMasks, write_maps
+from ..base.plugs import module_of, plug_text
+from .methods import METHODS
+from .recipes import PACKAGE, SHARED, check_choices, of_kind, parameters_of, stage_notebook, typed
+from ..refine.masks import WithMasks
+from ..refine.steps import AFFINITIES, REFINERS, network_of
 
 # %% ../../nbs/engine/stage.ipynb #ba54bc5b
 # modules that change no number; nor do those of `results`
@@ -69,22 +70,31 @@ def digest_of(modules):
     return digest(*[module_file(m).read_bytes() for m in code_modules(modules)])
 
 # %% ../../nbs/engine/stage.ipynb #e085f3d7
-def method_code(method):
-    "A fingerprint of a method's code and all that it imports"
-    if method in METHODS: return digest_of([module_of(METHODS[method])])
-    text = method_text(method)
+def plug_code(plug, known, what):
+    "A fingerprint of the code of a method or a step, and of all that it imports"
+    if plug in known: return digest_of([module_of(known[plug])])
+    text = plug_text(plug, known, what)
     return digest(text, digest_of(imported(text)))
+
+
+def method_code(method): return plug_code(method, METHODS, 'method')
+def step_code(step): return plug_code(step, REFINERS, 'refine')
 
 
 def code_digest(stage, p):
     "A fingerprint of the code that a stage with these parameters depends on"
-    cells = notebook_code(stage_notebook(stage))
+    cells, steps = notebook_code(stage_notebook(stage)), [*p.get('refine', []), *([stage] if stage in AFFINITIES else [])]
     roots = set().union(*(imported('\n'.join(l for l in c.splitlines() if not l.startswith(('%', '!', '#|')))) for c in cells))
-    roots |= {module_of(NETWORK_STEPS[s]) for s in p.get('refine', []) if s in NETWORK_STEPS}
-    return digest(cells, digest_of(roots), method_code(p['method']) if p.get('method') else '')
+    roots |= {module_of(REFINERS[s]) for s in steps if s in REFINERS}
+    own = [step_code(s) for s in steps if s not in REFINERS]
+    return digest(cells, digest_of(roots), method_code(p['method']) if p.get('method') else '', *own)
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
-INPUTS = {'train': {}, 'psa': {'localiser': 'train'}, 'irn': {'localiser': 'train'}, 'masks': {'localiser': 'train', 'psa': 'psa', 'irn': 'irn'}, 'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {}}  # parameter -> stage
+INPUTS = {  # stage -> parameter -> the stage that it names
+    'train': {}, **{a: {'localiser': 'train'} for a in AFFINITIES},
+    'masks': {'localiser': 'train', **{a: a for a in AFFINITIES}},
+    'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {},
+}
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name', 'save_seconds'}
@@ -134,8 +144,9 @@ def runs_folder(name=''):
 
 def checked(stage, names):
     "The parameters of a stage out of a notebook's names; a plain value that is no parameter is refused"
-    known = notebook_parameters(stage_notebook(stage))
+    known = parameters_of(stage, names.get('refine') if isinstance(names.get('refine'), list) else ())
     plain = {k: v for k, v in names.items() if k[0] != '_' and k not in ('In', 'Out') and isinstance(v, (bool, int, float, str, list, dict))}
+    if stage in SHARED and 'kind' in plain: plain = of_kind(plain)
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
     p = {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
@@ -176,10 +187,6 @@ class Stage:
         p, made = self.p, self.input('localiser')
         return self.part('maps', ['cams'], method=method_code(made['parameters']['method']), localiser=self.parts['inputs']['localiser'], data=self.parts['data'][split],
                          scales=p.scales, flip=p.flip, max_side=p.max_side, labels=p.use_image_labels, reading=p.reading)
-
-    def refined_maps(self, split, step, maps):
-        "Where the score maps go that a step with a network makes of others"
-        return self.part(step, [module_of(NETWORK_STEPS[step])], maps=maps.name, network=self.parts['inputs'][network_of(step)], **step_settings(step, self.params))
 
     def take(self, folder, wait=30):
         "Lock a folder until the kernel ends, or until it is released, and clear what a killed process left half-written"
@@ -238,41 +245,11 @@ def make_stage(stage, params, say=print):
     if not s.made: execute(s, say)
     return s.folder
 
-# %% ../../nbs/engine/stage.ipynb #ba5ee9cb
-def through_networks(stage, split, maps):
-    "The score maps behind the last step that needs a network, and the steps that are left"
-    p, data, before = stage.params, stage.data(split), []
-    for step in p['refine']:
-        if step not in NETWORK_STEPS:
-            before.append(step)
-            continue
-        if before: maps = through_pixels(stage, data, before, maps)
-        out = stage.refined_maps(split, step, maps)
-        write_step(step, p[network_of(step)], data, maps, out, p, p['workers'], p['device'])
-        stage.release(out)
-        maps, before = out, []
-    return maps, before
-
-
-def through_pixels(stage, data, steps, maps):
-    "The score maps behind some steps that need no network"
-    settings = dict(threshold=stage.p.threshold, **pixel_settings(stage.params))
-    out = stage.part('refined', ['refine.masks'], maps=maps.name, steps=steps, **settings)
-    write_maps(data, maps, out, lambda image, m: refine(image, m, steps, **settings))
-    stage.release(out)
-    return out
-
-
-def pixel_settings(p):
-    "The parameters of the masks stage that belong to steps without a network"
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in p.items() if k in sum(SETTINGS.values(), [])}
-
 # %% ../../nbs/engine/stage.ipynb #afc19539
 def execute(s, say=print):
     "Execute a stage's notebook into its folder"
     make_folder(s.folder)
-    p = {k: v for k, v in s.params.items()}
-    p['runs'] = str(s.runs)
+    p = dict(s.params, runs=str(s.runs), **(dict(kind=s.stage) if s.stage in SHARED else {}))
     run_notebook(stage_notebook(s.stage), s.folder / f'{s.stage}.ipynb', p, s.stage, s.folder / '.progress')
     if not s.made and stage_key(s.stage, s.params)[1] != s.parts: raise StageFailed(f'{s.stage}: the code or the data changed while it ran; start the run again.')
     if not s.made: raise StageFailed(f'{s.stage}: the notebook ended without recording its stage; its last cell must call finish.')

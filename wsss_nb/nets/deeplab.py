@@ -7,8 +7,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'NATURAL', 'SHAPES', 'NORMS', 'early_map', 'LightDeepLab', 'LargeFOV', 'DeepLabV1', 'scaled', 'DeepLabV2',
-           'without_last', 'DeepLabV3Plus', 'rates_of', 'check_shape', 'check_stride', 'backbone_for', 'head_options',
-           'synchronised', 'make_segmenter']
+           'without_last', 'DeepLabV3Plus', 'rates_of', 'check_shape', 'check_stride', 'backbone_for', 'head_keywords',
+           'head_options', 'synchronised', 'make_segmenter']
 
 # %% ../../nbs/nets/deeplab.ipynb #d0b411b1
 import inspect
@@ -151,12 +151,21 @@ def backbone_for(head, name, stride=0, **options):
     return build(name, stride=stride or own, **{**(SHAPES.get(name, {}) if head != 'light' else {}), **options})
 
 # %% ../../nbs/nets/deeplab.ipynb #2b7b288d
-def head_options(cls, head, norm, convs, width):
+def head_keywords():
+    "What the heads let one decide, besides the loss and the learning rate: each name once"
+    own = [k for cls in HEADS.values() for k in inspect.signature(cls).parameters]
+    return [k for k in dict.fromkeys(own) if k not in ('backbone', 'num_classes', 'loss', 'head_lr')]
+
+
+def head_options(
+    cls, head,
+    **options,  # of any head; empty, 0 and False stand for the head's own
+):
     "The options of a head that were given, checked to be its own"
-    takes = inspect.signature(cls).parameters
+    takes, norm, width = inspect.signature(cls).parameters, options.get('norm'), options.get('width', 0)
     if norm: check_name(norm, NORMS, 'norm')
     if width % 8: raise UserError(f'width: expected a multiple of 8, got {width}.')
-    given = {k: v for k, v in dict(norm=norm, convs=convs, width=width).items() if v}
+    given = {k: v for k, v in options.items() if v}
     if norm == 'sync': given = {k: v for k, v in {**given, 'norm': 'batch'}.items() if k != 'norm' or 'norm' in takes}
     for k in given:
         if k not in takes: raise UserError(f'{k}: the head {head} has nothing that it could change; leave it empty, or choose another head.')
@@ -168,7 +177,7 @@ def synchronised(net):
     if not any(isinstance(m, nn.BatchNorm2d) for m in net.modules()): raise UserError('norm: there is no batch norm in this network that could be synchronised; leave norm empty.')
     return nn.SyncBatchNorm.convert_sync_batchnorm(net)
 
-
+# %% ../../nbs/nets/deeplab.ipynb #6e26630d
 def make_segmenter(
     backbone,  # a name in the zoo, or a network of it
     num_classes,  # K, without background
@@ -178,7 +187,7 @@ def make_segmenter(
     width=0,  # channels of the head, 0 = its own
     loss='plain',  # plain or balanced
     head_lr=0.,  # factor for the learning rate of the head, 0 = its paper's
-    **options,  # of `build`, if the backbone is a name: weights, stride, normalization, batch_norm
+    **options,  # further ones of the head; and of `build`, if the backbone is a name: weights, stride, normalization, batch_norm
 ):
     "A segmentation network"
     named = isinstance(backbone, str)
@@ -186,8 +195,9 @@ def make_segmenter(
     head = check_name(head or NATURAL[name], HEADS, 'head')
     cls = HEADS[head]
     if name not in cls.goes_on: raise UserError(f"head: {head} stands on {', '.join(cls.goes_on)}, not on {name}; leave head empty for {name}'s own ({NATURAL[name]}), or use head=light, which stands on any.")
+    own = {k: options.pop(k) for k in [*options] if k in head_keywords()}
     if options and not named: raise UserError(f'{next(iter(options))}: the backbone is built already; give its name instead, or leave this to `build`.')
-    given = head_options(cls, head, norm, convs, width)
+    given = head_options(cls, head, norm=norm, convs=convs, width=width, **own)
     if not named: check_stride(backbone.strides[-1], head), check_shape(backbone, head)
     net = cls(backbone_for(head, name, **options) if named else backbone, num_classes, loss=loss, head_lr=head_lr, **given)
     return synchronised(net) if norm == 'sync' else net
