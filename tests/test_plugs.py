@@ -14,9 +14,10 @@ from inside import inside
 from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import load_maps
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.engine import recipes, refining, stage
+from wsss_nb.engine import key, parameters, recipes, refining, stage
 from wsss_nb.engine.methods import check_network, load_segmenter, segmenter_learner, segmenter_of
-from wsss_nb.engine.recipes import STAGES, parameters_of, stage_notebook, stage_parameters
+from wsss_nb.engine.parameters import STAGES, notebook_parameters, parameters_of, stage_notebook
+from wsss_nb.engine.recipes import stage_parameters
 from wsss_nb.engine.run import run_recipe
 from wsss_nb.nets import deeplab
 from wsss_nb.refine import steps
@@ -138,7 +139,7 @@ def test_one_of_the_kits_own_is_its_module_and_a_line(mine, monkeypatch):
 
 def test_parameters_of_the_masks_stage_and_signatures_agree_and_a_difference_is_found(monkeypatch):
     assert refining.disagreements() == []
-    known = recipes.notebook_parameters(stage_notebook('masks'))
+    known = notebook_parameters(stage_notebook('masks'))
     changed = {k: (v, c) for k, (v, c) in dict(known, psa_beta=(9., ''), crf_colour=(1, '')).items() if k != 'svm_t_s'}
     monkeypatch.setattr(refining, 'notebook_parameters', lambda path: changed)
     assert refining.disagreements() == ['crf_colour: a parameter of masks, but no setting of crf', 'psa_beta: 9.0 in masks, 8 in psa', 'svm_t_s: a setting of svm, but no parameter of masks']
@@ -147,7 +148,7 @@ def test_parameters_of_the_masks_stage_and_signatures_agree_and_a_difference_is_
 # -- one notebook, two stages
 
 def test_the_stages_of_affinities_keep_their_own_parameters():
-    psa, irn, page = parameters_of('psa'), parameters_of('irn'), recipes.notebook_parameters(stage_notebook('psa'))
+    psa, irn, page = parameters_of('psa'), parameters_of('irn'), notebook_parameters(stage_notebook('psa'))
     assert stage_notebook('psa') == stage_notebook('irn') and stage_notebook('irn').name == 'affinity.ipynb' and STAGES[:4] == ('train', 'psa', 'irn', 'masks')
     assert set(psa) - set(irn) == {'alphas', 'head_lr'} and set(irn) - set(psa) == {'fg', 'bg'} and set(page) == set(psa) | set(irn) | {'kind'}
     assert {k: (psa[k][0], irn[k][0]) for k in psa if k in irn and psa[k][0] != irn[k][0]} == dict(crf_preset=('psa', 'irn'), batch_size=(8, 16))
@@ -155,19 +156,19 @@ def test_the_stages_of_affinities_keep_their_own_parameters():
 
 
 def test_papermill_alone_makes_either_of_them(tmp_path):
-    page = dict({k: v for k, (v, _) in recipes.notebook_parameters(stage_notebook('irn')).items()}, localiser='x')
-    assert stage.checked('irn', dict(page, kind='irn')) == {**{k: v for k, (v, _) in parameters_of('irn').items()}, 'localiser': 'x'}
-    assert stage.checked('psa', dict(page, kind='psa', epochs=7))['epochs'] == 7
-    with pytest.raises(UserError, match="psa: unknown parameter 'fg'"): stage.checked('psa', dict(page, kind='psa', fg=.4))
-    with pytest.raises(UserError, match="kind: unknown name 'pas'. Did you mean 'psa'"): stage.checked('psa', dict(page, kind='pas'))
+    page = dict({k: v for k, (v, _) in notebook_parameters(stage_notebook('irn')).items()}, localiser='x')
+    assert stage.parameters_in(dict(page, kind='irn'), 'irn') == {**{k: v for k, (v, _) in parameters_of('irn').items()}, 'localiser': 'x'}
+    assert stage.parameters_in(dict(page, kind='psa', epochs=7), 'psa')['epochs'] == 7
+    with pytest.raises(UserError, match="psa: unknown parameter 'fg'"): stage.parameters_in(dict(page, kind='psa', fg=.4), 'psa')
+    with pytest.raises(UserError, match="kind: unknown name 'pas'. Did you mean 'psa'"): stage.parameters_in(dict(page, kind='pas'), 'psa')
 
 
 def test_what_a_stage_of_affinities_depends_on():
     p = {k: v for k, (v, _) in parameters_of('psa').items()}
-    code = {s: stage.code_digest(s, p) for s in ('psa', 'irn')}
+    code = {s: key.code_digest(s, p) for s in ('psa', 'irn')}
     assert code['psa'] != code['irn']  # one notebook, but each hangs on its own module alone
     read = {'psa': 'refine.psa', 'irn': 'refine.irn'}
-    cells = '\n'.join(stage.notebook_code(stage_notebook('psa')))
+    cells = '\n'.join(key.notebook_code(stage_notebook('psa')))
     assert not any(m in cells for m in read.values())
 
 
@@ -192,8 +193,7 @@ def gated(monkeypatch, tmp_path):
     (tmp_path / 'stages').mkdir()
     for s in STAGES: shutil.copy(stage_notebook(s), tmp_path / 'stages')
     (tmp_path / 'stages/segment.ipynb').write_text(json.dumps(nb))
-    monkeypatch.setattr(recipes, 'stage_notebook', lambda s, real=stage_notebook: tmp_path / 'stages' / real(s).name)
-    monkeypatch.setattr(stage, 'stage_notebook', recipes.stage_notebook)
+    for module in (parameters, stage, key): monkeypatch.setattr(module, 'stage_notebook', lambda s, real=stage_notebook: tmp_path / 'stages' / real(s).name)
     return tmp_path
 
 

@@ -20,7 +20,7 @@ from wsss_nb.results import readme as M
 from wsss_nb.engine import verify as R
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
-from wsss_nb.results.tables import known
+from wsss_nb.results.table_recipes import known
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'runs/published'
@@ -144,7 +144,7 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     for text in results.values(): assert not re.search(r'(?m)^\|', re.sub(r'<!-- table.*?<!-- /table -->', '', text, flags=re.S)), 'a table without its comments'
     t, text = M.Tables(), '\n'.join([prose(PAGES[0]), *results.values()])
     assert sorted(re.findall(r'<!-- table: (\w+) -->', text)) == sorted(t.says['tables'])  # each in one place
-    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
+    ours = [n for f in RUNS for n in [*R.numbers_in(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
     assert len(numbers) > 100
@@ -402,11 +402,11 @@ def test_verify_refuses_other_weights(tmp_path, capsys):
 
 def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):
     asked = {}
-    def run_recipe(name, runs, recipe, **more):
-        asked.update(recipe)
+    def make_run(name, recipe, runs, *more, **most):
+        asked.update(recipe.recipe)
         assert runs.is_dir()
         return FOLDER / 'sipe_photos.SIPE'
-    monkeypatch.setattr(R, 'run_recipe', run_recipe)
+    monkeypatch.setattr(R, 'make_run', make_run)
     assert main(['verify', str(FOLDER / 'sipe_photos.SIPE'), '--runs', str(tmp_path), '-p', 'data.root=here/VOCdevkit', '-p', 'weights=w.npz']) == 0
     assert asked == {**(as_published := read(FOLDER / 'sipe_photos.SIPE/run.json')['recipe']), 'data': dict(as_published['data'], root='here/VOCdevkit'), 'weights': 'w.npz'}
 

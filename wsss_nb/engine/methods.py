@@ -23,7 +23,8 @@ from ..data.views import TrainingViews
 from ..nets.deeplab import head_keywords, make_segmenter
 from ..nets.zoo import build
 from ..refine.steps import AFFINITIES, step_of
-from .train import Learner, load_net, read_checkpoint
+from .checkpoint import load_net, read_checkpoint
+from .train import Learner
 
 # %% ../../nbs/engine/methods.ipynb #410cdb54
 METHODS = {

@@ -7,9 +7,9 @@ __all__ = ['write_step', 'pixel_settings', 'place_of', 'through_pixels', 'throug
 
 # %% ../../nbs/engine/refining.ipynb #3b92d123
 from ..base.plugs import module_of
+from .key import step_code
 from .methods import load_affinity, load_localiser
-from .recipes import notebook_parameters, stage_notebook
-from .stage import step_code
+from .parameters import notebook_parameters, stage_notebook
 from ..refine.chain import refine
 from ..refine.masks import write_maps
 from ..refine.steps import REFINERS, given_to, network_of, settings_of, short, step_of

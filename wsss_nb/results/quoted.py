@@ -17,7 +17,8 @@ from ..base.core import UserError, load_json, nearest
 from .grid_page import markdown_table, short, summaries
 from .published import published_folder
 from ..base.show import LINES, Chart, clean
-from .tables import known, markdown, numbers
+from .table_recipes import known, printed_numbers
+from .tables import markdown
 
 # %% ../../nbs/results/quoted.ipynb #a69c1f58
 NUMBER = re.compile(r'(?:(?P<run>\S+) )?(?P<what>pixel mAP|masks|network|score maps)/(?P<split>\w+)(?: (?P<field>.+))?')
@@ -105,7 +106,7 @@ class Tables:
         kind, _, rest = text.partition(' ')
         if kind != 'paper': raise UserError(f'{place}: {{{text}}} is no number of a run or of a paper.')
         table, _, label = rest.partition(' ')
-        found = numbers(known('paper_numbers').get(table, dict(rows={})), label)
+        found = printed_numbers(known('paper_numbers').get(table, dict(rows={})), label)
         if not found: raise UserError(f'{place}: runs/paper_numbers.yaml has no row {label!r} in {table!r}.')
         self.used.append(('paper', rest))
         return {None: found[0] / 100}

@@ -11,7 +11,8 @@ import math, re
 from ..base.core import UserError
 from .readme import Tables
 from ..engine.recipes import read_recipe, stage_parameters
-from .tables import all_tables, known, markdown, numbers
+from .table_recipes import all_tables, known, printed_numbers
+from .tables import markdown
 
 # %% ../../nbs/results/sources.ipynb #b6eaf819
 class Sourced:
@@ -34,7 +35,7 @@ class Numbers:
         "A number as it is shown; `said` is what a table says of it, which has to be true"
         if place.startswith('paper '):
             table, _, label = place.removeprefix('paper ').partition(' ')
-            found = numbers(self.papers.get(table, dict(rows={})), label)
+            found = printed_numbers(self.papers.get(table, dict(rows={})), label)
             if not found: raise UserError(f'{place}: runs/paper_numbers.yaml has no row {label!r} in {table!r}.')
             return f'{found[0]:.1f}'
         if self.tables is None: return '–'
@@ -66,7 +67,7 @@ def paper_tables(paper):
     for name, printed in known('paper_numbers').items():
         if not name.startswith(f'{paper}:'): continue
         ours = all_tables()[name]
-        found = {k: numbers(printed, k) for k in printed['rows'] if k in ours['rows']}
+        found = {k: printed_numbers(printed, k) for k in printed['rows'] if k in ours['rows']}
         cannot, others = ours.get('cannot', {}), [k for k in printed['rows'] if k not in ours['rows']]
         why = [f'{k}: {cannot[k]}' for k in others if k in cannot]
         rest = len(others) - len(why)
@@ -104,7 +105,7 @@ def against_paper(
     "Print both orders and what does not agree; returns three lists of pairs: as in the paper, reversed, too close"
     if isinstance(paper, str):
         printed = known('paper_numbers')[paper]
-        paper = {k: numbers(printed, k)[0] for k in ours if numbers(printed, k)}
+        paper = {k: printed_numbers(printed, k)[0] for k in ours if printed_numbers(printed, k)}
     rows = [k for k in sorted(paper, key=lambda k: -paper[k]) if not math.isnan(ours.get(k, math.nan))]
     print('here: ', best_first({k: ours[k] for k in rows}))
     print('paper:', best_first({k: paper[k] for k in rows}))
