@@ -41,13 +41,13 @@ def place_of(stage, name, steps, **what):
     "The folder of the store for what some steps make of score maps"
     modules = ['refine.masks', *(module_of(REFINERS[s]) for s in steps if s in REFINERS)]
     own = {s: step_code(s) for s in steps if s not in REFINERS}
-    return stage.part(name, modules, **(dict(own=own) if own else {}), **what)
+    return stage.part(name, modules, steps=steps, **(dict(own=own) if own else {}), **what)
 
 # %% ../../nbs/engine/refining.ipynb #2a74dce2
 def through_pixels(stage, data, steps, maps):
     "The score maps behind some steps that need no network"
     settings = dict(threshold=stage.p.threshold, **pixel_settings(steps, stage.params))
-    out = place_of(stage, 'refined', steps, maps=maps.name, steps=steps, settings=settings)
+    out = place_of(stage, 'refined', steps, maps=maps.name, settings=settings)
     write_maps(data, maps, out, lambda image, m: refine(image, m, steps, **settings))
     stage.release(out)
     return out
