@@ -390,7 +390,7 @@ def test_a_method_that_is_none_is_told_before_anything_runs(tmp_path, monkeypatc
 @pytest.mark.parametrize('name', ['Fine', 'Picky'])
 def test_a_method_is_only_judged_by_what_it_gives(tmp_path, name):
     import torch
-    from wsss_nb.engine.methods import check_localiser
+    from wsss_nb.engine.trial import check_localiser
     (tmp_path / 'bad.py').write_text(OWN)
     state = torch.get_rng_state()
     check_localiser(f'{tmp_path}/bad.py:{name}')

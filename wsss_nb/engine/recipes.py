@@ -16,7 +16,8 @@ from types import MappingProxyType
 import yaml
 
 from ..base.basics import UserError, check_name, nearest, shipped, spellings
-from .parameters import STAGES, notebook_parameters, stage_notebook, typed
+from .parameters import STAGES, of_type, parameters_of, typed
+from ..refine.steps import AFFINITIES, REFINERS, step_of
 
 # %% ../../nbs/engine/recipes.ipynb #e7dfe166
 WORDS = ('about', 'base', 'rows', 'stages', 'paper', 'expected')  # what a recipe may say besides parameters
@@ -131,23 +132,23 @@ def rows_of(recipe):
 def choices():
     "Parameter -> the values that it may have"
     from wsss_nb.data.catalog import READERS
-    from wsss_nb.engine.methods import NETWORK_STEPS
     from wsss_nb.nets.deeplab import HEADS, NORMS
+    from wsss_nb.nets.heads import CONVS
     from wsss_nb.nets.segmenter import FUSIONS
     from wsss_nb.nets.zoo import BACKBONES
-    from wsss_nb.refine.chain import STEPS
     from wsss_nb.refine.crf import PRESETS
     from wsss_nb.engine.train import SCHEDULES
     return dict(backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=('auto', 'fp32', 'bf16'), loss=('plain', 'balanced'),
-                crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=(*STEPS, *NETWORK_STEPS),
-                keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', 'plain', 'separable'), fusion=FUSIONS)
+                crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=tuple(REFINERS),
+                keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', *CONVS), fusion=FUSIONS)
 
 # %% ../../nbs/engine/recipes.ipynb #2c2720e4
 def check_choices(stage, p):
     "Raise at a value that is none of the known ones"
     for name, value in ((n, v) for n, v in p.items() if n in choices()):
         for v in value if isinstance(value, list) else [value]:
-            check_name(v, choices()[name], 'data.name' if name == 'data_name' else f'{stage}.{name}')
+            if name == 'refine' and '.py' in str(v): step_of(v)  # a step from a file
+            else: check_name(v, choices()[name], 'data.name' if name == 'data_name' else f'{stage}.{name}')
     if 'crop' in p and 'backbone' in p:
         from wsss_nb.nets.zoo import STRIDES
         stride = p['stride'] or STRIDES[p['backbone']][0]
@@ -157,7 +158,8 @@ def check_choices(stage, p):
 # %% ../../nbs/engine/recipes.ipynb #49610ea4
 def check_method(p):
     "Raise at an unknown method, and at an option or a reading that it does not have"
-    from wsss_nb.engine.methods import check_localiser, method_class, options_of
+    from wsss_nb.engine.methods import method_class, options_of
+    from wsss_nb.engine.trial import check_localiser
     method = p.get('train', {}).get('method')
     if not method: return
     cls = method_class(method)
@@ -169,7 +171,6 @@ def check_method(p):
 # %% ../../nbs/engine/recipes.ipynb #2ea9f387
 def default_stages(recipe):
     "All stages but the report; no localiser where masks are given; networks of affinities only where a refinement walks with them"
-    from wsss_nb.engine.methods import AFFINITIES
     masks = recipe.get('masks') or {}
     steps = masks.get('refine', recipe.get('refine', []))
     if masks.get('given'): return ['masks', 'segment', 'evaluate']
@@ -191,13 +192,13 @@ def flat(recipe):
 # %% ../../nbs/engine/recipes.ipynb #b605913a
 def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked. `resolved` keeps them"
-    from wsss_nb.engine.methods import AFFINITIES
     wanted = recipe.get('stages') or default_stages(recipe)
     if not isinstance(wanted, list): raise UserError(f'recipe, stages: expected a list such as [train, masks], got {wanted!r}.')
     for s in wanted: check_name(s, STAGES, 'stages')
     walks = [s for s in AFFINITIES if 'masks' in wanted and s in default_stages(recipe)]
     stages = [s for s in STAGES if s in wanted or s in walks]
-    known = {s: notebook_parameters(stage_notebook(s)) for s in STAGES}
+    steps = of_type((recipe.get('masks') or {}).get('refine', recipe.get('refine', [])), list)
+    known = {s: parameters_of(s, steps if isinstance(steps, list) else ()) for s in STAGES}
     everywhere = sorted({p for s in STAGES for p in known[s]})
     out = {s: {k: copy.deepcopy(v) for k, (v, _) in known[s].items()} for s in stages}
     for (stage, name), value in sorted(flat(recipe).items(), key=lambda kv: kv[0][0] != ''):

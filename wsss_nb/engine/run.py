@@ -15,7 +15,7 @@ from ..base.core import whole_file
 from .execute import StageFailed, is_locked, locked
 from .gallery import is_page_of, odd_masks, write_masks_page
 from .methods import check_network
-from .parameters import notebook_parameters, stage_notebook
+from .parameters import parameters_of
 from .recipes import read_recipe, resolved
 from .record import Run, all_runs, is_made, runs_folder, stage_record
 from .splits import open_split, splits_of
@@ -161,7 +161,7 @@ def work_of(s, data):
 
 def said_settings(stage, p):
     "The parameters of a stage that are not at their defaults, in a line"
-    defaults = notebook_parameters(stage_notebook(stage))
+    defaults = parameters_of(stage, p.get('refine', ()))
     own = {k: v for k, v in p.items() if k not in INPUTS[stage] and k != 'runs'}
     return '  settings  ' + (', '.join(f'{k}={v!r}' for k, v in own.items() if v != defaults[k][0]) or 'the defaults')
 

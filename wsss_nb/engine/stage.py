@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'NEUTRAL', 'needed', 'stage_key', 'parameters_in', 'Stage', 'shared', 'same', 'begin', 'make_stage',
-           'execute', 'through_networks', 'through_saliency', 'through_pixels', 'pixel_settings']
+           'execute']
 
 # %% ../../nbs/engine/stage.ipynb #2c32c8cf
 import os, time
@@ -15,17 +15,18 @@ from ..base.core import UserError, device_name, digest, file_sha256, make_folder
 from ..base.core import pick_device, save_json, versions
 from .execute import StageFailed, locked, run_notebook
 from .key import code_digest, digest_of, method_code
-from .methods import NETWORK_STEPS, module_of, network_of, step_settings, write_step
-from .parameters import notebook_parameters, stage_notebook, typed
+from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
 from .recipes import check_choices
 from .record import is_made, runs_folder, stage_record
-from .splits import data_fingerprints, given_masks, open_split, saliency_maps
-from ..refine.chain import SETTINGS, refine
-from ..refine.masks import write_maps
-from ..refine.signed import write_salient
+from .splits import data_fingerprints, given_masks, open_split
+from ..refine.steps import AFFINITIES, network_of
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
-INPUTS = {'train': {}, 'psa': {'localiser': 'train'}, 'irn': {'localiser': 'train'}, 'masks': {'localiser': 'train', 'psa': 'psa', 'irn': 'irn'}, 'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {}}  # parameter -> stage
+INPUTS = {  # stage -> parameter -> the stage that it names
+    'train': {}, **{a: {'localiser': 'train'} for a in AFFINITIES},
+    'masks': {'localiser': 'train', **{a: a for a in AFFINITIES}},
+    'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {},
+}
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
@@ -54,8 +55,10 @@ def parameters_in(
     stage,
 ):
     "The parameters of a stage out of a notebook's names; a plain value that is no parameter is refused"
-    known, kinds = notebook_parameters(stage_notebook(stage)), (bool, int, float, str, list, dict)
+    steps, kinds = names.get('refine'), (bool, int, float, str, list, dict)
+    known = parameters_of(stage, steps if isinstance(steps, list) else ())
     plain = {k: v for k, v in names.items() if k[0] != '_' and k not in ('In', 'Out') and isinstance(v, kinds)}
+    if stage in SHARED and 'kind' in plain: plain = of_kind(plain)
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
     p = {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
@@ -99,12 +102,6 @@ class Stage:
         return self.part('maps', ['cams'], method=method_code(method), data=self.parts['data'][split],
                          localiser=self.parts['inputs']['localiser'], labels=p.use_image_labels, reading=p.reading,
                          scales=p.scales, flip=p.flip, max_side=p.max_side)
-
-    def refined_maps(self, split, step, maps):
-        "Where the score maps go that a step with a network makes of others"
-        network = self.parts['inputs'][network_of(step)]
-        module, settings = module_of(NETWORK_STEPS[step]), step_settings(step, self.params)
-        return self.part(step, [module], maps=maps.name, network=network, **settings)
 
     def take(self, folder, wait=30):
         "Lock a folder until the kernel ends, or it is released, and clear what a killed process left half-written"
@@ -171,46 +168,7 @@ def make_stage(stage, params, say=print):
 def execute(s, say=print):
     "Execute a stage's notebook into its folder"
     make_folder(s.folder)
-    p = dict(s.params, runs=str(s.runs))
+    p = dict(s.params, runs=str(s.runs), **(dict(kind=s.stage) if s.stage in SHARED else {}))
     run_notebook(stage_notebook(s.stage), s.folder / f'{s.stage}.ipynb', p, s.stage, s.folder / '.progress')
     if not s.made and stage_key(s.stage, s.params)[1] != s.parts: raise StageFailed(f'{s.stage}: the code or the data changed while it ran; start the run again.')
     if not s.made: raise StageFailed(f'{s.stage}: the notebook ended without recording its stage; its last cell must call finish.')
-
-# %% ../../nbs/engine/stage.ipynb #ba5ee9cb
-def through_networks(stage, split, maps):
-    "The score maps behind the last step that needs a network, and the steps that are left"
-    p, data, before = stage.params, stage.data(split), []
-    for step in p['refine']:
-        if step not in NETWORK_STEPS:
-            before.append(step)
-            continue
-        if before: maps = through_pixels(stage, data, before, maps)
-        out = stage.refined_maps(split, step, maps)
-        write_step(step, p[network_of(step)], data, maps, out, p, p['workers'], p['device'])
-        stage.release(out)
-        maps, before = out, []
-    return maps, before
-
-
-def through_saliency(stage, split, maps):
-    "The score maps with a background from saliency maps, where `masks.saliency` names some"
-    if not stage.p.saliency: return maps
-    data, folder = saliency_maps(stage.params, split)
-    out = stage.part('salient', ['refine.signed'], maps=maps.name, saliency=stage.parts['data'][f'{split} saliency'])
-    write_salient(data, maps, out, folder)
-    stage.release(out)
-    return out
-
-
-def through_pixels(stage, data, steps, maps):
-    "The score maps behind some steps that need no network"
-    settings = dict(threshold=stage.p.threshold, **pixel_settings(stage.params))
-    out = stage.part('refined', ['refine.masks'], maps=maps.name, steps=steps, **settings)
-    write_maps(data, maps, out, lambda image, m: refine(image, m, steps, **settings))
-    stage.release(out)
-    return out
-
-
-def pixel_settings(p):
-    "The parameters of the masks stage that belong to steps without a network"
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in p.items() if k in sum(SETTINGS.values(), [])}

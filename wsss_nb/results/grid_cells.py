@@ -11,7 +11,7 @@ import itertools
 from typing import NamedTuple
 
 from ..base.basics import UserError, check_name
-from ..engine.methods import AFFINITIES
+from ..refine.steps import AFFINITIES
 from ..engine.recipes import laid_over, resolved, start_of, with_options
 from .table_recipes import DATA, known
 

@@ -40,9 +40,13 @@ def do_resume(a):
     finish_report(resume_run(a.run, a.runs), a.runs)
 
 # %% ../../nbs/verbs/runs.ipynb #38b43ef3
-@verb('list', 'show the runs: state, time, numbers', RUNS)
+@verb('list', 'show the runs: state, time, numbers; or what there is to choose from',
+      arg('what', nargs='?', default='', help='methods, refiners, backbones or heads (default: the runs)'), RUNS)
 def do_list(a):
-    "A line for each run: state, time, numbers"
+    "A line for each run: state, time, numbers; or for each method, refiner, backbone or head"
+    if a.what:
+        from wsss_nb.engine.listing import lines_of
+        return print(*lines_of(a.what), sep='\n')
     from wsss_nb.engine.record import runs_folder
     from wsss_nb.engine.run import list_runs
     rows = list_runs(a.runs)

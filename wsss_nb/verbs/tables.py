@@ -23,9 +23,9 @@ def do_recipes(a):
       arg('stage', nargs='?', default='', help='one stage, such as train (default: all)'))
 def do_params(a):
     "Print the parameters of one stage, or of all"
-    from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_notebook
+    from wsss_nb.engine.parameters import STAGES, parameters_of
     for stage in [a.stage] if a.stage else STAGES:
-        there = notebook_parameters(stage_notebook(stage))
+        there = parameters_of(stage)
         print(f'\n{stage}')
         for k, (default, comment) in there.items():
             print(f'  {k.replace("data_", "data."):18} {default!r:28} {comment}')
