@@ -218,12 +218,6 @@ def one_svm(job):
     save_maps(Path(out) / f'{name}.npz', *new)
     return name, detail.notes
 
-# %% ../../nbs/papers/svm.ipynb #c70d69f0
-from ..refine.steps import Step
-
-SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',), about='An SVM for each image, on shallow features',
-           settings=('t_fg', 't_bg', 't_s', 'per_class', 'cycles', 'layer'))
-
 # %% ../../nbs/papers/svm.ipynb #d070548f
 def write_svm(
     net,  # a trained Localiser
@@ -252,3 +246,9 @@ def write_svm(
         if notes: found[name] = notes
         with open(out / 'notes.txt', 'a', encoding='utf-8') as f: f.writelines(f'{name}: {n}\n' for n in notes)
     return found
+
+# %% ../../nbs/papers/svm.ipynb #c70d69f0
+from ..refine.steps import Step
+
+SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',), about='An SVM for each image, on shallow features',
+           settings=('t_fg', 't_bg', 't_s', 'per_class', 'cycles', 'layer'))
