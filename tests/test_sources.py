@@ -7,7 +7,7 @@ import pytest
 
 from wsss_nb.results import sources as S
 from wsss_nb.base.core import UserError
-from wsss_nb.results.tables import all_tables, known
+from wsss_nb.results.table_recipes import all_tables, known
 
 ROOT = Path(__file__).resolve().parents[1]
 
