@@ -51,6 +51,7 @@ def backbones():
     "The trunks, with the output strides that they can have"
     for name, make in BACKBONES.items():
         yield name, sentence(make), f'output stride {either(sorted(STRIDES[name]))}', page_of(make.__module__)
+    yield 'timm:NAME', 'Any network of timm that gives maps, such as timm:tf_efficientnet_lite0', 'output stride as it can have', 'nets/from_timm'
 
 
 def heads():

@@ -145,13 +145,14 @@ def choices():
 # %% ../../nbs/engine/recipes.ipynb #2c2720e4
 def check_choices(stage, p):
     "Raise at a value that is none of the known ones"
+    from wsss_nb.nets.zoo import check_backbone, strides_of
     for name, value in ((n, v) for n, v in p.items() if n in choices()):
         for v in value if isinstance(value, list) else [value]:
             if name == 'refine' and '.py' in str(v): step_of(v)  # a step from a file
+            elif name == 'backbone': check_backbone(v, f'{stage}.backbone')
             else: check_name(v, choices()[name], 'data.name' if name == 'data_name' else f'{stage}.{name}')
     if 'crop' in p and 'backbone' in p:
-        from wsss_nb.nets.zoo import STRIDES
-        stride = p['stride'] or STRIDES[p['backbone']][0]
+        stride = p['stride'] or strides_of(p['backbone'])[0]
         if p['crop'] < stride: raise UserError(f'{stage}.crop: expected at least {stride}, the output stride of {p["backbone"]}, got {p["crop"]}.')
     if p.get('keep') == 'best' and not p['validate']: raise UserError(f'{stage}.keep: best of what? Name a split with masks as {stage}.validate (its numbers become oracles), or keep the last.')
 

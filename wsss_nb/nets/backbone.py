@@ -58,6 +58,13 @@ class Backbone(nn.Module):
             if name in self.names: maps.append(x)
         return maps
 
+    def stage(self, image, wanted):
+        "The map of one stage; later ones are not run"
+        x = self.prepare(image)
+        for name, modules in self.parts().items():
+            for f in modules: x = f(x)
+            if name == wanted: return x
+
     def freeze(self, *names):
         "No gradient for these parts; 'batch_norm' means scale and shift of every batch norm"
         for name in names: check_name(name, [*self.parts(), 'batch_norm'], f'freeze: part of {self.name}')

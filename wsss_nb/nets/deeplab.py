@@ -19,7 +19,7 @@ from torch import nn
 from ..base.core import UserError, check_name
 from .heads import ASPP, CONVS, SummedASPP, conv_block, classifier
 from .segmenter import Segmenter, at_size, mask_loss
-from .zoo import BACKBONES, STRIDES, build
+from .zoo import build, check_backbone, strides_of
 
 # %% ../../nbs/nets/deeplab.ipynb #c111edfc
 def early_map(backbone):
@@ -146,7 +146,7 @@ def check_stride(stride, head):
 
 def backbone_for(head, name, stride=0, **options):
     "The backbone of that name as the head wants it"
-    own = next((s for s in HEADS[head].strides if s in STRIDES[name]), None)
+    own = next((s for s in HEADS[head].strides if s in strides_of(name)), None)
     check_stride(stride or own, head)
     return build(name, stride=stride or own, **{**(SHAPES.get(name, {}) if head != 'light' else {}), **options})
 
@@ -191,10 +191,11 @@ def make_segmenter(
 ):
     "A segmentation network"
     named = isinstance(backbone, str)
-    name = check_name(backbone if named else backbone.name, BACKBONES, 'backbone')
-    head = check_name(head or NATURAL[name], HEADS, 'head')
+    name = check_backbone(backbone if named else backbone.name)
+    natural = NATURAL.get(name, 'light')
+    head = check_name(head or natural, HEADS, 'head')
     cls = HEADS[head]
-    if name not in cls.goes_on: raise UserError(f"head: {head} stands on {', '.join(cls.goes_on)}, not on {name}; leave head empty for {name}'s own ({NATURAL[name]}), or use head=light, which stands on any.")
+    if head != 'light' and name not in cls.goes_on: raise UserError(f"head: {head} stands on {', '.join(cls.goes_on)}, not on {name}; leave head empty for {name}'s own ({natural}), or use head=light, which stands on any.")
     own = {k: options.pop(k) for k in [*options] if k in head_keywords()}
     if options and not named: raise UserError(f'{next(iter(options))}: the backbone is built already; give its name instead, or leave this to `build`.')
     given = head_options(cls, head, norm=norm, convs=convs, width=width, **own)

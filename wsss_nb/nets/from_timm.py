@@ -35,7 +35,7 @@ def known_name(name):
         raise UserError(f'backbone: timm has no network {wanted!r}.{nearest(wanted, timm.list_models())} timm.list_models() names all.')
     return wanted
 
-
+# %% ../../nbs/nets/from_timm.ipynb #e645e6dc
 @functools.cache
 def how_built(name):
     "What makes timm's network take pictures of any size, and whether it takes an output stride: (settings, bool)"
@@ -74,9 +74,11 @@ def stages_of(net):
         return at, [f'block{i + 1}' for i in at]
     return list(range(len(info))), [f'stage{i + 1}' for i in range(len(info))]
 
-
+# %% ../../nbs/nets/from_timm.ipynb #fcd3204b
 class TimmNet(Backbone):
     "One of timm's networks, without its classifier"
+    normalization = 'own'
+
     def __init__(self,
         name,  # `timm:` and timm's name
         stride=None,  # of the last map
@@ -100,11 +102,16 @@ class TimmNet(Backbone):
         with torch.no_grad():
             for buffer in ('mean', 'std'): getattr(self, buffer).copy_(torch.tensor(self.net.pretrained_cfg[buffer]).view(1, 3, 1, 1))
 
-    def forward(self, image):
+    def maps_at(self, image, at):
+        "timm's maps at these positions, as far as they show the picture"
         x, (h, w) = self.prepare(image), image.shape[2:]
         x = F.pad(x, (0, -w % self.patch, 0, -h % self.patch))
-        maps = self.net.forward_intermediates(x, indices=self.at, norm=self.depths_only, intermediates_only=True, output_fmt='NCHW')
-        return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, self.strides)]
+        maps = self.net.forward_intermediates(
+            x, indices=at, norm=self.depths_only, stop_early=True, intermediates_only=True, output_fmt='NCHW')
+        return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, (self.net.feature_info[i]['reduction'] for i in at))]
+
+    def forward(self, image): return self.maps_at(image, self.at)
+    def stage(self, image, wanted): return self.maps_at(image, [self.at[self.names.index(wanted)]])[0]
 
 # %% ../../nbs/nets/from_timm.ipynb #9022a29b
 def units_of(net):

@@ -30,8 +30,5 @@ def shallow_features(
 ):
     "The features of one stage, float32 [D,h,w]; later stages are not run"
     fit = min(1., max_side / max(image.shape[:2]))
-    x = backbone.prepare(
-        as_tensor(resize_image(image, tuple(round(n * fit) for n in image.shape[:2])))[None].to(backbone.mean.device))
-    for name, modules in backbone.parts().items():
-        for f in modules: x = f(x)
-        if name == layer: return x[0].float().cpu().numpy()
+    x = as_tensor(resize_image(image, tuple(round(n * fit) for n in image.shape[:2])))[None].to(backbone.mean.device)
+    return backbone.stage(x, layer)[0].float().cpu().numpy()
