@@ -240,12 +240,13 @@ def bench(
     quick=False,  # smaller, and fewer repetitions
     device='auto',
     method='cam',  # whose step is measured
+    sizes=None,  # of the pictures and batches: backbone, crop, size; None = SIZES
     out='',  # a file for the numbers, as JSON
     say=print,
 ):
     "Measure this machine; returns the measures and the sentence about them"
     device, classes = pick_device(device), 20
-    p = SIZES['cuda' if device.type == 'cuda' else 'cpu']
+    p = sizes or SIZES['cuda' if device.type == 'cuda' else 'cpu']
     available, least = cores(), .3 if quick else 2.
     workers = min(available - 1, 14) if device.type == 'cuda' else 0
     make = lambda: build_localiser(method, classes, p['backbone'])

@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     "A trunk that takes RGB in [0,1] and gives one feature map per stage"
     heads, optional = ('fc.', 'classifier.'), ()  # names that a file may have too much, or too little
     normalization = 'imagenet'  # where nothing else is known
+    takes_maps = True  # its parts take maps and give maps, so that one can be copied
 
     def __init__(self, name, names, channels, strides):
         super().__init__()

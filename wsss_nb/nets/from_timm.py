@@ -87,10 +87,10 @@ class TimmNet(Backbone):
         at, names = stages_of(net)
         super().__init__(name, names, *([net.feature_info[i][k] for i in at] for k in ('num_chs', 'reduction')))
         self.at, self.ends, self.whole = at, [net.feature_info[i]['module'] for i in at], tuple(net.state_dict())
-        self.transformer = hasattr(net, 'patch_embed')
+        self.takes_maps = not hasattr(net, 'patch_embed')  # transformers take tokens
         net.prune_intermediate_layers(at, prune_norm=not self.depths_only, prune_head=True)
         self.net, self.heads = net, tuple(f'net.{k}' for k in self.whole if k not in net.state_dict())
-        self.patch = max(net.patch_embed.patch_size) if self.transformer else 1
+        self.patch = 1 if self.takes_maps else max(net.patch_embed.patch_size)
         self.set_normalization('own')
 
     @property
@@ -123,7 +123,7 @@ def units_of(net):
 
 def parts(self: TimmNet):
     "The modules up to the end of each map, the first ones as `stem` or `patches`"
-    out, first = {}, 'patches' if self.transformer else 'stem'
+    out, first = {}, 'stem' if self.takes_maps else 'patches'
     left = iter(units_of(self.net).items())
     units, begin = list(left), self.ends[0].partition('.')[0]
     start = next(i for i, (n, _) in enumerate(units) if n.partition('.')[0] == begin)

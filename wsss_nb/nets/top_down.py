@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.core import check_name
+from ..base.core import UserError, check_name
 
 # %% ../../nbs/nets/top_down.ipynb #7d000004
 LAYERS = dict(vgg16=('conv4', 'conv5', 'fc6'))  # elsewhere the last three
@@ -47,6 +47,7 @@ def seen_maps(
 # %% ../../nbs/nets/top_down.ipynb #7d00000a
 def own_copy(backbone, part):
     "A part of the backbone with parameters of its own, to be trained, without dropout"
+    if not backbone.takes_maps: raise UserError(f'backbone: the top-down branch is a copy of the last stage and works on a map; the stages of {backbone.name} work on tokens. Choose a convolutional backbone, or options.structure=a, which copies none.')
     return nn.Sequential(*[copy.deepcopy(m) for m in backbone.parts()[part]
                            if not isinstance(m, nn.Dropout)]).requires_grad_()
 
