@@ -107,6 +107,41 @@ def test_methods_that_several_papers_cite_have_the_same_numbers_everywhere():
     for (a, x), (b, y) in shared.items(): assert NUMBERS[a]['rows'][x] == NUMBERS[b]['rows'][y], (a, x, b, y)
 
 
+OURS = re.compile(r'(ICD|ECS-Net|SIPE|CCMR|SWP|SVM|SEAM|PSA|AffinityNet|IRN|IRNet|Single|CAM|Grad-CAM\+\+|baseline|best threshold)\b')  # methods whose parts are all in the package
+
+
+def test_every_row_can_be_run_or_says_why_not(tmp_path):
+    for name, t in TR.all_tables().items():
+        for label in NUMBERS[name]['rows']:
+            if OURS.match(label): assert label in t['rows'] or label in t.get('cannot', {}), (name, label)
+        rows = {r['row']: r for r in T.results(name, T.data_of(name)[0], tmp_path)}
+        assert set(rows) == {*NUMBERS[name]['rows'], *t['rows']} and not set(t.get('cannot', {})) & set(t['rows'])
+        for label, r in rows.items(): assert r['note'] == ('not run yet' if r['runnable'] else f'not on {TR.DATA[T.data_of(name)[0]]}' if label in t['rows'] else t.get('cannot', {}).get(label) or 'another method' + ', with saliency maps' * ('saliency' in label)), (name, label)
+    assert 'Of test only the server of VOC has the ground truth.' in T.heading('sipe:2', 'voc12', []) and 'server' not in T.heading('sipe:4', 'voc12', [])
+
+
+def test_a_row_with_another_network_or_data_has_its_own_settings():
+    "PSA, IRN, Single and SEAM on COCO: the parts, one by one"
+    get = lambda *row: stage_parameters(TR.row_recipe(*row))
+    p = get('icd:7', 'AffinityNet', 'voc12')
+    assert (p['train']['method'], p['train']['options'], p['train']['backbone'], p['masks']['refine'], p['psa']['split'], p['segment']['head']) == ('icd', dict(structure='none'), 'vgg16', ['psa'], 'trainaug', 'largefov')
+    assert p['masks']['reading'] == p['psa']['reading'] == dict(kind='cam')  # PSA learns from the maps that it refines
+    for name in ('ecsnet:7', 'ccmr:1'):
+        p = get(name, 'PSA', 'voc12')
+        assert (p['train']['method'], p['train']['options'], p['train']['backbone'], p['masks']['refine'], p['segment']['backbone'], p['segment']['head']) == ('cam', {}, 'resnet38', ['psa'], 'resnet38', 'v1')
+    p = get('sipe:2', 'IRN, ResNet-50', 'voc12')
+    assert (p['train']['method'], p['train']['clip'], p['masks']['refine'], p['masks']['irn_power'], p['segment']['backbone'], p['segment']['head']) == ('cam', 0., ['irn'], 1., 'resnet50', 'v2')
+    p = get('sipe:3', 'IRN, ResNet-50', 'coco14')
+    assert {s: (v['data_name'], v.get('split') or v['splits']) for s, v in p.items()} == dict(train=('coco14', 'train'), irn=('coco14', 'train'), masks=('coco14', ['train']), segment=('coco14', 'train'), evaluate=('coco14', ['val'])) and p['masks']['refine'] == ['irn']
+    p, voc = get('sipe:3', 'SEAM, ResNet-38', 'coco14'), stage_parameters(read_recipe('seam_voc12'))
+    assert {s: (v['data_name'], v.get('split') or v['splits']) for s, v in p.items()} == dict(train=('coco14', 'train'), psa=('coco14', 'train'), masks=('coco14', ['train']), segment=('coco14', 'train'), evaluate=('coco14', ['val']))
+    assert {k: v for k, v in p['train'].items() if k not in ('data_name', 'split')} == {k: v for k, v in voc['train'].items() if k not in ('data_name', 'split')} and p['masks']['refine'] == ['psa'] and p['masks']['psa_alpha'] == 6.
+    p = get('ccmr:1', 'Single', 'voc12')
+    assert p['train']['options'] == dict(head='single_stage', pooling='ngwp', refinement='pamr') and (p['train']['backbone'], p['masks']['refine'], p['masks']['use_image_labels'], p['masks']['reading'], list(p)) == ('resnet38', ['crf'], False, dict(cleaned=False), ['train', 'masks', 'evaluate'])
+    for name in ('icd:7', 'icd:8'): assert {label: get(name, label, 'voc12')['masks']['saliency'] for label in ('ICD', 'ICD, saliency')} == {'ICD': '', 'ICD, saliency': 'saliency'}
+    assert [get('svm:1', label, 'synthetic')['masks']['svm_cycles'] for label in ('SVM, 0 cycles', 'SVM, 1 cycle', 'SVM, 2 cycles', 'SVM, 3 cycles', 'SVM', 'SVM, 10 cycles')] == [0, 1, 2, 3, 5, 10]
+
+
 # -- the recipes
 
 def test_what_a_row_says_is_added_to_its_base():

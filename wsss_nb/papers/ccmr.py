@@ -43,11 +43,8 @@ def prototypes(
     return (m[:, None] * f).sum((2, 3)) / (eps + m.sum((1, 2))[:, None])  # Eq. 2
 
 # %% ../../nbs/papers/ccmr.ipynb #775d4c37
-def neighbour_affinity(
-    f,  # colours [3,h,w]
-    scale, dilations,
-):
-    "Softmax over the neighbours [8*dilations,h,w], and the logarithm of its denominator [h,w]"
+def neighbour_affinity(f, scale, dilations):
+    "Softmax over the neighbours [8*dilations,h,w] of colours [3,h,w], and the logarithm of its denominator [h,w]"
     r, k = max(dilations), f.new_empty(8 * len(dilations), *f.shape[1:])
     padded = pad(f, r)
     for y, end in bands(f):

@@ -21,7 +21,7 @@ from ..base.core import make_folder, rng
 from ..base.workers import parallel
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..nets.shallow import shallow_features, shallow_layer
-from ..refine.svm import check_svm, class_scores, decide, need, self_enhanced_svm, train_cycles, kernel_gamma
+from ..refine.svm import check_svm, decide, kernel_gamma, narrowest_margins, need, self_enhanced_svm, train_cycles
 
 _all_ = ['self_enhanced_svm', 'shallow_features', 'shallow_layer']  # parts of the method that have pages of their own
 
@@ -207,7 +207,7 @@ def svm_maps(
     notes = notes + more + [f'class {c}: lost by relabelling' for c in np.setdiff1d(y, svm.classes)]
     detail, k = Detail(seed, J, K, history, notes), len(svm.classes)
     if k == 1: return constant_maps(svm.classes[0], size), detail
-    return as_score_maps(class_scores(decide(svm, x, x_all, g), k).reshape(k, *seed.shape), svm.classes, size), detail
+    return as_score_maps(narrowest_margins(decide(svm, x, x_all, g), k).reshape(k, *seed.shape), svm.classes, size), detail
 
 # %% ../../nbs/papers/svm.ipynb #2c2b7750
 def one_svm(job):

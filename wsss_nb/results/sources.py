@@ -149,7 +149,8 @@ def here_of(name, data, folder, also):
     "Row -> the published number of a table on these data, in percent, and why there is none"
     out = {}
     for r in results(name, data, folder or 'nowhere'):
-        place = (also or {}).get(f'{name} {r["row"]}', '') if data == 'photos' else ''
+        places = (also or {}).get(f'{name} {r["row"]}', ())
+        place = next((p for p in ([places] if isinstance(places, str) else places) if data in p.partition('.')[0]), '')
         ours = found_in(folder / place, counts_of(name, r['row'])) if folder and place else r['ours']
         value = f'{100 * ours["value"]:.1f}' + ' (oracle)' * bool(ours['oracle']) if ours else ''
         out[r['row']] = value, r['note'], r['runnable']
@@ -164,7 +165,7 @@ def left(name, label, runs):
 
 def every_row(
     paper,  # icd, ecsnet, sipe, ccmr or svm
-    also=None,  # `icd:3 top-down` -> the published run on photographs that is this row under another name
+    also=None,  # `icd:3 top-down` -> the published run or runs, on photos or synthetic, that are this row by another name
 ):
     "Every row of every table: the paper's number, the published ones on photographs and drawings, or why there is none"
     try: folder = Tables().folder
@@ -173,7 +174,7 @@ def every_row(
     for name, printed in known('paper_numbers').items():
         if not name.startswith(f'{paper}:') or name not in all_tables(): continue
         photos, drawn = (here_of(name, data, folder, also) for data in ('photos', 'synthetic'))
-        others = [k for k, (_, note, _) in drawn.items() if note == 'another method']
+        others = [k for k, (_, note, _) in drawn.items() if note.startswith('another method')]
         for k, (value, note, runs) in drawn.items():
             if k in others: continue
             here = photos[k][0], value
