@@ -16,7 +16,7 @@ import torch
 
 from ..base.calls import check_keywords, keywords_of, spelt
 from ..cams import Localiser
-from ..base.core import UserError, check_name, load_json, pick_device, seed_everything
+from ..base.core import UserError, check_name, pick_device, seed_everything
 from ..base.plugs import imported_from, module_in, own_file
 from ..data.sample import need_data
 from ..data.views import TrainingViews
@@ -24,6 +24,7 @@ from ..nets.deeplab import head_keywords, make_segmenter
 from ..nets.zoo import build
 from ..refine.steps import AFFINITIES, step_of
 from .checkpoint import load_net, read_checkpoint
+from .record import Run, is_made, stage_record
 from .train import Learner
 
 # %% ../../nbs/engine/methods.ipynb #410cdb54
@@ -184,12 +185,12 @@ def check_network(stage, p, num_classes):
 def record_of(folder, stage):
     "The folder of a checkpoint, and what it is of: from the folder of a stage, of a run or of a learner"
     folder = Path(folder).expanduser()
-    if (folder / 'stage.json').is_file(): return folder, load_json(folder / 'stage.json')
-    if (folder / 'run.json').is_file():
-        stages = load_json(folder / 'run.json')['stages']
+    if is_made(folder): return folder, stage_record(folder)
+    run = Run(folder)
+    if run.there:
+        stages = run.stages
         if stage not in stages: raise UserError(f'{folder}: this run has no {stage} stage (its stages: {", ".join(stages) or "none"}).')
-        folder = folder.parent / 'stages' / stages[stage]['folder']
-        return folder, load_json(folder / 'stage.json')
+        return run.stage(stage), stage_record(run.stage(stage))
     if not (folder / 'checkpoint.pt').is_file():
         raise UserError(f'{folder}: expected the folder of a {stage} stage, of a run or of a learner (localiser_learner(..., folder=...)), found {"no checkpoint.pt in it" if folder.is_dir() else "no folder"}.')
     made = read_checkpoint(folder / 'checkpoint.pt').get('made')
@@ -220,7 +221,7 @@ def load_segmenter(folder, device='cpu'):
 # %% ../../nbs/engine/methods.ipynb #b3d36b7b
 def localiser_behind(masks):
     "The folder of the train stage that stands behind a masks stage"
-    name = load_json(Path(masks) / 'stage.json')['inputs'].get('localiser')
+    name = stage_record(masks)['inputs'].get('localiser')
     if not name: raise UserError(f'weights: there is no localiser behind the masks in {masks}, they were given; name other weights.')
     return Path(masks).parent / name
 
@@ -248,5 +249,5 @@ def affinity_learner(
 
 def load_affinity(folder, device='cpu'):
     "A trained affinity network and its record, from the folder of a psa or irn stage"
-    kind = check_name(load_json(Path(folder) / 'stage.json')['stage'], AFFINITIES, 'affinity')
+    kind = check_name(stage_record(folder)['stage'], AFFINITIES, 'affinity')
     return load_trained(folder, kind, lambda p, k: build_affinity(kind, p['localiser']), device)
