@@ -43,8 +43,10 @@ def refiners():
     "The steps of refinement, with what they need besides an image and its maps"
     for name, place in REFINERS.items():
         step = step_of(name)
-        needs = f'a network of its own, from the stage {name}' if step.network else f'the {step.needs}' if step.needs else 'nothing'
-        yield name, step.about or sentence(step.run), f'needs {needs}; {len(settings_of(name))} settings', page_of(module_of(place))
+        own = f'a network of its own, from the stage {name}'
+        needs = own if step.network else f'the {step.needs}' if step.needs else 'nothing'
+        said = f'needs {needs}; {len(settings_of(name))} settings'
+        yield name, step.about or sentence(step.run), said, page_of(module_of(place))
 
 # %% ../../nbs/engine/listing.ipynb #c93a3065
 def backbones():
