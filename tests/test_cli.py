@@ -128,7 +128,7 @@ def test_a_verb_takes_the_options_that_it_uses(capsys):
 def test_lists_swallow_nothing_and_old_spellings_are_read(tmp_path, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / '2').mkdir()
-    _, a = A.read(words.split())
+    _, a = A.read_line(words.split())
     assert {k: getattr(a, k) for k in expected} == expected
 
 

@@ -217,7 +217,7 @@ def test_fit_tells_of_a_short_training_on_ones_own_photographs(capsys, name, tol
 def test_a_run_that_is_interrupted_names_the_command_that_goes_on(small, tmp_path):
     said = []
     def stops(s, say): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): R.run_recipe(str(small / 'small.yaml'), SMALL, runs=tmp_path, run_name='my run', say=said.append, make=stops)
+    with pytest.raises(KeyboardInterrupt): R.make_run('my run', read_recipe(str(small / 'small.yaml'), SMALL), tmp_path, said.append, stops)
     assert said == [f"stopped in train; go on with: wsss resume 'my run' --runs {tmp_path}"] and json.loads((tmp_path / 'my run/run.json').read_text())['state'] == 'stopped in train'
 
 

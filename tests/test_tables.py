@@ -28,14 +28,46 @@ OF_PAPERS = [r for r in ROWS if r[2] in TR.PAPERS]
 
 # -- the papers' numbers
 
+TEXTS = {'icd:fig5', *(f'{paper}:text' for paper in ('icd', 'ecsnet', 'sipe', 'ccmr', 'svm'))}  # there to be quoted
+
+
 def test_every_table_of_the_papers_is_there():
-    assert set(NUMBERS) == set(TR.all_tables()) == {*(f'icd:{i}' for i in range(1, 9)), *(f'ecsnet:{i}' for i in range(1, 8)), *(f'sipe:{i}' for i in range(1, 6)), 'ccmr:1', 'ccmr:2', 'svm:1'}
+    tables = {*(f'icd:{i}' for i in range(1, 9)), *(f'ecsnet:{i}' for i in range(1, 8)), *(f'sipe:{i}' for i in range(1, 6)), 'sipe:fig8', 'ccmr:1', 'ccmr:2', 'svm:1'}
+    assert set(TR.all_tables()) == tables and set(NUMBERS) == tables | TEXTS
     for name, t in NUMBERS.items():
-        assert set(t) <= {'source', 'columns', 'rows', 'doubt', 'classes'} and f'Tab. {name.split(":")[1]}' in t['source'].replace('Table', 'Tab.')
+        place = name.split(':')[1]
+        assert set(t) <= {'source', 'columns', 'rows', 'doubt', 'classes', 'where'}
+        assert t['source'].endswith(place if place == 'text' else f'Fig. {place[3:]}' if place.startswith('fig') else (f'Tab. {place}', f'Table {place}'))
         for label in t['rows']:
             x = TR.printed_numbers(t, label)
-            assert len(x) == len(t['columns']) and all(0 < v < 100 and round(v, 1) == v for v in x), (name, label)
-        assert set(TR.all_tables()[name].get('cannot', {})) <= set(t['rows'])
+            assert len(x) == len(t['columns']) and all(0 < v < 100 and round(v, 2 if place == 'text' else 1) == v for v in x), (name, label)
+            assert ', ' not in label or label.rpartition(', ')[2] not in t['columns'], label  # a column is named behind a comma
+        assert set(t.get('where', {})) == (set(t['rows']) if place == 'text' else set())
+        if name in tables: assert set(TR.all_tables()[name].get('cannot', {})) <= set(t['rows'])
+
+
+def test_what_the_texts_say_is_in_the_tables_or_in_doubt():
+    "Headlines stand in a table too; differences are those of two rows, but where `doubt` says so"
+    x = TR.printed_at
+    for text, table in (('icd:text headline, saliency', 'icd:8 ICD, saliency, test'), ('icd:text headline', 'icd:8 ICD, test'), ('icd:text VGG16, val', 'icd:7 ICD'), ('icd:text VGG16, before', 'icd:7 AffinityNet'),
+                        ('icd:fig5 CAM, mean of the classes', 'icd:1 CAM'), ('icd:fig5 ICD, mean of the classes', 'icd:1 ICD'), ('ecsnet:text headline, val', 'ecsnet:6 ECS-Net, ResNet-38'),
+                        ('ecsnet:text headline, test', 'ecsnet:6 ECS-Net, ResNet-38, test'), ('ecsnet:text headline, VGG16, test', 'ecsnet:6 ECS-Net, VGG16, test'), ('sipe:text headline, val', 'sipe:2 SIPE, ResNet-101'),
+                        ('sipe:text headline, test', 'sipe:2 SIPE, ResNet-101, test'), ('sipe:text ResNet-38, test', 'sipe:2 SIPE, ResNet-38, test'), ('sipe:text COCO, ResNet-38', 'sipe:3 SIPE, ResNet-38'),
+                        ('sipe:text maps', 'sipe:1 SIPE'), ('sipe:text maps + CRF', 'sipe:1 SIPE + CRF'), ('sipe:text ECS-Net, localisation maps', 'sipe:1 ECS-Net'), ('sipe:text best threshold on the CAM', 'sipe:fig8 best threshold'),
+                        ('ccmr:text headline', 'ccmr:1 CCMR, DeepLabV3+')): assert x(text) == x(table), text
+    for text, a, b, off in (('icd:text top-down adds', 'icd:3 top-down', 'icd:3 bottom-up, superpixels', 0), ('icd:text over OAA, VGG16, val', 'icd:7 ICD, saliency', 'icd:7 OAA, saliency', 0), ('icd:text over OAA, ResNet-101, val', 'icd:8 ICD, saliency', 'icd:8 OAA, saliency', 0),
+                            ('sipe:text IPE adds', 'sipe:4 CAM, IPE', 'sipe:4 CAM', 1.), ('sipe:text GSC adds', 'sipe:4 CAM, IPE, GSC', 'sipe:4 CAM, IPE', 0), ('sipe:text argmax over the best threshold', 'sipe:fig8 argmax', 'sipe:fig8 best threshold', 0),
+                            ('sipe:text COCO, over CSE, ResNet-38', 'sipe:3 SIPE, ResNet-38', 'sipe:3 CSE, ResNet-38', 0), ('sipe:text COCO, over EPS, ResNet-101', 'sipe:3 SIPE, ResNet-101', 'sipe:3 EPS, saliency', 0),
+                            ('sipe:text hierarchical without BPM costs, over', 'sipe:5 semantic, threshold', 'sipe:5 hierarchical, threshold', .1),
+                            ('svm:text gain of the seeds', 'svm:1 SVM', 'svm:1 SIPE', .15), ('svm:text gain after the CRF', 'svm:1 SVM + CRF', 'svm:1 SIPE + CRF', .03)):
+        assert round(x(a) - x(b) - x(text), 2) == off, text
+
+
+def test_a_printed_number_is_named_by_row_column_or_class():
+    assert [TR.printed_at(p) for p in ('sipe:4 CAM, IPE', 'icd:2 ICD T 0.1, recall', 'icd:2 ICD T 0.1', 'sipe:2 SIPE, ResNet-101, test', 'ecsnet:7 SEAM, cat', 'ccmr:1 CCMR + CRF, background')] == [53.2, 78.8, 65.3, 69.7, 81.9, 89.2]
+    for place, text in (('icd:2 ICD T 0.2', "has no row 'ICD T 0.2' in 'icd:2'. Did you mean 'ICD T 0.5'?"), ('icd:2 ICD T 0.1, precision', "has no row 'ICD T 0.1, precision'"), ('icd:99 CAM', "has no row 'CAM' in 'icd:99'")):
+        with pytest.raises(UserError) as e: TR.printed_at(place)
+        assert text in str(e.value)
 
 
 def test_the_classes_add_up_to_the_printed_means():
@@ -75,6 +107,41 @@ def test_methods_that_several_papers_cite_have_the_same_numbers_everywhere():
     for (a, x), (b, y) in shared.items(): assert NUMBERS[a]['rows'][x] == NUMBERS[b]['rows'][y], (a, x, b, y)
 
 
+OURS = re.compile(r'(ICD|ECS-Net|SIPE|CCMR|SWP|SVM|SEAM|PSA|AffinityNet|IRN|IRNet|Single|CAM|Grad-CAM\+\+|baseline|best threshold)\b')  # methods whose parts are all in the package
+
+
+def test_every_row_can_be_run_or_says_why_not(tmp_path):
+    for name, t in T.all_tables().items():
+        for label in NUMBERS[name]['rows']:
+            if OURS.match(label): assert label in t['rows'] or label in t.get('cannot', {}), (name, label)
+        rows = {r['row']: r for r in T.results(name, T.data_of(name)[0], tmp_path)}
+        assert set(rows) == {*NUMBERS[name]['rows'], *t['rows']} and not set(t.get('cannot', {})) & set(t['rows'])
+        for label, r in rows.items(): assert r['note'] == ('not run yet' if r['runnable'] else f'not on {T.DATA[T.data_of(name)[0]]}' if label in t['rows'] else t.get('cannot', {}).get(label) or 'another method' + ', with saliency maps' * ('saliency' in label)), (name, label)
+    assert 'Of test only the server of VOC has the ground truth.' in T.heading('sipe:2', 'voc12', []) and 'server' not in T.heading('sipe:4', 'voc12', [])
+
+
+def test_a_row_with_another_network_or_data_has_its_own_settings():
+    "PSA, IRN, Single and SEAM on COCO: the parts, one by one"
+    get = lambda *row: stage_parameters(T.recipe_of(*row))
+    p = get('icd:7', 'AffinityNet', 'voc12')
+    assert (p['train']['method'], p['train']['options'], p['train']['backbone'], p['masks']['refine'], p['psa']['split'], p['segment']['head']) == ('icd', dict(structure='none'), 'vgg16', ['psa'], 'trainaug', 'largefov')
+    assert p['masks']['reading'] == p['psa']['reading'] == dict(kind='cam')  # PSA learns from the maps that it refines
+    for name in ('ecsnet:7', 'ccmr:1'):
+        p = get(name, 'PSA', 'voc12')
+        assert (p['train']['method'], p['train']['options'], p['train']['backbone'], p['masks']['refine'], p['segment']['backbone'], p['segment']['head']) == ('cam', {}, 'resnet38', ['psa'], 'resnet38', 'v1')
+    p = get('sipe:2', 'IRN, ResNet-50', 'voc12')
+    assert (p['train']['method'], p['train']['clip'], p['masks']['refine'], p['masks']['irn_power'], p['segment']['backbone'], p['segment']['head']) == ('cam', 0., ['irn'], 1., 'resnet50', 'v2')
+    p = get('sipe:3', 'IRN, ResNet-50', 'coco14')
+    assert {s: (v['data_name'], v.get('split') or v['splits']) for s, v in p.items()} == dict(train=('coco14', 'train'), irn=('coco14', 'train'), masks=('coco14', ['train']), segment=('coco14', 'train'), evaluate=('coco14', ['val'])) and p['masks']['refine'] == ['irn']
+    p, voc = get('sipe:3', 'SEAM, ResNet-38', 'coco14'), stage_parameters(read_recipe('seam_voc12'))
+    assert {s: (v['data_name'], v.get('split') or v['splits']) for s, v in p.items()} == dict(train=('coco14', 'train'), psa=('coco14', 'train'), masks=('coco14', ['train']), segment=('coco14', 'train'), evaluate=('coco14', ['val']))
+    assert {k: v for k, v in p['train'].items() if k not in ('data_name', 'split')} == {k: v for k, v in voc['train'].items() if k not in ('data_name', 'split')} and p['masks']['refine'] == ['psa'] and p['masks']['psa_alpha'] == 6.
+    p = get('ccmr:1', 'Single', 'voc12')
+    assert p['train']['options'] == dict(head='single_stage', pooling='ngwp', refinement='pamr') and (p['train']['backbone'], p['masks']['refine'], p['masks']['use_image_labels'], p['masks']['reading'], list(p)) == ('resnet38', ['crf'], False, dict(cleaned=False), ['train', 'masks', 'evaluate'])
+    for name in ('icd:7', 'icd:8'): assert {label: get(name, label, 'voc12')['masks']['saliency'] for label in ('ICD', 'ICD, saliency')} == {'ICD': '', 'ICD, saliency': 'saliency'}
+    assert [get('svm:1', label, 'synthetic')['masks']['svm_cycles'] for label in ('SVM, 0 cycles', 'SVM, 1 cycle', 'SVM, 2 cycles', 'SVM, 3 cycles', 'SVM', 'SVM, 10 cycles')] == [0, 1, 2, 3, 5, 10]
+
+
 # -- the recipes
 
 def test_what_a_row_says_is_added_to_its_base():
@@ -87,13 +154,13 @@ def test_what_a_row_says_is_added_to_its_base():
 
 
 def test_the_same_words_mean_the_same_in_a_base_a_row_and_a_table(tmp_path, monkeypatch):
-    start, more = read_recipe('icd_synthetic'), dict(train=dict(options=dict(structure='none')), masks=dict(reading=dict(kind='cam')))
-    (tmp_path / 'mine.yaml').write_text(yaml.safe_dump(dict(base='icd_synthetic', **more)))
+    start, more = read_recipe('ccmr_synthetic'), dict(train=dict(options=dict(refinement='none', warmup=None)), masks=dict(reading=dict(cleaned=False)))
+    (tmp_path / 'mine.yaml').write_text(yaml.safe_dump(dict(base='ccmr_synthetic', **more)))
     row = rows_of(dict(start, rows=dict(mine=more)))['mine']
     for recipe in (read_recipe(str(tmp_path / 'mine.yaml')), row): assert stage_parameters(recipe) == stage_parameters(laid_over(start, more))
-    options = stage_parameters(row)['train']['options']
-    assert options == {**stage_parameters(start)['train']['options'], 'structure': 'none'} and len(options) > 1  # one by one
-    (tmp_path / 'other.yaml').write_text(yaml.safe_dump(dict(base='icd_synthetic', train=dict(method='cam'))))
+    before, options = stage_parameters(start)['train']['options'], stage_parameters(row)['train']['options']
+    assert options == {**{k: v for k, v in before.items() if k != 'warmup'}, 'refinement': 'none'} and 'warmup' in before and len(options) > 1  # one by one; null takes away
+    (tmp_path / 'other.yaml').write_text(yaml.safe_dump(dict(base='ccmr_synthetic', train=dict(method='cam'))))
     assert stage_parameters(read_recipe(str(tmp_path / 'other.yaml')))['train']['options'] == {}  # another method knows none of them
 
 
@@ -150,6 +217,9 @@ def devkits(tmp_path_factory):
     "A few images in the layout of VOC, and in that of COCO"
     d = tmp_path_factory.mktemp('kits')
     write_voc(d / 'voc', limit=4)
+    (d / 'voc/VOCdevkit/saliency').mkdir()  # for the rows with saliency maps
+    for f in (d / 'voc/VOCdevkit').rglob('*.jpg'):
+        with Image.open(f) as image: Image.new('L', image.size, 128).save(d / f'voc/VOCdevkit/saliency/{f.stem}.png')
     (d / 'coco/annotations').mkdir(parents=True)
     for split in ('train', 'val'):
         images = [dict(id=i, file_name=f'COCO_{split}2014_{i:012d}.jpg', height=48, width=64) for i in range(1, 4)]
@@ -312,7 +382,7 @@ def test_a_network_that_cannot_be_built_is_told_without_data(tmp_path, capsys):
 def test_tables_are_listed_and_recipes_do_not_drown_in_them(tmp_path, capsys):
     assert main(['tables', '--runs', str(tmp_path)]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
-    assert len(lines) == 1 + len(NUMBERS) and lines['icd:7'][:5] == ['1/19', '0/1', '-', '0/1', '0/1'] and lines['sipe:3'][:5] == ['2/12', '-', '0/2', '0/1', '0/1']
+    assert len(lines) == 1 + len(TR.all_tables()) and lines['icd:7'][:5] == ['3/19', '0/3', '-', '0/2', '0/2'] and lines['sipe:3'][:5] == ['4/12', '-', '0/4', '0/1', '0/1']
     assert main(['recipes']) == 0
     out = capsys.readouterr().out
     assert 'sipe_voc12' in out and 'sipe_4_cam' not in out and out.splitlines()[-1] == f"and {len(OF_PAPERS)} rows of the papers' tables: wsss tables"

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .core import UserError, environment, load_json, save_json, whole_file
+from .basics import environment
+from .core import UserError, load_json, save_json, whole_file
 
 # %% ../../nbs/base/processes.ipynb #acf2ebed
 def processes():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..base.core import UserError, disk_error, environment, make_folder, not_installed
+from ..base.basics import environment
+from ..base.core import UserError, disk_error, make_folder, not_installed
 from ..base.tell import at_work, seconds, written
 from .warm import own_kernel
 

@@ -70,13 +70,11 @@ class Learner:
         lr=0.1,  # of the backbone
         head_lr=10.,  # factor for new layers
         optimizer='sgd',  # sgd or adamw
-        momentum=1e-4,
-        weight_decay=1e-4,
+        momentum=1e-4, weight_decay=1e-4,
         schedule='poly',  # poly, constant or warm_poly
         clip=0.,  # largest norm of the gradient, 0 = no clipping
         accumulate=1,  # batches per step of the optimiser
-        seed=0,
-        device='auto',
+        seed=0, device='auto',
         precision='auto',  # auto (bf16 on CUDA), fp32 or bf16
         channels_last=False,  # memory layout that is faster on recent GPUs
         compile=False,  # torch.compile for the backbone
@@ -88,12 +86,10 @@ class Learner:
     ):
         self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         given = SimpleNamespace(**self.given)
-        self.put_in_place(given)
-        self.line_up(given)
-        self.callbacks = [NanGuard(), OnlyBackground(), *callbacks]
+        self.put_in_place(given), self.line_up(given)
+        self.callbacks, self.step, self.history = [NanGuard(), OnlyBackground(), *callbacks], 0, History()
         self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
         self.settings = plain(settings or {})
-        self.step, self.history = 0, History()
 
     def put_in_place(self, given):
         "The network on its device, with its optimiser"

@@ -14,7 +14,7 @@ import numpy as np
 from ..base.calls import check_keywords, keywords_of
 from ..base.core import Progress, UserError, digest
 from ..base.workers import parallel
-from ..data.sample import Data, as_image, ends, load_maps, maps_with_keys, missing, need_data
+from ..data.sample import Data, as_image, file_ends, load_maps, maps_with_keys, missing, need_data
 from ..data.sample import read_mask, save_maps, save_mask
 from .chain import check_steps, refine, settings_known, to_mask
 
@@ -110,7 +110,7 @@ class WithMasks(Data):
     def image(self, i): return self.source.image(i)
     def size(self, i): return self.source.size(i)
     def file(self, i): return self.folder / f'{self.names[i]}.png'
-    def file_digest(self, i): return digest(self.source.file_digest(i), ends(self.file(i)))
+    def file_digest(self, i): return digest(self.source.file_digest(i), file_ends(self.file(i)))
 
     def mask(self, i):
         i = self.index(i)

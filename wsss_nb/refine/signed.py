@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODES', 'regions_under', 'region_averages', 'to_cells', 'superpixel_mean', 'superpixel_vote', 'write_regions',
-           'read_regions', 'keep_regions', 'unit_scores', 'claims_of', 'seeds', 'seed_maps', 'with_saliency']
+           'read_regions', 'keep_regions', 'unit_scores', 'claims_of', 'seeds', 'seed_maps', 'with_saliency',
+           'saliency_of', 'saliency_fingerprint', 'read_saliency', 'write_salient']
 
 # %% ../../nbs/refine/signed.ipynb #673e58c9
 from functools import partial
@@ -15,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..base.core import UserError, check_name, check_shapes, whole_file
+from ..base.core import Progress, UserError, digest, check_name, check_shapes, whole_file
 from ..base.workers import parallel
-from ..data.sample import ScoreMaps, missing
+from ..data.sample import ScoreMaps, file_ends, load_maps, missing, save_maps
 from .superpixels import superpixels
 
 # %% ../../nbs/refine/signed.ipynb #92af19f1
@@ -158,6 +159,48 @@ def with_saliency(
     "The foreground scores unchanged, the background score replaced by 1 - saliency, no pixel undecided"
     saliency = np.asarray(saliency, maps.maps.dtype)
     if 0 not in maps.keys[:1] or maps.maps.shape[1:] != saliency.shape:
-        raise UserError(f'saliency: expected the size of the maps {list(maps.maps.shape[1:])} and maps with a background first, got {list(saliency.shape)} and keys {list(maps.keys)}.')
+        raise UserError(f'saliency: expected the size of the maps {list(maps.maps.shape[1:])} and maps with a background first, got {list(saliency.shape)} and keys {np.asarray(maps.keys).tolist()}.')
     known = maps.keys != 255
     return ScoreMaps(maps.keys[known], np.concatenate([1 - saliency[None], maps.maps[known][1:]]))
+
+# %% ../../nbs/refine/signed.ipynb #aec04a80
+def saliency_of(
+    data,  # a Data
+    folder,  # with <image id>.png, or with such a folder for each split
+    root='',  # where the folder may lie as well
+):
+    "The folder in which every image of the data has a saliency map"
+    found = next((p for p in (Path(folder).expanduser(), Path(root).expanduser() / folder) if p.is_dir()), None)
+    if not found: raise UserError(f'saliency: {str(folder)!r} is no folder, here or in {str(root) or "the root of the data"}; give the one with <image id>.png for every image, 0 = background, 255 = salient.')
+    if (found / data.split).is_dir(): found = found / data.split
+    lost = missing(data, found, '.png')
+    if lost: raise UserError(f'saliency: {len(lost)} of {len(data)} images have no map in {found} (first: {data.names[lost[0]]}); add <image id>.png.')
+    return found
+
+
+def saliency_fingerprint(data, folder):
+    "A short name for exactly these saliency maps"
+    return digest(*[file_ends(folder / f'{name}.png') for name in data.names])
+
+# %% ../../nbs/refine/signed.ipynb #9d7e88ba
+def read_saliency(path, size):
+    "The saliency map in a PNG, for an image of that size: [H,W] in [0,1]"
+    try:
+        with Image.open(path) as image: mode, grey = image.mode, np.asarray(image.convert('L'))
+    except OSError as e: raise UserError(f'saliency: {path} cannot be read ({e}).') from None
+    if mode not in ('L', '1') or grey.shape != tuple(size):
+        raise UserError(f'saliency: {path}: expected a grey PNG of 8 bits, {size[1]}x{size[0]} like its image, got mode {mode}, {grey.shape[1]}x{grey.shape[0]}.')
+    return grey.astype(np.float32) / 255
+
+
+def write_salient(
+    data,  # a Data
+    maps_folder,  # with <image id>.npz
+    out,  # for <image id>.npz
+    folder,  # with <image id>.png, from `saliency_of`
+):
+    "Write `with_saliency` of the score maps of every image that has none yet"
+    for i in Progress(missing(data, out, '.npz'), 'saliency, image'):
+        name = data.names[i]
+        salient = read_saliency(Path(folder) / f'{name}.png', data.size(i))
+        save_maps(Path(out) / f'{name}.npz', *with_saliency(load_maps(Path(maps_folder) / f'{name}.npz'), salient))

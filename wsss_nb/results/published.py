@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..base.core import UserError, file_sha256, load_json, make_folder, whole_file
+from ..base.core import UserError, check_name, file_sha256, load_json, make_folder, whole_file
 from .grid import put_together
 from .grid_page import grid_markdown
 from ..base.basics import PACKAGE
@@ -110,6 +110,7 @@ def publish(
     name='',  # what it is called once it is published: the run's name if not given
     folder='',  # where published runs lie
     limit=PICTURE,
+    pages='all',  # of a run on the embedded set: all executed notebooks, none, or these alone (evaluate,masks) and without pictures
 ):
     "Copy what a finished run, or a grid, has on record, scrubbed, into a folder of its name; returns that folder"
     if (runs_folder(runs) / run_name / 'grid.json').exists(): return publish_grid(runs_folder(runs) / run_name, name, folder)
@@ -120,7 +121,9 @@ def publish(
     if not numbers_in(metrics): raise UserError(f'publish: {place.name} has no numbers; its data have no ground truth, or it ends before evaluate.')
     ours = all(s['parameters'].get('data_name') == 'synthetic' for s in made['stages'].values())
     files = {'run.json': dict(scrubbed(made), name=name, files=checksums(made['stages'])), 'metrics.json': scrubbed(metrics)}
-    if ours: files |= {f'{s}.ipynb': notebook(place / f'{s}.ipynb', limit) for s in made['stages']}
+    kept = {'all': [*made['stages']], 'none': []}.get(pages, pages.split(','))
+    for s in kept: check_name(s, made['stages'], f'publish: pages of {place.name}')
+    if ours: files |= {f'{s}.ipynb': notebook(place / f'{s}.ipynb', limit if pages == 'all' else 0) for s in kept}
     return laid_down(files, name, folder)
 
 
@@ -156,11 +159,11 @@ def added(before, made, name):
     return {**made, **put_together(before, made), **{k: sorted({*before[k], *made[k]}) for k in ('code', 'devices')}, 'files': {**before['files'], **made['files']}}
 
 
-def publish_all(names, runs='', name='', folder='', say=print):
+def publish_all(names, runs='', name='', folder='', say=print, pages='all'):
     "Publish some runs, and say what of each"
     if name and len(names) > 1: raise UserError(f'publish --as: it names one run, but {len(names)} were given.')
     for run in names:
-        made = publish(run, runs, name, folder)
+        made = publish(run, runs, name, folder, pages=pages)
         notebooks, size = len(list(made.glob('*.ipynb'))), sum(f.stat().st_size for f in made.iterdir())
         say(f'{made.name}: {", ".join(sorted(f.name for f in made.iterdir() if f.suffix != ".ipynb"))}' + (f', {notebooks} executed notebooks' if notebooks else '; no notebooks, no pictures') + f'; {size // 1000} kB')
 

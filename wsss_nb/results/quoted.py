@@ -17,7 +17,7 @@ from ..base.core import UserError, load_json, nearest
 from .grid_page import markdown_table, short, summaries
 from .published import published_folder
 from ..base.show import LINES, Chart, clean
-from .table_recipes import known, printed_numbers
+from .table_recipes import printed_at
 from .tables import markdown
 
 # %% ../../nbs/results/quoted.ipynb #a69c1f58
@@ -105,11 +105,10 @@ class Tables:
         if (m := NUMBER.fullmatch(text)): return self.measured(m, run, place, over)
         kind, _, rest = text.partition(' ')
         if kind != 'paper': raise UserError(f'{place}: {{{text}}} is no number of a run or of a paper.')
-        table, _, label = rest.partition(' ')
-        found = printed_numbers(known('paper_numbers').get(table, dict(rows={})), label)
-        if not found: raise UserError(f'{place}: runs/paper_numbers.yaml has no row {label!r} in {table!r}.')
+        try: found = printed_at(rest)
+        except UserError as e: raise UserError(f'{place}: {e}') from None
         self.used.append(('paper', rest))
-        return {None: found[0] / 100}
+        return {None: found / 100}
 
     def value(self, text, run, place, over):
         "What is written for a text in braces"

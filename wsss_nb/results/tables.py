@@ -9,7 +9,7 @@ __all__ = ['found_in', 'results', 'said_changes', 'heading', 'cells', 'class_tab
 # %% ../../nbs/results/tables.ipynb #dfcd9dad
 from ..base.basics import UserError, nearest, slug
 from ..base.core import make_folder, save_json, whole_file
-from ..metrics import papers_table
+from .by_class import papers_table
 from ..engine.recipes import resolved, with_options
 from ..engine.record import Run, runs_folder
 from ..engine.sheet import Sheet
@@ -33,7 +33,9 @@ def results(name, data, runs=''):
     out = []
     for label in dict.fromkeys([*printed['rows'], *table['rows']]):
         ours = {}
-        if label not in table['rows']: note = table.get('cannot', {}).get(label, 'another method')
+        if label not in table['rows']:
+            salient = ', with saliency maps' * label.endswith(', saliency')
+            note = table.get('cannot', {}).get(label, f'another method{salient}')
         elif not base_of(name, label, data): note = f'not on {DATA[data]}'
         else:
             ours = found_in(runs_folder(runs) / run_name(name, label, data), counts_of(name, label))
@@ -57,6 +59,7 @@ def heading(name, data, rows, options=()):
     ours = '{data} {split}, {images} images, {classes}, {backbone}'.format(**here) if here else 'not run yet'
     other = f' Ours are from {DATA[data]}: the two are not comparable, only what happens from row to row.'
     doubt = f' In the paper: {printed["doubt"]}.' if 'doubt' in printed else ''
+    doubt += ' Of test only the server of VOC has the ground truth.' if 'test' in printed['columns'] else ''
     said = f'{name}, {table["what"]}. Paper: {printed["source"]}, in percent. Ours: {ours}.'
     return said + other * (data not in PAPERS) + said_changes(options) + doubt
 

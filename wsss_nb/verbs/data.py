@@ -24,7 +24,7 @@ from ..base.arguments import DATA_NAMES, arg, is_split, names_from, verb
       arg('--sheet', metavar='DIR', help='also write a contact sheet of each split into this folder'))
 def do_data_check(a):
     "Read whole splits and print what is wrong; 1 if anything is, 0 if there are likely mistakes alone"
-    from wsss_nb.data.check import check_split, leaks, save_sheet
+    from wsss_nb.data.check import check_split, save_sheet, shared_images
     reports = []
     for split in a.splits or (['all'] if a.name == 'folder' else ['train', 'val']):
         report, data = check_split(a.name, split, a.root, a.tags, a.masks, a.classes)
@@ -32,7 +32,7 @@ def do_data_check(a):
         print(report)
         sheet = Path(a.sheet).expanduser() / f'{a.name}_{split}.png'
         if a.sheet and data: print(f'contact sheet: {save_sheet(data, sheet)}')
-    shared = leaks(*reports)
+    shared = shared_images(*reports)
     for problem in shared: print(f'{problem.name}: {problem.text}')
     return 1 if shared or not all(r.ok for r in reports) else 0
 

@@ -13,9 +13,9 @@ from ..base.arguments import ROOT, RUNS, arg, verb
 # %% ../../nbs/verbs/voc.ipynb #a1308477
 def tell_refused(path, data):
     "Print what the server would refuse; 1 if there is anything"
-    from wsss_nb.data.submission import check_submission, tell
+    from wsss_nb.data.submission import check_submission, finding_lines
     findings = check_submission(path, data)
-    for line in tell(findings, data): print(line)
+    for line in finding_lines(findings, data): print(line)
     return 1 if any(f.refused for f in findings) else 0
 
 
