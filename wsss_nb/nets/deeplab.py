@@ -132,7 +132,7 @@ def rates_of(net):
     "The rate of every convolution"
     return [m.dilation for m in net.modules() if isinstance(m, nn.Conv2d)]
 
-
+# %% ../../nbs/nets/deeplab.ipynb #98879c4a
 def check_shape(backbone, head):
     "Raise unless a network that was built elsewhere has the rates that the head wants"
     shape = SHAPES.get(backbone.name, {}) if head != 'light' else {}

@@ -6,8 +6,8 @@ Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Int
 
 # %% auto #0
 __all__ = ['IRN', 'path', 'along', 'boundary_weights', 'boundary_walk', 'boundary_labels', 'pair_boundary', 'boundary_loss',
-           'displacement_loss', 'irn_losses', 'stages', 'lateral', 'fit', 'IRNet', 'mean_shift', 'prepared', 'refine',
-           'boundary_of']
+           'displacement_loss', 'irn_losses', 'stages', 'lateral', 'fitted', 'IRNet', 'mean_shift', 'prepared',
+           'refine', 'boundary_of']
 
 # %% ../../nbs/refine/irn.ipynb #270061dc
 "Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019"
@@ -134,7 +134,7 @@ def lateral(cin, cout):
     return nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.GroupNorm(max(1, min(16, cout // 8)), cout))
 
 
-def fit(x, size):
+def fitted(x, size):
     "ReLU of the map, resized"
     return F.relu(x if x.shape[-2:] == size else F.interpolate(x, size, mode='bilinear', align_corners=False))
 
@@ -174,11 +174,11 @@ class IRNet(nn.Module):
         "Boundary logits [B,h,w] and the displacement field [B,2,h,w] in cells"
         with torch.no_grad(): x = stages(self.backbone, image)
         size = x[self.at].shape[-2:]
-        logits = self.edge(torch.cat([fit(f(m), size) for f, m in zip(self.edges, x)], 1))
+        logits = self.edge(torch.cat([fitted(f(m), size) for f, m in zip(self.edges, x)], 1))
         y = [f(m) for f, m in zip(self.arrows, x)]
-        middle = x[self.coarse[0]].shape[-2:] if self.coarse else size
-        joined = [fit(self.join(torch.cat([fit(y[i], middle) for i in self.coarse], 1)), size)] if self.coarse else []
-        field = self.last(torch.cat([fit(m, size) for i, m in enumerate(y) if i not in self.coarse] + joined, 1))
+        coarse = [fitted(y[i], x[self.coarse[0]].shape[-2:]) for i in self.coarse]
+        joined = [fitted(self.join(torch.cat(coarse, 1)), size)] if coarse else []
+        field = self.last(torch.cat([fitted(m, size) for i, m in enumerate(y) if i not in self.coarse] + joined, 1))
         return logits[:, 0].float(), field.float()
 
     def forward(self, batch):
