@@ -23,6 +23,7 @@ from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp
 from ..refine.chain import probabilities, with_threshold
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
 from ..base.workers import parallel
+from ..refine.steps import Step
 
 # %% ../../nbs/papers/ccmr.ipynb #624a3c4e
 def distances(
@@ -234,13 +235,10 @@ def refine_file(job):
 
 
 def write_ccmr(
-    net,  # not asked: the image and the maps are enough
-    data,  # a Data
-    maps_folder,  # with its <image id>.npz
-    out,  # for <image id>.npz
+    net, data,  # the network is not asked: images and maps are enough
+    maps_folder, out,  # with its <image id>.npz, and for new ones
     workers=0,  # processes, 0 = one per core
-    threshold=.25,  # score of the background where it has no map
-    iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # see ccmr
+    threshold=.25, iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # of the background without a map; see ccmr
 ):
     "Write the maps, refined by prototypes and neighbours, of every image that has none yet"
     todo, settings = missing(data, out, '.npz'), dict(iters=iters, scale=scale, dilations=tuple(dilations))
@@ -248,8 +246,5 @@ def write_ccmr(
     jobs = ((data.image(i), maps(f'{data.names[i]}.npz'), Path(out) / f'{data.names[i]}.npz', settings) for i in todo)
     for _ in parallel(refine_file, jobs, 'CCMR, image', len(todo), workers): pass
 
-# %% ../../nbs/papers/ccmr.ipynb #b05acb8d
-from ..refine.steps import Step
 
-CCMR = Step(write_ccmr, whole=True, about='Prototypes of the classes in colour, and alike neighbours',
-            settings=('threshold', 'iters', 'scale', 'dilations'))
+CCMR = Step(write_ccmr, whole=True, about='Prototypes of the classes in colour, and alike neighbours')
