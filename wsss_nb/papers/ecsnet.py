@@ -17,7 +17,7 @@ from torch import nn
 from ..cams import Localiser, multilabel_loss
 from ..base.core import UserError, check_name, check_shapes
 from ..base.processes import count
-from ..refine.correlation import PixelCorrelation, fit
+from ..refine.correlation import PixelCorrelation, fit_size as fit
 
 # %% ../../nbs/papers/ecsnet.ipynb #8dfe8b5a
 def minmax_cam(

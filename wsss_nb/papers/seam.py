@@ -12,7 +12,7 @@ from torch import nn
 
 from ..cams import Localiser, multilabel_loss
 from ..base.core import UserError, check_name
-from ..refine.correlation import PixelCorrelation, fit
+from ..refine.correlation import PixelCorrelation, fit_size as fit
 
 # %% ../../nbs/papers/seam.ipynb #365d5579
 def scaled(
