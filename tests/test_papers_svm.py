@@ -240,7 +240,7 @@ def test_a_background_map_decides_where_classes_are_seeded_and_no_threshold_does
     ground = (.2 + .6 * maps.maps.max(0, keepdims=True)[:, ::-1]).astype(np.float32)
     own = ScoreMaps(np.array([0, 3, 7]), np.concatenate([ground, maps.maps]))
     seeds = [S.svm_maps(f, own, (40, 52), u, t_fg=t, t_bg=t / 2)[1].seed for t in (.2, .8)]
-    want = np.array([0, 3, 7])[S.resize(np.float32(own.maps), f.shape[1:]).argmax(0)]
+    want = np.array([0, 3, 7])[S.resize_maps(np.float32(own.maps), f.shape[1:]).argmax(0)]
     assert np.array_equal(*seeds) and set(np.unique(want)) == {0, 3, 7}
     assert (seeds[0] == want).mean() > .999  # an exact tie is left open
 
@@ -285,14 +285,14 @@ def test_a_class_lost_by_relabelling_is_left_out():
     (lambda: S.self_enhanced_svm(np.zeros((4, 2)), np.zeros(3, int), np.zeros((5, 2))), 'expected x [n,D], y [n] and x_all [N,D] with n > 0, got [4, 2], [3] and [5, 2].'),
     (lambda: S.self_enhanced_svm(np.zeros((0, 2)), np.zeros(0, int), np.zeros((5, 2))), 'with n > 0'),
     (lambda: S.self_enhanced_svm(np.full((4, 2), np.nan), np.arange(4), np.zeros((5, 2))), 'svm: some features are NaN'),
-    (lambda: S.check_settings(kernel='rbff'), "kernel: unknown name 'rbff'. Did you mean 'rbf'?"),
-    (lambda: S.check_settings(gamma='auto'), "gamma: expected 'scale' or a positive number, got 'auto'."),
-    (lambda: S.check_settings(t_fg=.05, t_bg=.2), 'expected 0 <= t_bg <= t_fg < 1, got 0.2 and 0.05.'),
-    (lambda: S.check_settings(t_s=2), 't_s: expected a cosine'),
-    (lambda: S.check_settings(per_class=0), 'per_class: expected at least 1'),
-    (lambda: S.check_settings(cycles=-1), 'cycles: expected 0 or more, got -1.'),
-    (lambda: S.check_settings(gamma=-1.), "gamma: expected 'scale' or a positive number, got -1.0."),
-    (lambda: S.check_settings(C=0), 'C: expected a positive number, got 0.')])
+    (lambda: S.check_sampling(kernel='rbff'), "kernel: unknown name 'rbff'. Did you mean 'rbf'?"),
+    (lambda: S.check_sampling(gamma='auto'), "gamma: expected 'scale' or a positive number, got 'auto'."),
+    (lambda: S.check_sampling(t_fg=.05, t_bg=.2), 'expected 0 <= t_bg <= t_fg < 1, got 0.2 and 0.05.'),
+    (lambda: S.check_sampling(t_s=2), 't_s: expected a cosine'),
+    (lambda: S.check_sampling(per_class=0), 'per_class: expected at least 1'),
+    (lambda: S.check_sampling(cycles=-1), 'cycles: expected 0 or more, got -1.'),
+    (lambda: S.check_sampling(gamma=-1.), "gamma: expected 'scale' or a positive number, got -1.0."),
+    (lambda: S.check_sampling(C=0), 'C: expected a positive number, got 0.')])
 def test_errors(call, text):
     with pytest.raises(UserError) as e: call()
     assert text in str(e.value)

@@ -22,6 +22,10 @@ def png(fig):
     return data
 
 
+def test_a_chart_is_sharp_and_a_large_one_is_no_heavier_than_before():
+    assert show.Chart(5, 3).dpi == 120 and show.Chart(8, 9).dpi == 80 and 80 < show.Chart(7, 6).dpi < 120
+
+
 def test_golden_palette():
     assert (show.VOC_PALETTE == np.load(GOLDENS / 'palette.npz')['voc256']).all()
     assert (show.colorize(MASK)[6, 9] == [128, 128, 0]).all() and (show.colorize(torch.from_numpy(MASK))[5, 9] == [224, 224, 192]).all()
