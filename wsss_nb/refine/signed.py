@@ -182,7 +182,7 @@ def saliency_fingerprint(data, folder):
     "A short name for exactly these saliency maps"
     return digest(*[file_ends(folder / f'{name}.png') for name in data.names])
 
-
+# %% ../../nbs/refine/signed.ipynb #9d7e88ba
 def read_saliency(path, size):
     "The saliency map in a PNG, for an image of that size: [H,W] in [0,1]"
     try:
