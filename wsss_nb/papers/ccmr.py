@@ -22,14 +22,12 @@ from ..data.views import as_tensor
 from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize, within
 from ..refine.chain import probabilities, with_threshold
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
+from ..refine.steps import Step
 from ..base.workers import parallel
 
 # %% ../../nbs/papers/ccmr.ipynb #624a3c4e
-def distances(
-    f,  # colours [3,h,w]
-    p,  # prototypes [P,3]
-):
-    "Euclidean distance of every pixel to every prototype: [P,h,w]"
+def distances(f, p):
+    "Euclidean distance of every pixel of f [3,h,w] to every prototype p [P,3]: [P,h,w]"
     return (f - p[..., None, None]).square().sum(1).sqrt()
 
 
@@ -249,7 +247,5 @@ def write_ccmr(
     for _ in parallel(refine_file, jobs, 'CCMR, image', len(todo), workers): pass
 
 # %% ../../nbs/papers/ccmr.ipynb #b05acb8d
-from ..refine.steps import Step
-
 CCMR = Step(write_ccmr, whole=True, about='Prototypes of the classes in colour, and alike neighbours',
             settings=('threshold', 'iters', 'scale', 'dilations'))
