@@ -31,12 +31,8 @@ def distances(f, p):
     return (f - p[..., None, None]).square().sum(1).sqrt()
 
 
-def prototypes(
-    f,  # colours [3,h,w]
-    mask,  # [P,h,w]
-    eps=1e-6,
-):
-    "Mean colour of each channel (Eq. 1-2): [P,3]"
+def prototypes(f, mask, eps=1e-6):
+    "Mean colour (of f [3,h,w]) of each channel of the mask [P,h,w] (Eq. 1-2): [P,3]"
     m = mask / (eps + mask.sum((1, 2), keepdim=True))  # Eq. 1
     return (m[:, None] * f).sum((2, 3)) / (eps + m.sum((1, 2))[:, None])  # Eq. 2
 
