@@ -8,9 +8,11 @@ from conformity import check_localiser
 from wsss_nb.cams import CamNet, Localiser, write_score_maps
 from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.sample import Data, Record, load_maps, missing, read_mask
-from wsss_nb.engine.methods import METHODS, NETWORK_STEPS, build_affinity, build_localiser, imported_from, load_localiser, localiser_learner
+from wsss_nb.engine.methods import METHODS, build_affinity, build_localiser, load_localiser, localiser_learner
 from wsss_nb.refine.chain import STEPS
 from wsss_nb.refine.masks import write_masks
+from wsss_nb.refine.steps import AFFINITIES, REFINERS, network_of, settings_of, step_of
+from wsss_nb.engine.refining import write_step
 from wsss_nb.engine.train import Callback
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers import conformity
@@ -137,17 +139,22 @@ def test_one_image_of_one_class(name, odd, tmp_path):
     check_masks(tmp_path / 'masks', data, odd[0])
 
 
-@pytest.mark.parametrize('step', NETWORK_STEPS)
+@pytest.mark.parametrize('step', [s for s in REFINERS if not step_of(s).pixels])
 @pytest.mark.parametrize('method', ['cam', 'sipe'], indirect=True)  # maps without and with a background
 def test_every_refinement_by_a_network(step, method, odd, tmp_path):
     (sizes, data), net = odd, load_localiser(method[1])[0]
     write_score_maps(net, data, tmp_path / 'maps', scales=(1.,), flip=False)
-    if step in ('psa', 'irn'):
+    network = method[1]
+    if step in AFFINITIES:
         torch.manual_seed(0)
-        net = build_affinity(step, method[1]).eval()
-    settings = dict(per_class=50, cycles=1) if step == 'svm' else dict(iters=2) if step == 'ccmr' else dict(log2_steps=2)
-    refine = imported_from(NETWORK_STEPS[step])
-    for out in ('once', 'twice'): refine(net, data, tmp_path / 'maps', tmp_path / out, workers=1, **settings)
+        network = tmp_path / 'network'
+        network.mkdir()
+        torch.save(dict(net=build_affinity(step, method[1]).state_dict(), settings={}, step=0), network / 'checkpoint.pt')
+        save_json(network / 'stage.json', dict(stage=step, parameters=dict(localiser=str(method[1])), results=dict(classes=CLASSES)))
+    settings = dict(svm_per_class=50, svm_cycles=1, ccmr_iters=2, psa_log2_steps=2, irn_log2_steps=2)
+    assert network_of(step) == (step if step in AFFINITIES else 'localiser') and settings_of(step).keys() & settings.keys()
+    p = dict(settings_of(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu')
+    for out in ('once', 'twice'): write_step(step, network, data, tmp_path / 'maps', tmp_path / out, p)
     assert not missing(data, tmp_path / 'once', '.npz')
     found = maps_of(tmp_path / 'once', data)
     for r in data.records:

@@ -97,7 +97,7 @@ def test_price_and_gamma(C, gamma):
 def test_decisions_are_those_of_scikit_learn(k):
     x, y, x_all = blobs(k, seed=4)
     gamma = R.kernel_gamma(x)
-    svm, svc = R.fit(R.kernel_matrix(x, x, gamma), y), SVC(decision_function_shape='ovo').fit(x, y)
+    svm, svc = R.fit_pairs(R.kernel_matrix(x, x, gamma), y), SVC(decision_function_shape='ovo').fit(x, y)
     want = svc.decision_function(x_all).reshape(len(x_all), -1)
     np.testing.assert_allclose(R.decide(svm, x, x_all, gamma, rows=37) * (-1 if k == 2 else 1), want, atol=1e-6)
     assert R.decide(svm, x, x_all[:0], gamma).shape == (0, k * (k - 1) // 2)
@@ -112,8 +112,8 @@ def test_kernel_by_its_definition():
 
 def test_stopping_early_loses_nothing(monkeypatch):
     x, y, x_all = blobs(2, spread=.6, seed=3)
-    fits, real = [], R.fit
-    monkeypatch.setattr(R, 'fit', lambda *a: fits.append(1) or real(*a))
+    fits, real = [], R.fit_pairs
+    monkeypatch.setattr(R, 'fit_pairs', lambda *a: fits.append(1) or real(*a))
     got = S.self_enhanced_svm(x, y, x_all, 20)
     assert 1 < len(fits) < 8
     for _ in range(20): y = SVC().fit(x, y).predict(x)
@@ -185,7 +185,7 @@ def test_scores_agree_with_the_vote():
     r = np.random.default_rng(0)
     for k in (2, 3, 5):
         d = r.normal(size=(500, k * (k - 1) // 2))
-        scores, label = R.class_scores(d, k), R.vote(d, np.arange(k))
+        scores, label = R.narrowest_margins(d, k), R.vote(d, np.arange(k))
         assert np.array_equal(scores.argmax(0), label) and np.isfinite(scores).all()
         slow = [max(range(k), key=lambda c: (sum((row[p] > 0) == (c == i) for p, (i, j) in enumerate(R.pairs(k)) if c in (i, j)), -c)) for row in d]
         assert label.tolist() == slow

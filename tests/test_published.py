@@ -19,9 +19,10 @@ from wsss_nb.results import quoted as Q
 from wsss_nb.results import readme as M
 from wsss_nb.engine import verify as R
 from wsss_nb.engine.stage import INPUTS
+from wsss_nb.engine.run import run_recipe
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
-from wsss_nb.results.tables import known
+from wsss_nb.results.table_recipes import known
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'runs/published'
@@ -132,7 +133,7 @@ def of_grid(made):
 
 def of_seeds(one, two):
     "The means, and half of what lies between them, of all numbers that two published runs share"
-    a, b = (R.leaves(read(f / 'metrics.json')) for f in (one, two))
+    a, b = (R.numbers_in(read(f / 'metrics.json')) for f in (one, two))
     return [x for k in a if isinstance(a[k], float) and isinstance(b.get(k), float) for x in ((a[k] + b[k]) / 2, abs(a[k] - b[k]) / 2)]
 
 
@@ -162,7 +163,7 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     for text in results.values(): assert not re.search(r'(?m)^\|', re.sub(r'<!-- table.*?<!-- /table -->', '', text, flags=re.S)), 'a table without its comments'
     t, text = M.Tables(), '\n'.join([prose(PAGES[0]), *results.values()])
     assert sorted(re.findall(r'<!-- table: (\w+) -->', text)) == sorted(t.says['tables'])  # each in one place
-    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
+    ours = [n for f in RUNS for n in [*R.numbers_in(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
     ours += [x for f in RUNS if (f.parent / f'{f.name}_seed_1').is_dir() for x in of_seeds(f, f.parent / f'{f.name}_seed_1')]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
@@ -414,7 +415,7 @@ def test_a_picture_gets_small_or_is_left_out():
 def test_a_run_on_the_embedded_set_is_published_with_its_notebooks_and_made_again_from_there(tmp_path, capsys):
     (tmp_path / 'small.yaml').write_text('stages: [train, masks, evaluate]\n')
     options = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'masks.scales=[1.0]', 'workers=1']
-    R.run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
+    run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
     assert main(['publish', 'small', '--runs', str(tmp_path / 'runs'), '--to', str(tmp_path / 'out')]) == 0 and 'run.json, 3 executed notebooks;' in capsys.readouterr().out
     shutil.rmtree(tmp_path / 'runs')
     out = tmp_path / 'out/small'
@@ -438,11 +439,11 @@ def test_verify_refuses_other_weights(tmp_path, capsys):
 
 def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):
     asked = {}
-    def run_recipe(name, runs, recipe, **more):
-        asked.update(recipe)
+    def make_run(name, recipe, runs, *more, **most):
+        asked.update(recipe.recipe)
         assert runs.is_dir()
         return FOLDER / 'sipe_photos.SIPE'
-    monkeypatch.setattr(R, 'run_recipe', run_recipe)
+    monkeypatch.setattr(R, 'make_run', make_run)
     assert main(['verify', str(FOLDER / 'sipe_photos.SIPE'), '--runs', str(tmp_path), '-p', 'data.root=here/VOCdevkit', '-p', 'weights=w.npz']) == 0
     assert asked == {**(as_published := read(FOLDER / 'sipe_photos.SIPE/run.json')['recipe']), 'data': dict(as_published['data'], root='here/VOCdevkit'), 'weights': 'w.npz'}
 

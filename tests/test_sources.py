@@ -7,7 +7,7 @@ import pytest
 
 from wsss_nb.results import sources as S
 from wsss_nb.base.core import UserError
-from wsss_nb.results.tables import all_tables, known
+from wsss_nb.results.table_recipes import all_tables, known
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,3 +114,10 @@ def test_every_row_has_a_number_or_a_reason(paper, tables):
 def test_a_row_may_be_a_run_of_another_name(tmp_path):
     row = lambda also: next(r for r in S.every_row('icd', also).cells if r[:2] == ['icd:3', 'top-down'])
     assert row({'icd:3 top-down': 'icd_photos.top-down'})[2:4] == ['59.9', '43.2'] and row({})[3] in ('', '43.2')
+
+
+def test_a_row_may_be_runs_of_other_names_one_on_each_data_set():
+    value = lambda run, what: next(f'{100 * n["miou"]:.1f}' for n in json.loads((ROOT / f'runs/published/{run}/metrics.json').read_text())['numbers'] if n['what'] == what)
+    runs = ['sipe_photos.IPE_without_GSC', 'sipe_synthetic_table.IPE_without_GSC']
+    row = next(r for r in S.every_row('sipe', {'sipe:4 CAM, IPE': runs}).cells if r[:2] == ['sipe:4', 'CAM, IPE'])
+    assert row[2:] == ['53.2', value(runs[0], 'masks'), value(runs[1], 'masks'), '']

@@ -27,9 +27,10 @@ def check_keywords(
     for k in given:
         if k in known: continue
         near = nearest(k, known)
-        raise UserError(f'{what}: unknown argument {k!r}.' + (f'{near} All of them: help({what}).' if near else f' It takes: {", ".join(known)}.'))
+        told = f'{near} All of them: help({what}).' if near else f' It takes: {", ".join(known)}.'
+        raise UserError(f'{what}: unknown argument {k!r}.{told}')
 
-
+# %% ../../nbs/base/calls.ipynb #bce656cf
 def spelt(f):
     "The function, which tells a misspelt keyword before it does anything"
     known = keywords_of(f)

@@ -64,7 +64,7 @@ def mask_edges(mask):
 
 
 def overlay(image, mask, alpha=.6):
-    "The mask over its image, with a thin mask_edges: uint8 [H,W,3]"
+    "The mask over its image, with a thin outline: uint8 [H,W,3]"
     image, color = as_picture(image), colorize(mask)
     if image.shape != color.shape: raise UserError(f'overlay: image is {list(image.shape[:2])} but mask is {list(color.shape[:2])}; resize one of them.')
     opacity = np.where((color != 0).any(-1), alpha, 0.)[..., None]

@@ -120,7 +120,8 @@ class Line:
             there = None if self.thread else place()
             if there is None: return job
             self.stop = threading.Event()
-            self.thread = threading.Thread(target=contextvars.copy_context().run, args=(self.follow, there, self.stop), daemon=True)
+            run, what = contextvars.copy_context().run, (self.follow, there, self.stop)
+            self.thread = threading.Thread(target=run, args=what, daemon=True)
             self.thread.start()
         return job
 
@@ -190,11 +191,13 @@ class Progress:
     def left(self):
         "How long the rest takes at this pace, as text"
         new = self.done - self.first
-        return seconds((self.total - self.done) * (time.monotonic() - self.began) / new) + ' left' if self.total and 0 < new and self.done < self.total else ''
+        if not self.total or new <= 0 or self.done >= self.total: return ''
+        return seconds((self.total - self.done) * (time.monotonic() - self.began) / new) + ' left'
 
     def line(self):
         "The line as text"
-        return '  '.join(filter(None, [f'{self.done}' + (f'/{self.total}' if self.total else '') + f' {self.what}', self.extra, self.left()]))
+        count = f'{self.done}/{self.total}' if self.total else f'{self.done}'
+        return '  '.join(filter(None, [f'{count} {self.what}', self.extra, self.left()]))
 
     def __iter__(self):
         try:

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'SPLITS', 'find_images', 'by_id', 'class_names', 'tag_file', 'from_file', 'from_masks', 'from_folders',
-           'in_split', 'own_masks', 'own_tags', 'leave_out', 'folder', 'own_notes']
+           'in_split', 'own_masks', 'own_tags', 'usable', 'own_notes', 'folder']
 
 # %% ../../nbs/data/folder.ipynb #5494a3d7
 import os
 from pathlib import Path
 
 from ..base.core import UserError, check_name, nearest
+from .pickles import read_npy_tags
 from .pixels import few, need_folder
 from .sample import Data, Record, need_tags
-from .tags import IMAGES, Problem, image_id, mask_tags, read_csv, read_json_tags, read_npy_tags, to_ids
+from .tags import IMAGES, Problem, image_id, mask_tags, read_csv, read_json_tags, to_ids
 
 # %% ../../nbs/data/folder.ipynb #04a52fe4
 def find_images(
@@ -60,7 +61,6 @@ def class_names(
 
 # %% ../../nbs/data/folder.ipynb #04333f66
 TABLE = 'write a table with the columns image,tags and a line like `rex.jpg,dog;sofa` for each image'
-SPLITS = ('train', 'val', 'test')
 
 
 def tag_file(root, tags):
@@ -74,7 +74,7 @@ def tag_file(root, tags):
     if len(found) > 1: raise UserError(f'tags: {root} has both tags.csv and tags.json; say which by tags={found[0]}.')
     return found[0] if found else None
 
-
+# %% ../../nbs/data/folder.ipynb #214bd837
 def from_file(path, classes, root, faults=None):
     "Tags, splits and class names of a tags file"
     if path.suffix == '.npy':
@@ -90,13 +90,18 @@ def from_masks(images, masks, classes, root):
     classes = class_names(classes, root)
     return mask_tags({n: masks[n] for n in images if n in masks}, len(classes)), {}, classes
 
+# %% ../../nbs/data/folder.ipynb #b4c42173
+SPLITS = ('train', 'val', 'test')
+
 
 def from_folders(images, classes, root, split=''):
-    "Tags, splits and class names where images lie in <class>/ or in <split>/<class>/; images to predict on may lie anywhere"
+    "Tags, splits and class names where images lie in <class>/ or <split>/<class>/; of `test`, anywhere"
     parts = {n: n.split('/')[:-1] for n in images}
     splits = {n: p[0] for n, p in parts.items()} if all(p and p[0] in SPLITS for p in parts.values()) else {}
     if splits: parts = {n: p[1:] for n, p in parts.items()}
-    if split == 'test' and not splits: return dict.fromkeys(images), {} if (root/'test.txt').is_file() else dict.fromkeys(images, 'test'), class_names(classes, root)
+    if split == 'test' and not splits:
+        splits = {} if (root/'test.txt').is_file() else dict.fromkeys(images, 'test')
+        return dict.fromkeys(images), splits, class_names(classes, root)
     loose = [n for n, p in parts.items() if not p and splits.get(n) != 'test']
     if len(loose) == len(parts):
         raise UserError(f'tags: expected {root/"tags.csv"} (or tags.json), a folder masks, or a sub-folder for each class, found only images in {root}; {TABLE}.')
@@ -117,7 +122,9 @@ def in_split(
         check_name(split, sorted(set(splits.values())), f'split (of {root})')
         return [n for n in names if splits.get(n) == split]
     lists = [s for s in {*SPLITS, split} if (root/f'{s}.txt').is_file()]
-    if split in lists: return [image_id(line) for line in (root/f'{split}.txt').read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    if split in lists:
+        lines = (root/f'{split}.txt').read_text(encoding='utf-8-sig').splitlines()
+        return [image_id(line) for line in lines if line.strip()]
     if split == 'train' and not lists: return list(names)
     raise UserError(f'split: {split!r} is neither in a column `split` of the tags file nor in a list {root/split}.txt; '
                     f'add one of them, or use split=train where there is no split.')
@@ -137,46 +144,57 @@ def own_tags(root, images, masks, path, classes, split, faults=None):
     if masks: return *from_masks(images, masks, classes, root), 'masks'
     return *from_folders(images, classes, root, split), 'folders'
 
+# %% ../../nbs/data/folder.ipynb #23dbf50d
+def usable(
+    listed,  # the image ids of the split
+    images,  # {image id: path}
+    known,  # {image id: tags} where each needs them
+    base,  # where the images are, for the message
+    faults,  # a list that takes what is wrong instead of an error
+):
+    "The image ids that are there, and have the tags that they need"
+    lost = [n for n in listed if n not in images]
+    if faults is None and not lost: return listed
+    if faults is None: raise UserError(f'root: {len(lost)} of {len(listed)} listed images are not in {base} ({few(lost)}).{nearest(lost[0], images)} '
+                                       f'Put them there, or take them off the list.')
+    untagged = [n for n in listed if n in images and known is not None and known.get(n) is None]
+    there = lambda n: f'is listed and not in {base}.{nearest(n, images)} Put it there, or take it off the list.'
+    faults += [Problem('missing', n, there(n)) for n in lost]
+    add = 'has no tags; add them (`none` where it shows no class), or take it off the split'
+    faults += [Problem('untagged', n, add) for n in untagged]
+    return [n for n in listed if n not in {*lost, *untagged}]
 
-def leave_out(faults, chosen, lost, kind, text):
-    "The image ids that are left without the lost ones, each of which becomes a fault"
-    faults += [Problem(kind, n, text(n)) for n in lost]
-    return [n for n in chosen if n not in set(lost)]
+# %% ../../nbs/data/folder.ipynb #bacf91fa
+def own_notes(images, known, splits, split, outlines, chosen):
+    "What was left out"
+    unlisted = sorted(images.keys() - known.keys() - set(chosen))
+    unsplit = sorted(known.keys() - splits.keys()) if splits and split else []
+    out = {'not in the tags file': unlisted, 'without a split': unsplit}
+    notes = [f'left out, because {why}: {len(ids)} ({few(ids)})' for why, ids in out.items() if ids]
+    there = sum(n in outlines for n in chosen)
+    return notes + [f'{there} of {len(chosen)} images have a mask'] * (0 < there < len(chosen))
 
-
+# %% ../../nbs/data/folder.ipynb #867da3f6
 def folder(
     root,  # the folder
     tags='',  # a .csv, .json or .npy file, if not tags.csv or tags.json in root
     masks='',  # a folder of <image id>.png, if not masks in root
     classes='',  # names: a list, between commas, or a file; if not classes.txt in root or the names in the tags file
     split='',  # by the column `split` or the list <split>.txt; nothing: all images
-    faults=None,  # a list that takes what is wrong with the tags and the list of images instead of an error: for data.check
+    faults=None,  # a list that takes what is wrong instead of an error: for data.check
 ):
     "A data set in a folder of your own"
     root = need_folder(root, 'root', 'images and tags.csv')
     base, (place, outlines) = root/'images' if (root/'images').is_dir() else root, own_masks(root, masks)
     images = by_id(find_images(base, {place.resolve()}), 'root')
     if not images: raise UserError(f'root: expected images ({", ".join(IMAGES)}) in {base}, found none; correct the path.')
-    known, splits, names, source = own_tags(root, images, outlines, tag_file(root, tags), classes, split, faults)
+    path, training = tag_file(root, tags), not split.startswith(('val', 'test'))
+    known, splits, names, source = own_tags(root, images, outlines, path, classes, split, faults)
     short = lambda n: n if n in images else n.removeprefix('images/')  # the table may say images/rex.jpg
     known, splits = {short(n): t for n, t in known.items()}, {short(n): s for n, s in splits.items()}
-    chosen = [short(n) for n in in_split(root, split, known if source != 'masks' else images, splits)]
-    lost = [n for n in chosen if n not in images]
-    if lost and faults is None: raise UserError(f'root: {len(lost)} of {len(chosen)} listed images are not in {base} ({few(lost)}).{nearest(lost[0], images)} '
-                                                f'Put them there, or take them off the list.')
-    if lost: chosen = leave_out(faults, chosen, lost, 'missing', lambda n: f'is listed and not in {base}.{nearest(n, images)} Put it there, or take it off the list.')
-    if faults is not None and not split.startswith(('val', 'test')):
-        chosen = leave_out(faults, chosen, [n for n in chosen if known.get(n) is None], 'untagged', lambda n: 'has no tags; add them (`none` where it shows no class), or take it off the split')
+    listed = [short(n) for n in in_split(root, split, known if source != 'masks' else images, splits)]
+    chosen = usable(listed, images, known if training else None, base, faults)
     data = Data([Record(n, images[n], known.get(n), outlines.get(n)) for n in chosen], names, 'folder', split)
-    if not split.startswith(('val', 'test')): need_tags(data.records, data.where)
+    if training: need_tags(data.records, data.where)
     data.tags_from, data.notes = source, own_notes(images, known, splits, split, outlines, chosen)
     return data
-
-
-def own_notes(images, known, splits, split, outlines, chosen):
-    "What was left out"
-    unlisted, unsplit = images.keys() - known.keys() - set(chosen), known.keys() - splits.keys() if splits and split else ()
-    there = sum(n in outlines for n in chosen)
-    return ([f'left out, because not in the tags file: {len(unlisted)} ({few(sorted(unlisted))})'] if unlisted else []) + (
-        [f'left out, because without a split: {len(unsplit)} ({few(sorted(unsplit))})'] if unsplit else []) + (
-        [f'{there} of {len(chosen)} images have a mask'] if 0 < there < len(chosen) else [])

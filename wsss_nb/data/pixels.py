@@ -36,7 +36,8 @@ def need_folder(
     return path
 
 # %% ../../nbs/data/pixels.ipynb #00be77aa
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)  # what Pillow's decoders raise on damaged files
+# what Pillow's decoders raise on damaged files
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
 @contextmanager
@@ -59,7 +60,8 @@ def upright(im):
 # %% ../../nbs/data/pixels.ipynb #847702e9
 def to_rgb(im):
     "A Pillow picture of any mode as RGB"
-    if im.mode.startswith('I'): im = Image.fromarray((np.asarray(im).astype(np.int64).clip(0, 65535) / 257 + .5).astype(np.uint8))
+    if im.mode.startswith('I'):
+        im = Image.fromarray((np.asarray(im).astype(np.int64).clip(0, 65535) / 257 + .5).astype(np.uint8))
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -84,14 +86,14 @@ def image_size(path):
 # %% ../../nbs/data/pixels.ipynb #3f106ff8
 def colour_mask(path, im):
     "The error for a mask that was saved in colour"
-    from wsss_nb.base.show import VOC_PALETTE
-    known = {tuple(c) for c in VOC_PALETTE.tolist()}
-    colours = np.unique(np.asarray(im.convert('RGB')).reshape(-1, 3), axis=0).tolist()
-    drawn = ' All its colours are VOC palette colours: it is a mask drawn in colour.' if all(tuple(c) in known for c in colours) else ''
+    from wsss_nb.base.pictures import VOC_PALETTE
+    colours = {tuple(c) for c in np.unique(np.asarray(im.convert('RGB')).reshape(-1, 3), axis=0).tolist()}
+    of_voc = colours <= {tuple(c) for c in VOC_PALETTE.tolist()}
+    drawn = ' All its colours are VOC palette colours: it is a mask drawn in colour.' if of_voc else ''
     return UserError(f'masks: expected an 8-bit palette or grey PNG of class ids, got mode {im.mode} in {path}; '
                      f'is this a colour image rather than a palette PNG? Save ids as palette PNG.{drawn}')
 
-
+# %% ../../nbs/data/pixels.ipynb #ab9c2179
 def read_mat(path):
     "The class mask of an SBD .mat file"
     from scipy.io import loadmat
@@ -126,10 +128,10 @@ def read_mask(
         raise UserError(f'masks: {path} is {ids.shape[1]}x{ids.shape[0]} (width x height), its image is {size[1]}x{size[0]}; a mask has the size of its image: export it again.')
     return ids
 
-
+# %% ../../nbs/data/pixels.ipynb #6fd97b5b
 def save_mask(path, mask):
     "Write class ids [H,W] as an 8-bit palette PNG in the VOC colours"
-    from wsss_nb.base.show import VOC_PALETTE
+    from wsss_nb.base.pictures import VOC_PALETTE
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in 'iu' or mask.min() < 0 or mask.max() > 255:
         raise ValueError(f'mask: expected integers 0..255 of shape [H,W], got {mask.dtype} {mask.shape}')

@@ -45,7 +45,8 @@ def random_size(
 ):
     "Draw the size of a training view, the aspect kept"
     h, w = size
-    factor = rng.integers(long_side[0], long_side[1] + 1) / max(h, w) if long_side else rng.uniform(*scale) if scale else 1.
+    if long_side: factor = rng.integers(long_side[0], long_side[1] + 1) / max(h, w)
+    else: factor = rng.uniform(*scale) if scale else 1.
     return max(1, round(h * factor)), max(1, round(w * factor))
 
 
@@ -55,7 +56,7 @@ def random_window(length, crop, rng):
     start = int(rng.integers(slack + 1))
     return (start, 0, crop) if length >= crop else (0, start, length)
 
-
+# %% ../../nbs/data/views.ipynb #51217126
 def training_view(
     image,  # uint8 [H,W,3]
     rng,  # NumPy generator: the only source of chance
@@ -99,7 +100,8 @@ class TrainingViews:
         masks=False,  # the mask of each image as well
         regions=None,  # (data, i) -> [H,W] at most 255 regions of each image as well; padding is region 255
     ):
-        self.masks, self.regions, self.settings = masks, regions, dict(crop=crop, long_side=long_side, scale=scale, flip=flip, fill=fill)
+        self.masks, self.regions = masks, regions
+        self.settings = dict(crop=crop, long_side=long_side, scale=scale, flip=flip, fill=fill)
 
     def __call__(self, data, i, rng):
         ids = data.mask(i) if self.masks else self.regions(data, i) if self.regions else None
@@ -127,7 +129,7 @@ def merge_pairs(maps, flip=True):
     straight, mirrored = maps.chunk(2)
     return straight + mirrored.flip(-1)
 
-
+# %% ../../nbs/data/views.ipynb #6ddea1f3
 @torch.no_grad()
 def multi_scale(
     maps_of,  # images [B,3,h,w] -> maps [B,C,h',w']
@@ -160,5 +162,6 @@ def batches_of_one_size(
         group = waiting.setdefault(sample.image.shape, [])
         group.append(sample)
         if len(group) == batch_size: yield waiting.pop(sample.image.shape)
-        elif sum(map(len, waiting.values())) >= 16 * batch_size: yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
+        elif sum(map(len, waiting.values())) >= 16 * batch_size:
+            yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
     yield from waiting.values()

@@ -15,9 +15,11 @@ from .sample import Data, Record, need_tags
 from .tags import mask_tags, read_tags, to_ids, xml_tags
 
 # %% ../../nbs/data/voc.ipynb #28617dda
-VOC_CLASSES = ('aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor').split()
+VOC_CLASSES = ('aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person '
+               'pottedplant sheep sofa train tvmonitor').split()
 VOC_COUNTS = dict(train=1464, trainaug=10582, val=1449, trainval=2913, test=1456)
-LISTS = dict(trainaug=('trainaug', 'train_aug'), train_aug=('trainaug', 'train_aug'))  # names under which the list of a split is found
+# names under which the list of a split is found
+LISTS = dict(trainaug=('trainaug', 'train_aug'), train_aug=('trainaug', 'train_aug'))
 
 # %% ../../nbs/data/voc.ipynb #584fea98
 def find_voc(root):
@@ -29,7 +31,7 @@ def find_voc(root):
     there = few(sorted(p.name for p in root.iterdir()), 5) or 'nothing' if root.is_dir() else 'no such folder'
     raise UserError(f'root: expected VOCdevkit/VOC2012 with JPEGImages and ImageSets/Segmentation in {root}, found: {there}; unpack VOC 2012, or correct the path.')
 
-
+# %% ../../nbs/data/voc.ipynb #0213a6d6
 def read_list(voc, split):
     "The image ids of a split"
     lists = {p.stem: p for p in sorted((voc/'ImageSets'/'Segmentation').glob('*.txt'))}
@@ -71,8 +73,9 @@ def find_tags(voc, split, names, masks, tags=''):
                                  f'give a tags file, or put Annotations there for tags=xml.')
         return 'masks', mask_tags(masks, len(VOC_CLASSES))
     if tags == 'xml':
+        files = [voc/'Annotations'/f'{n}.xml' for n in names]
         with ThreadPoolExecutor(8) as pool:
-            found = list(Progress(pool.map(lambda n: xml_tags(voc/'Annotations'/f'{n}.xml'), names), 'annotations', total=len(names)))
+            found = list(Progress(pool.map(xml_tags, files), 'annotations', total=len(names)))
         return 'xml', to_ids(dict(zip(names, found)), VOC_CLASSES, f'tags: {voc/"Annotations"}')
     if Path(tags).suffix not in ('.json', '.csv', '.npy'): raise UserError(f"tags: expected 'xml', 'masks', or a .json, .csv or .npy file, got {str(tags)!r}.")
     return Path(tags).name, read_tags(tags, VOC_CLASSES)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GIVEN', 'restricted', 'likeliest', 'write_prediction', 'write_predictions', 'count_masks', 'sweep_of', 'Validation',
-           'lineage', 'number', 'threshold_of', 'numbers_of']
+           'lineage', 'number_with_origin', 'threshold_of', 'origin_of', 'of_network', 'best_of_sweep', 'numbers_of']
 
 # %% ../../nbs/engine/evaluate.ipynb #34612f10
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..refine.crf import dense_crf
 
 # %% ../../nbs/engine/evaluate.ipynb #8893d3a6
 def restricted(p, ids=None):
-    "The ids that may occur and their probabilities [len(ids),H,W], which sum to 1; `ids` are those of the tags, None leaves all"
+    "The ids that may occur and their probabilities [len(ids),H,W], which sum to 1; `ids`: of the tags, None leaves all"
     if ids is None: return list(range(len(p))), p
     keep = [0, *ids]
     return keep, p[keep] / np.maximum(p[keep].sum(0), 1e-12)
@@ -61,7 +61,9 @@ def write_predictions(
     todo = missing(data, out, '.png')
     def predicted():
         for batch in batches_of_one_size(data, batch_size, todo):
-            for s, p in zip(batch, net.predict([s.image for s in batch], scales, flip, max_side, fusion).cpu().numpy()): yield s.image, *restricted(p, s.tags if use_image_labels else None), crf, Path(out) / f'{s.name}.png'
+            maps = net.predict([s.image for s in batch], scales, flip, max_side, fusion).cpu().numpy()
+            for s, p in zip(batch, maps):
+                yield s.image, *restricted(p, s.tags if use_image_labels else None), crf, Path(out) / f'{s.name}.png'
     for _ in parallel(write_prediction, predicted(), 'predictions, image', len(todo), workers if crf else 1): pass
 
 # %% ../../nbs/engine/evaluate.ipynb #e6238a77
@@ -76,8 +78,13 @@ def count_masks(data, folder):
     return counts
 
 
-def sweep_of(data, folder, thresholds=np.arange(.02, 1, .02), own=False):
-    "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own, unless `own` lets the threshold take its place"
+def sweep_of(
+    data,
+    folder,  # with score maps
+    thresholds=np.arange(.02, 1, .02),
+    own=False,  # let the threshold take the place of a background that the maps bring
+):
+    "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own"
     maps_of = lambda name: load_maps(Path(folder) / f'{name}.npz')
     if 0 in maps_of(data.names[0]).keys and not own: return None
     pairs = ((m.keys[m.keys < 255], m.maps[m.keys < 255], data.mask(i)) for i, m in enumerate(map(maps_of, data.names)))
@@ -99,7 +106,8 @@ class Validation:
         counts = Confusion(len(self.data.classes) + 1)
         net.eval()
         for batch in batches_of_one_size(self.data, 8):
-            for s, p in zip(batch, net.predict([s.image for s in batch], flip=False).argmax(1).cpu().numpy()): counts.update(p, s.mask)
+            masks = net.predict([s.image for s in batch], flip=False).argmax(1).cpu().numpy()
+            for s, p in zip(batch, masks): counts.update(p, s.mask)
         net.train()
         return counts.miou()
 
@@ -109,11 +117,14 @@ class Validation:
     def after_step(self, learner, batch, losses):
         if learner.step % (self.every * learner.per_epoch) and learner.step < learner.steps: return
         losses['val_miou'] = self.miou(learner.raw_net)
-        if self.keep == 'best' and losses['val_miou'] > max((h['val_miou'] for h in learner.history if 'val_miou' in h), default=-1):
+        best = max((h['val_miou'] for h in learner.history if 'val_miou' in h), default=-1)
+        if self.keep == 'best' and losses['val_miou'] > best:
             with whole_file(learner.folder / 'best.pt') as f: torch.save(learner.raw_net.state_dict(), f)
 
     def after_fit(self, learner):
-        if self.keep == 'best': learner.raw_net.load_state_dict(torch.load(learner.folder / 'best.pt', weights_only=True, map_location=learner.device))
+        if self.keep != 'best': return
+        best = torch.load(learner.folder / 'best.pt', weights_only=True, map_location=learner.device)
+        learner.raw_net.load_state_dict(best)
 
 # %% ../../nbs/engine/evaluate.ipynb #f8545643
 def lineage(stage):
@@ -126,12 +137,13 @@ def lineage(stage):
     return out
 
 
-def number(what, split, counts, data, measure, **origin):
-    "One number with its origin"
+def number_with_origin(what, split, counts, data, measure, **origin):
+    "One number, and where it is from"
     classes = [0, *(data.classes.index(m) + 1 for m in measure)] if measure else None
-    iou = counts.iou()
-    return dict(what=what, split=split, miou=counts.miou(classes), decided=counts.decided().miou(classes), classes=f'bg+{len(measure) or len(data.classes)}', images=len(data), data=data.name, tags=data.tags_from,
-                iou=dict(zip(['background', *data.classes], iou)), missed=int(counts.missed.sum()), oracle=False, **origin)
+    iou = dict(zip(['background', *data.classes], counts.iou()))
+    return dict(what=what, split=split, miou=counts.miou(classes), decided=counts.decided().miou(classes),
+                classes=f'bg+{len(measure) or len(data.classes)}', images=len(data), data=data.name,
+                tags=data.tags_from, iou=iou, missed=int(counts.missed.sum()), oracle=False, **origin)
 
 # %% ../../nbs/engine/evaluate.ipynb #aa7f895d
 GIVEN = dict(method='given masks', backbone='', seed=None)  # where no localiser was trained
@@ -143,25 +155,41 @@ def threshold_of(made):
     return dict(threshold=made['parameters']['threshold'], threshold_from='fixed')
 
 # %% ../../nbs/engine/evaluate.ipynb #899cd54f
+def origin_of(masks, train):
+    "What is said of every number: the localiser, and how its maps became masks"
+    p, t = masks['parameters'], train['parameters']
+    crf = p['crf_preset'] if 'crf' in p['refine'] else ''
+    return dict(method=t['method'], reading=p['reading'], backbone=t['backbone'], seed=t['seed'],
+                device=train['device'], refine=p['refine'], crf=crf, **threshold_of(masks))
+
+
+def of_network(segment, p):
+    "What a number of a network says instead, from the record of its stage and the parameters of the evaluation"
+    own = {k: segment['parameters'][k] for k in ('backbone', 'seed')}
+    shown = dict(use_image_labels=p.use_image_labels, scales=p.scales, flip=p.flip, fusion=p.fusion)
+    return dict(own, device=segment['device'], crf=p.crf, chosen_on=segment['results']['chosen_on'], **shown)
+
+
+def best_of_sweep(sweep):
+    "The confusion matrix at the best threshold"
+    c = Confusion(sweep.matrices.shape[1])
+    c.matrix = sweep.matrices[int(np.nanargmax(sweep.miou))]
+    return c
+
+# %% ../../nbs/engine/evaluate.ipynb #c3bc8ceb
 def numbers_of(stage, counts, sweeps):
     "Every number of an evaluation with its origin, oracles marked"
-    line, p, out = lineage(stage), stage.p, []
-    trained, segment = line.get('train') or dict(parameters=GIVEN, device=line['masks']['device']), line.get('segment')
-    masks, train = line['masks']['parameters'], trained['parameters']
+    line, p, out, classes = lineage(stage), stage.p, [], stage.data(stage.p.splits[0]).classes
     for m in p.measure:
-        if m not in stage.data(p.splits[0]).classes: raise UserError(f'measure: unknown class {m!r}; known: {", ".join(stage.data(p.splits[0]).classes)}.')
-    common = dict(method=train['method'], reading=masks['reading'], backbone=train['backbone'], seed=train['seed'], device=trained['device'], refine=masks['refine'],
-                  crf=masks['crf_preset'] if 'crf' in masks['refine'] else '', **threshold_of(line['masks']))
+        if m not in classes: raise UserError(f'measure: unknown class {m!r}; known: {", ".join(classes)}.')
+    masks, train = line['masks'], line.get('train') or dict(parameters=GIVEN, device=line['masks']['device'])
+    common, told = origin_of(masks, train), dict(use_image_labels=masks['parameters']['use_image_labels'])
     for (what, split), c in counts.items():
-        data = stage.data(split)
-        if what == 'masks': out.append(number(what, split, c, data, p.measure, **common, use_image_labels=masks['use_image_labels']))
-        else:
-            own = {**common, **{k: segment['parameters'][k] for k in ('backbone', 'seed')}, 'device': segment['device'], 'crf': p.crf, 'chosen_on': segment['results']['chosen_on']}
-            n = number(what, split, c, data, p.measure, **own, use_image_labels=p.use_image_labels, scales=p.scales, flip=p.flip, fusion=p.fusion)
-            out.append(dict(n, oracle=bool(own['chosen_on'])))
+        own = {**common, **(told if what == 'masks' else of_network(line['segment'], p))}
+        number = number_with_origin(what, split, c, stage.data(split), p.measure, **own)
+        out.append(dict(number, oracle=bool(own.get('chosen_on'))))
     for split, s in sweeps.items():
-        c, data = Confusion(s.matrices.shape[1]), stage.data(split)
-        c.matrix = s.matrices[int(np.nanargmax(s.miou))]
-        best = number('score maps', split, c, data, p.measure, **{**common, 'refine': [], 'crf': '', 'threshold': s.best.threshold, 'threshold_from': 'ground truth'}, use_image_labels=masks['use_image_labels'])
-        out.append(dict(best, oracle=True))
+        own = dict(common, refine=[], crf='', threshold=s.best.threshold, threshold_from='ground truth', **told)
+        number = number_with_origin('score maps', split, best_of_sweep(s), stage.data(split), p.measure, **own)
+        out.append(dict(number, oracle=True))
     return out

@@ -77,8 +77,9 @@ def watched(what, file):
     "Let kernels write into this file how far they are, and the live line say it"
     began = time.monotonic()
     file.write_text('starting', encoding='utf-8')
+    line = lambda: f'{what} {written(file) or "at work"}  (since {seconds(time.monotonic() - began)})'
     try:
-        with at_work(lambda: f'{what} {written(file) or "at work"}  (since {seconds(time.monotonic() - began)})'), environment(WSSS_PROGRESS=str(file)): yield
+        with at_work(line), environment(WSSS_PROGRESS=str(file)): yield
     finally: file.unlink(missing_ok=True)
 
 # %% ../../nbs/engine/execute.ipynb #9e633137
@@ -91,7 +92,8 @@ def run_notebook(path, out, parameters, what, progress):
     logging.getLogger('papermill').setLevel(logging.ERROR)
     try:
         with own_kernel() as kernel, watched(what, progress):
-            pm.execute_notebook(str(path), str(out), parameters=parameters, kernel_name=kernel, progress_bar=False, log_output=False)
+            pm.execute_notebook(str(path), str(out), parameters=parameters, kernel_name=kernel,
+                                progress_bar=False, log_output=False)
     except pm.PapermillExecutionError as e:
         cause = e.evalue.splitlines()[0] if e.evalue else ''
         raise StageFailed(f'{what} failed in cell {e.exec_count}: {"" if e.ename == "UserError" else e.ename + ": "}{cause} (executed notebook: {out})') from None

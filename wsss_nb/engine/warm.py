@@ -36,7 +36,8 @@ os._exit(abs(code))
 '''
 
 # %% ../../nbs/engine/warm.ipynb #c6cb29f9
-MODULES = ('torch', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'sklearn.svm', 'scipy.ndimage', 'skimage.segmentation', 'ipykernel.kernelapp',
+MODULES = ('torch', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'sklearn.svm', 'scipy.ndimage',
+           'skimage.segmentation', 'ipykernel.kernelapp',
            'IPython.core.completer', 'wsss_nb.engine.stage', 'wsss_nb.results.predict', 'wsss_nb.results.report')
 
 
@@ -84,7 +85,8 @@ def _become(request, files, connection, minder):
     os.environ.update(request['env'], JPY_PARENT_PID=str(minder))
     random.seed(); np.random.seed(); torch.default_generator.seed()
     matplotlib.rcParams['backend'] = os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
-    for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.default_int_handler if n == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow, args=(connection,), daemon=True).start()
     sys.path[:] = [p for p in sys.path if p]  # the kernel puts its folder in front
     import ipykernel_launcher
@@ -101,7 +103,8 @@ def _follow(connection):
     os.killpg(0, signal.SIGKILL)
 
 # %% ../../nbs/engine/warm.ipynb #5e123898
-AT_START = ('PYTHON', 'LD_', 'MALLOC_', 'OMP_', 'GOMP_', 'KMP_', 'MKL_', 'OPENBLAS_', 'BLAS_', 'ONEDNN_', 'DNNL_', 'ATEN_', 'TORCH', 'PYTORCH_', 'CUDA_', 'NVIDIA_', 'ACCELERATE_', 'COVERAGE_')
+AT_START = ('PYTHON', 'LD_', 'MALLOC_', 'OMP_', 'GOMP_', 'KMP_', 'MKL_', 'OPENBLAS_', 'BLAS_', 'ONEDNN_', 'DNNL_',
+            'ATEN_', 'TORCH', 'PYTORCH_', 'CUDA_', 'NVIDIA_', 'ACCELERATE_', 'COVERAGE_')
 SERVERS = {}  # what counts at the start -> (process, its socket)
 
 
@@ -112,7 +115,7 @@ def setting(env):
 
 
 def server(env):
-    "The socket of a server for kernels with this environment, started if there is none; None where forks are not to be had"
+    "The socket of a server for kernels with this environment, started if there is none; None where nothing can fork"
     if sys.platform != 'linux' or env.get('WSSS_WARM') == '0': return None
     key = setting(env)
     if key not in SERVERS or SERVERS[key][0].poll() is not None:
@@ -120,8 +123,10 @@ def server(env):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f'{folder}/socket')
             listener.listen(64)
-            code = f'import socket\nfrom wsss_nb.engine.warm import _serve\n_serve(socket.socket(fileno={listener.fileno()}))'
-            process = subprocess.Popen([sys.executable, '-c', code], env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True)
+            file = listener.fileno()
+            code = f'import socket\nfrom wsss_nb.engine.warm import _serve\n_serve(socket.socket(fileno={file}))'
+            files = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[file])
+            process = subprocess.Popen([sys.executable, '-c', code], env=env, start_new_session=True, **files)
         SERVERS[key] = process, f'{folder}/socket'
     return SERVERS[key][1]
 
@@ -148,7 +153,8 @@ def own_kernel():
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d) / 'kernels/wsss-nb'
         folder.mkdir(parents=True)
-        (folder / 'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='wsss_nb', language='python', env=env)))
+        kernel = dict(argv=argv, display_name='wsss_nb', language='python', env=env)
+        (folder / 'kernel.json').write_text(json.dumps(kernel))
         os.environ['JUPYTER_PATH'] = os.pathsep.join(filter(None, [d, before]))
         try: yield 'wsss-nb'
         finally: os.environ.pop('JUPYTER_PATH') if before is None else os.environ.update(JUPYTER_PATH=before)

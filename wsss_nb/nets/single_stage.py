@@ -15,7 +15,7 @@ from torch import nn
 
 from ..base.core import check_name, check_shapes
 from ..data.views import multi_scale
-from .heads import ASPP, block
+from .heads import ASPP, conv_block
 
 # %% ../../nbs/nets/single_stage.ipynb #7f66bb89
 def ngwp(
@@ -76,7 +76,7 @@ class ConvHead(nn.Module):
     def __init__(self, channels, strides, num_classes, norm='batch', width=256):
         super().__init__()
         check_name(norm, ('batch', 'group'), 'norm')
-        self.layers = nn.Sequential(block(channels[-1], width, 3, norm=norm), block(width, width, 3, norm=norm), nn.Conv2d(width, num_classes, 1))
+        self.layers = nn.Sequential(conv_block(channels[-1], width, 3, norm=norm), conv_block(width, width, 3, norm=norm), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, maps): return self.layers(maps[-1])
 
@@ -88,9 +88,9 @@ class SingleStageHead(nn.Module):
         check_name(norm, ('batch', 'group'), 'norm')
         self.psi, self.early = psi, max(i for i, s in enumerate(strides) if s <= 4 or i == 0)
         early = channels[self.early]
-        self.aspp, self.skip, self.merge = ASPP(channels[-1], rates, width, norm), block(early, 48, 1, norm=norm), block(width + 48, width, 3, norm=norm)
-        self.shallow, self.cue, self.mixed = block(early, width, 1, norm=norm), nn.Conv2d(width, 2 * width, 1), block(width, width, 1, norm=norm)
-        self.classify = nn.Sequential(block(width, width, 3, norm=norm), nn.Dropout(.5), nn.Conv2d(width, num_classes, 1))
+        self.aspp, self.skip, self.merge = ASPP(channels[-1], rates, width, norm), conv_block(early, 48, 1, norm=norm), conv_block(width + 48, width, 3, norm=norm)
+        self.shallow, self.cue, self.mixed = conv_block(early, width, 1, norm=norm), nn.Conv2d(width, 2 * width, 1), conv_block(width, width, 1, norm=norm)
+        self.classify = nn.Sequential(conv_block(width, width, 3, norm=norm), nn.Dropout(.5), nn.Conv2d(width, num_classes, 1))
 
     def gate(self, deep, shallow):
         "In training a random mixture whose mean is `deep`"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OTHERS', 'READERS', 'TELLING', 'torchvision_file', 'known_files', 'imagenet_file', 'find_file', 'identify',
-           'looks_pickled', 'read_torch', 'read_npz', 'read_safetensors', 'unwrap', 'read', 'compare', 'check_fit',
-           'load_weights']
+           'looks_pickled', 'read_torch', 'read_npz', 'read_safetensors', 'unwrap', 'read_weights', 'compare',
+           'check_fit', 'load_weights']
 
 # %% ../../nbs/nets/weights.ipynb #a494a0a9
 import pickle, re, sys, warnings
@@ -133,7 +133,7 @@ def unwrap(x, path):
     return x
 
 
-def read(path):
+def read_weights(path):
     "The parameters in a file, as {name: tensor}"
     path = Path(path)
     if path.suffix.lower() not in READERS: raise UserError(f'weights: {path} ends in {path.suffix!r}; expected one of {", ".join(READERS)}.')
@@ -184,7 +184,7 @@ def load_weights(net,
         return net
     path = find_file(net.name, spec)
     checksum, known = identify(path, wanted or sha256)
-    state = net.convert(read(path))
+    state = net.convert(read_weights(path))
     found = check_fit(net, state, path)
     own = 'its own' if 'mean' in state and 'std' in state else ''
     choices = (('argument', normalization), ('file', own), ('list of known files', known.get('normalization', '')), ('default', 'imagenet'))

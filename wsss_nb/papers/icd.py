@@ -6,7 +6,7 @@ Fan, Zhang, Song and Tan, *Learning Integral Objects with Intra-Class Discrimina
 
 # %% auto #0
 __all__ = ['KINDS', 'directional_scores', 'class_mean', 'bottom_up_loss', 'single_class', 'group_means', 'SignAligner',
-           'refined_target', 'top_down_loss', 'warm_up', 'Icd', 'target', 'losses', 'forward', 'base_features',
+           'refined_target', 'top_down_loss', 'warm_up', 'Icd', 'target', 'losses_of', 'forward', 'base_features',
            'signed_scores', 'score_maps', 'prepare']
 
 # %% ../../nbs/papers/icd.ipynb #6171b5eb
@@ -54,10 +54,8 @@ def bottom_up_loss(
     return -class_mean(gain(directional_scores(features.detach(), weight)), labels)
 
 
-def single_class(labels,
-    company=False,  # [K], True for classes that are nowhere alone: theirs stay
-):
-    "The labels, without those of images of several classes"
+def single_class(labels, company=False):
+    "The labels, without those of images of several classes but for the classes in `company` (True in [K])"
     return labels * ((labels.sum(1, keepdim=True) == 1) | torch.as_tensor(company, device=labels.device))
 
 # %% ../../nbs/papers/icd.ipynb #08461f7e
@@ -171,7 +169,7 @@ def target(self: Icd, scores, batch):
 Icd.target = target
 
 # %% ../../nbs/papers/icd.ipynb #55bc0105
-def losses(self: Icd, cam, features, logits, batch):
+def losses_of(self: Icd, cam, features, logits, batch):
     "The losses cam, bottom_up and top_down from the outputs of the network, Eq. 13"
     labels = batch['labels']
     y = single_class(labels, self.company) if self.single else labels
@@ -194,7 +192,7 @@ def forward(self: Icd, batch):
         return self.losses(cam.float(), features.detach().float(), None if logits is None else logits.float(), batch)
 
 
-Icd.losses, Icd.forward = losses, forward
+Icd.losses, Icd.forward = losses_of, forward
 
 # %% ../../nbs/papers/icd.ipynb #44e86bc0
 @torch.no_grad()
@@ -242,8 +240,9 @@ def prepare(self: Icd, data, folder, workers=0, **settings):
     alone = single_class(data.labels).sum(0) if self.single else data.labels.sum(0)
     if not alone.any(): raise UserError(f'data: ICD learns its directions from images with a single tag, and none of the {len(data)} images has just one; use options.single=false to take all of them.')
     self.company = ((alone == 0) & (data.labels.sum(0) > 0)).to(self.company)
-    lost = [c for c, company in zip(data.classes, self.company) if company]
-    if lost: print(f'note: no image has the single tag {", ".join(lost)}; the directions of these classes learn from all of their images')
+    lost = ', '.join(c for c, company in zip(data.classes, self.company) if company)
+    learn = 'the directions of these classes learn from all of their images'
+    if lost: print(f'note: no image has the single tag {lost}; {learn}')
     if self.branch is None or self.refine == 'none': return None
     return keep_regions(data, folder, self.eval().base_features, workers, **settings)
 

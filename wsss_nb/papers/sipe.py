@@ -7,7 +7,7 @@ Chen, Yang, Lai, Xie: *Self-supervised Image-specific Prototype Exploration for 
 # %% auto #0
 __all__ = ['SEEDS', 'CHOICES', 'FROZEN', 'hierarchical', 'length_one', 'same_grid', 'structure_similarity', 'weighted',
            'locate_seeds', 'one_hot', 'prototypes', 'is_cam', 'gsc_loss', 'check_words', 'channel_mask', 'Sipe',
-           'stage_features', 'specific', 'losses', 'view_maps', 'reading_of', 'score_maps']
+           'stage_features', 'specific', 'sipe_losses', 'view_maps', 'reading_of', 'score_maps']
 
 # %% ../../nbs/papers/sipe.ipynb #cac9b70f
 import torch
@@ -191,7 +191,7 @@ def specific(self: Sipe, cam, features, mask, o):
 Sipe.stage_features, Sipe.specific = stage_features, specific
 
 # %% ../../nbs/papers/sipe.ipynb #6f4f5eae
-def losses(self: Sipe, batch):
+def sipe_losses(self: Sipe, batch):
     "The losses of a batch of training views, in float32 at least"
     stages, o = self.backbone(batch['image'])[-4:], self.options
     with torch.autocast(stages[-1].device.type, enabled=False):
@@ -207,7 +207,7 @@ def losses(self: Sipe, batch):
     return dict(loss=classification + self.gsc * gsc, classification=classification, gsc=gsc)  # Eq. 8
 
 
-Sipe.forward = losses
+Sipe.forward = sipe_losses
 
 # %% ../../nbs/papers/sipe.ipynb #85db9392
 def view_maps(self: Sipe, x, labels, keep, flip, r):

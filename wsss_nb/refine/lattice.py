@@ -27,7 +27,7 @@ def elevate(
 def enclosing(
     y,  # [N,d+1], rows that add up to zero
 ):
-    "The simplex around each point: its base [N,d+1], the axes in the order in which its corners are walked, and barycentric weights"
+    "The simplex around each point: its base [N,d+1], the axes in the order of its corners, and barycentric weights"
     d1 = y.shape[1]
     base = (y / d1).round()
     order = (y / d1 - base).argsort(dim=1, descending=True, stable=True)
@@ -50,7 +50,7 @@ def corner_codes(base, order, group=None):
     walk = F.pad(step[order[:, :-1]].cumsum(1), (1, 0))
     return (keys * radix).sum(1, keepdim=True) + walk, step
 
-
+# %% ../../nbs/refine/lattice.ipynb #43aa37d0
 def neighbours(codes, step):
     "For each of the sorted codes the place of code + step and of code - step; len(codes) where there is none"
     m = len(codes)
@@ -80,7 +80,8 @@ class Lattice:
         self.norm = (self(torch.ones_like(self.weights[:, :1])) + 1e-20).rsqrt()
 
     def __call__(self, values):
-        v = F.embedding_bag(self.point, self.norm * values, self.starts, mode='sum', per_sample_weights=self.point_weights)
+        splat = dict(mode='sum', per_sample_weights=self.point_weights)
+        v = F.embedding_bag(self.point, self.norm * values, self.starts, **splat)
         v = F.pad(v, (0, 0, 0, 1))  # the last row is the neighbour that is missing
         for plus, minus in self.axes: v = v + .5 * (v[plus] + v[minus])
         return self.norm * F.embedding_bag(self.corner, v, mode='sum', per_sample_weights=self.weights)

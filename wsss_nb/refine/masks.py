@@ -16,7 +16,7 @@ from ..base.core import Progress, UserError, digest
 from ..base.workers import parallel
 from ..data.sample import Data, as_image, file_ends, load_maps, maps_with_keys, missing, need_data
 from ..data.sample import read_mask, save_maps, save_mask
-from .chain import SETTINGS, check_steps, refine, to_mask
+from .chain import check_steps, refine, settings_known, to_mask
 
 # %% ../../nbs/refine/masks.ipynb #1e52d043
 def refined_mask(
@@ -38,13 +38,14 @@ def write_one(make, maps_folder, out, settings, data):
     name = data.names[0]
     save_mask(Path(out) / f'{name}.png', make(data.image(0), load_maps(Path(maps_folder) / f'{name}.npz'), **settings))
 
-
+# %% ../../nbs/refine/masks.ipynb #18608422
 def check_settings(data, make, settings):
     "Raise before the work is shared out: no data, a misspelt setting or step"
     need_data(data)
     if make is not refined_mask: return
     own = [k for k in keywords_of(write_masks, refined_mask) if k not in ('image', 'maps', 'keys')]
-    check_keywords('write_masks', settings, own + sum(SETTINGS.values(), []))
+    steps = settings.get('steps') or ()
+    check_keywords('write_masks', settings, own + settings_known(() if isinstance(steps, str) else check_steps(steps)))
     check_steps(settings.get('steps', ()))
 
 
@@ -54,7 +55,7 @@ def need_maps(folder):
     got = f'{str(folder)!r}, which is no folder' if isinstance(folder, (str, Path)) else type(folder).__name__
     raise UserError(f'maps_folder: expected the folder with <image id>.npz, got {got}; write the score maps with write_score_maps(learner, data, folder).')
 
-
+# %% ../../nbs/refine/masks.ipynb #56de1dca
 def write_masks(
     data,  # a Data
     maps_folder,  # with <image id>.npz
@@ -67,8 +68,9 @@ def write_masks(
     check_settings(data, make, settings)
     todo = missing(data, out, '.png')
     if todo: need_maps(maps_folder)
-    quick = make is refined_mask and not settings.get('steps')
-    for _ in parallel(partial(write_one, make, maps_folder, out, settings), (data.subset([i]) for i in todo), 'masks, image', len(todo), 1 if quick else workers): pass
+    if make is refined_mask and not settings.get('steps'): workers = 1  # quicker than processes are started
+    each, images = partial(write_one, make, maps_folder, out, settings), (data.subset([i]) for i in todo)
+    for _ in parallel(each, images, 'masks, image', len(todo), workers): pass
 
 # %% ../../nbs/refine/masks.ipynb #51c27820
 def write_maps(
@@ -80,7 +82,9 @@ def write_maps(
 ):
     "Write f of the score maps of every image that has none yet, one after the other"
     todo = missing(data, out, '.npz')
-    for i in Progress(todo, what): save_maps(Path(out) / f'{data.names[i]}.npz', *f(data.image(i), load_maps(Path(maps_folder) / f'{data.names[i]}.npz')))
+    for i in Progress(todo, what):
+        file = f'{data.names[i]}.npz'
+        save_maps(Path(out) / file, *f(data.image(i), load_maps(Path(maps_folder) / file)))
 
 # %% ../../nbs/refine/masks.ipynb #e246ecf6
 def copy_masks(
@@ -89,7 +93,8 @@ def copy_masks(
 ):
     "Write the masks of the data, checked as they are read, for every image that has none yet"
     if not data.has_masks: raise UserError(f'given: not all images of {data.where} have a mask; give a folder with <image id>.png for each.')
-    for i in Progress(missing(data, out, '.png'), 'masks, image'): save_mask(Path(out) / f'{data.names[i]}.png', data.mask(i))
+    for i in Progress(missing(data, out, '.png'), 'masks, image'):
+        save_mask(Path(out) / f'{data.names[i]}.png', data.mask(i))
 
 # %% ../../nbs/refine/masks.ipynb #0974e27f
 class WithMasks(Data):
@@ -104,10 +109,11 @@ class WithMasks(Data):
     def has_masks(self): return True
     def image(self, i): return self.source.image(i)
     def size(self, i): return self.source.size(i)
-    def file_digest(self, i): return digest(self.source.file_digest(i), file_ends(self.folder / f'{self.names[i]}.png'))
+    def file(self, i): return self.folder / f'{self.names[i]}.png'
+    def file_digest(self, i): return digest(self.source.file_digest(i), file_ends(self.file(i)))
 
     def mask(self, i):
         i = self.index(i)
-        ids, size = read_mask(self.folder / f'{self.names[i]}.png', len(self.classes)), self.size(i)
+        ids, size = read_mask(self.file(i), len(self.classes)), self.size(i)
         if ids.shape != size: raise UserError(f'masks: {self.names[i]}.png is {ids.shape[1]}x{ids.shape[0]}, its image {size[1]}x{size[0]}; were they made from other images?')
         return ids

@@ -22,7 +22,10 @@ REFINERS = {
     'svm': 'wsss_nb.papers.svm:SVM',
     'ccmr': 'wsss_nb.papers.ccmr:CCMR',
 }
-AFFINITIES = ('psa', 'irn')  # those with a network of their own, and so with a stage
+AFFINITIES = {  # those with a network of their own, and so with a stage -> defaults that this stage has for itself
+    'psa': dict(crf_preset='psa', batch_size=8),
+    'irn': dict(crf_preset='irn', batch_size=16),
+}
 
 # %% ../../nbs/refine/steps.ipynb #591dbb76
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class Step:
     whole: bool = False  # `run` is (net, data, maps_folder, out, workers, **settings) and writes all maps itself
     about: str = ''  # one sentence; '' = that of `run`
 
+    @property
+    def pixels(self): return not (self.needs or self.network or self.whole)  # an image and its maps are enough
+
     def keywords(self):
         "Setting -> default"
         known = {k: p.default for k, p in inspect.signature(self.run).parameters.items() if p.default is not p.empty}
@@ -62,11 +68,11 @@ def step_in(path, name, changed):
     step = there[check_name(name, there, f'refine: step of {path.name}')]
     if step.network: raise UserError(f'refine: {path.name}:{name} has a network of its own, for which there is no stage; a step from a file may have needs="localiser".')
     if name in REFINERS: raise UserError(f'refine: {path.name}:{name}: there is a step {name} already; call yours otherwise, for its settings begin with its name.')
-    for k, v in step.keywords().items():
-        if not isinstance(v, (bool, int, float, str, tuple, list, dict)): raise UserError(f'refine: {path.name}:{name}: the setting {k} has the default {v!r}; expected a plain value, such as 1 or (1, 2), that a recipe can write.')
+    odd = {k: v for k, v in step.keywords().items() if not isinstance(v, (bool, int, float, str, tuple, list, dict))}
+    for k, v in odd.items(): raise UserError(f'refine: {path.name}:{name}: the setting {k} has the default {v!r}; expected a plain value, such as 1 or (1, 2), that a recipe can write.')
     return step
 
-
+# %% ../../nbs/refine/steps.ipynb #60274fed
 def step_of(name):
     "The step of that name: one of REFINERS, or `file.py:step`"
     if name in REFINERS: return imported_from(REFINERS[name])

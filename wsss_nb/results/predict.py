@@ -27,32 +27,33 @@ from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, write_gallery
 from ..base.show import overlay
-from ..engine.stage import open_split, runs_folder
+from ..engine.record import Run, all_runs, is_made, runs_folder
+from ..engine.splits import open_split
 
 # %% ../../nbs/results/predict.ipynb #58853824
 def find_run(run, runs=''):
     "The folder of a run or of a stage, by path or by name"
     for path in (Path(run).expanduser(), *(runs_folder(runs) / name for name in spellings(run))):
         if any((path / f).is_file() for f in ('run.json', 'stage.json', 'checkpoint.pt')): return path
-    there = sorted(f.parent.name for f in runs_folder(runs).glob('*/run.json'))
+    there = [r.folder.name for r in all_runs(runs)]
     raise UserError(f'no run is called {str(run)!r} in {runs_folder(runs)}, and it is no folder of a run.{nearest(run, there)} Known: {", ".join(there) or "none"}.')
 
 
 def stage_of(folder, stage, missing):
     "The folder of a run's stage and the run's record; `missing` says what to do if it has none"
-    record = load_json(folder / 'run.json')
+    record = Run(folder).made
     if stage not in record['stages']:
         raise UserError(f'run {record["name"]}: ' + (f'it has no {stage} stage (its stages: {", ".join(record["stages"])}); {missing}' if record['state'] == 'done' else
                         f'it was {record["state"]}, before its {stage} stage was made; go on with: wsss resume {record["name"]}'))
     found = folder.parent / 'stages' / record['stages'][stage]['folder']
-    if not (found / 'stage.json').is_file(): raise UserError(f'run {record["name"]}: {found} is not there any more; make it again with: wsss resume {record["name"]}')
+    if not is_made(found): raise UserError(f'run {record["name"]}: {found} is not there any more; make it again with: wsss resume {record["name"]}')
     return found, record
 
 
 def segment_stage(run, runs=''):
     "The folder of the trained network that `run` means, and the run's record"
     folder = find_run(run, runs)
-    if not (folder / 'run.json').is_file(): return folder, dict(stages={})
+    if not Run(folder).there: return folder, dict(stages={})
     return stage_of(folder, 'segment', "run its recipe again with -p 'stages=[train, masks, segment, evaluate]'")
 
 # %% ../../nbs/results/predict.ipynb #a3edbef7
@@ -200,7 +201,7 @@ def write_page(out, names, predictor, settings, overlays, failed):
 # %% ../../nbs/results/predict.ipynb #c13a6e5c
 def voc_masks(run, root='', runs=''):
     "(folder of masks, the test images: a `Data`, or a list of names) of a run that was evaluated on VOC's test split, or of a folder of masks"
-    if Path(run).is_dir() and not (Path(run) / 'run.json').is_file():
+    if Path(run).is_dir() and not Run(run).there:
         masks = sorted(p.stem for p in Path(run).glob('*.png'))
         if not masks: raise UserError(f'{run}: expected a run, or a folder of <image id>.png, found neither.')
         return Path(run), open_split(dict(data_name='voc12', data_root=root, data_tags='', data_masks='', data_classes=''), 'test') if root else masks

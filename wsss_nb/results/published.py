@@ -14,12 +14,11 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.core import UserError, check_name, file_sha256, load_json, make_folder, whole_file
-from .grid import joined
+from .grid import put_together
 from .grid_page import grid_markdown
-from ..engine.recipes import PACKAGE
-from ..engine.run import record_of
-from ..engine.stage import runs_folder
-from ..engine.verify import leaves
+from ..base.basics import PACKAGE
+from ..engine.record import Run, runs_folder
+from ..engine.verify import numbers_in
 
 # %% ../../nbs/results/published.ipynb #44d962f4
 WHOLE = re.compile(r'(~|[A-Za-z]:|\.\.?)?[/\\]')  # how a text begins that is a path
@@ -115,11 +114,11 @@ def publish(
 ):
     "Copy what a finished run, or a grid, has on record, scrubbed, into a folder of its name; returns that folder"
     if (runs_folder(runs) / run_name / 'grid.json').exists(): return publish_grid(runs_folder(runs) / run_name, name, folder)
-    place = record_of(run_name, runs)
+    run = Run.named(run_name, runs)
+    place, made, metrics = run.folder, run.made, run.metrics
     name = name or place.name
-    made, metrics = load_json(place / 'run.json'), load_json(place / 'metrics.json')
     if made['state'] != 'done': raise UserError(f'publish: {place.name}: {made["state"]}; only a run that is done can be published: wsss resume {place.name}.')
-    if not leaves(metrics): raise UserError(f'publish: {place.name} has no numbers; its data have no ground truth, or it ends before evaluate.')
+    if not numbers_in(metrics): raise UserError(f'publish: {place.name} has no numbers; its data have no ground truth, or it ends before evaluate.')
     ours = all(s['parameters'].get('data_name') == 'synthetic' for s in made['stages'].values())
     files = {'run.json': dict(scrubbed(made), name=name, files=checksums(made['stages'])), 'metrics.json': scrubbed(metrics)}
     kept = {'all': [*made['stages']], 'none': []}.get(pages, pages.split(','))
@@ -142,7 +141,7 @@ def laid_down(files, name, folder):
 def publish_grid(place, name='', folder=''):
     "The same of a grid: its cells with their numbers and the fingerprints of their stages, and its tables; the code, the versions and the weights of its runs. What is published of it already stays"
     made, name = load_json(place / 'grid.json'), name or place.name
-    records = [load_json(place.parent / c['run'] / 'run.json') for c in made['cells'] if c['state'] == 'done']
+    records = [Run(place.parent / c['run']).made for c in made['cells'] if c['state'] == 'done']
     if not records: raise UserError(f'publish: {place.name}: none of its cells is done; run it first: wsss grid --data {made["data"]}.')
     stages = {s['folder']: s for r in records for s in r['stages'].values()}
     of_all = dict(code=sorted({r['code'] for r in records}), versions=records[0]['versions'], devices=sorted({s['device'] for s in stages.values()}), files=checksums(stages))
@@ -157,7 +156,7 @@ def added(before, made, name):
     if all(c['run'] in cells for c in before['cells'] if c['state'] == 'done'): return made  # nothing of it stays
     for what in ('about', 'versions'):
         if before[what] != made[what]: raise UserError(f'publish: {name}: the cells that are published are of {before[what]!r}, these of {made[what]!r}; run all of them again, or give another name with --as.')
-    return {**made, **joined(before, made), **{k: sorted({*before[k], *made[k]}) for k in ('code', 'devices')}, 'files': {**before['files'], **made['files']}}
+    return {**made, **put_together(before, made), **{k: sorted({*before[k], *made[k]}) for k in ('code', 'devices')}, 'files': {**before['files'], **made['files']}}
 
 
 def publish_all(names, runs='', name='', folder='', say=print, pages='all'):

@@ -11,7 +11,8 @@ import json, re
 
 from ..base.core import UserError, load_json, nearest, whole_file
 from .quoted import Tables
-from ..engine.recipes import PACKAGE
+from ..base.basics import PACKAGE
+from ..engine.record import Run
 
 # %% ../../nbs/results/readme.ipynb #a89baebb
 MARKED = re.compile(r'(?<=<!-- table: )(\w+)( -->\n)(.*?)(?=<!-- /table -->)', re.S)
@@ -102,7 +103,7 @@ def show_published(write=False, folder='', say=print):
     wrong = wrong or compared(tables, sentences)
     for name in [*t.names, *t.grids]:
         shows = sum(kind == 'run' and what.startswith(f'{name} ') for kind, what in t.used)
-        code = load_json(t.folder / name / 'run.json')['code'] if name in t.names else ', '.join(t.grids[name]['code'])
+        code = Run(t.folder / name).made['code'] if name in t.names else ', '.join(t.grids[name]['code'])
         say(f'{name:40} {code:18} {shows} numbers on the pages')
     runs, papers = (sum(k == kind for k, _ in set(t.used)) for kind in ('run', 'paper'))
     say(f'{runs} numbers from runs, {papers} out of papers')

@@ -13,10 +13,10 @@ from urllib.parse import quote
 
 from ..base.core import UserError, load_json, whole_file
 from ..engine.execute import StageFailed, run_notebook
-from ..engine.recipes import stage_notebook, worded
-from ..engine.run import copy_whole, masks_page, record_of, stage_warnings, where_masks
+from ..engine.parameters import stage_notebook
+from ..engine.record import Run, all_runs, is_made, runs_folder, stage_record, worded
+from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
 from .report_pictures import masks_of, pictures
-from ..engine.stage import runs_folder
 from ..base.show import plot_curves
 
 # %% ../../nbs/results/report.ipynb #da38d469
@@ -60,20 +60,19 @@ class Report:
     "What is known of some runs, as pieces of a page"
     def __init__(self, runs, names=()):
         self.folder = runs_folder(runs)
-        places = [self.place(n) for n in names] or [f.parent for f in sorted(self.folder.glob('*/run.json'))]
+        places = [self.place(n) for n in names] or [r.folder for r in all_runs(self.folder)]
         if not places: raise UserError(f'report: there are no runs in {self.folder}; make one with: wsss run cam_synthetic')
         places = list(dict.fromkeys(places))
         twice = lambda place: sum(p.name == place.name for p in places) > 1
-        read = lambda file: load_json(file) if file.exists() else {}
-        self.runs = [dict(read(f / 'run.json'), place=f, metrics=read(f / 'metrics.json')) for f in places]
+        self.runs = [dict(r.made, place=r.folder, metrics=r.metrics) for r in map(Run, places)]
         for r, f in zip(self.runs, places):
-            r['name'] = (f'{f.parent.name}/' if twice(f) else '') + worded(f.name, r.get('recipe', {}))
+            r['name'] = (f'{f.parent.name}/' if twice(f) else '') + worded(f.name, Run(f).recipe)
         self.home = places[0] if len(places) == 1 and places[0].parent == self.folder else self.folder  # where the page goes if nothing else is said
 
     def place(self, name):
         "The folder of a run: of this folder of runs, or of another one by its path"
-        if (self.folder / name / 'run.json').exists(): return (self.folder / name).resolve()
-        try: return record_of(name, self.folder)
+        if Run(self.folder / name).there: return (self.folder / name).resolve()
+        try: return Run.named(name, self.folder).folder
         except UserError as e: raise UserError(f'report: {e}') from None
 
     def numbers(self): return [(r, n) for r in self.runs for n in r['metrics'].get('numbers', [])]
@@ -81,7 +80,7 @@ class Report:
     def stage_folder(self, run, stage):
         "Where a stage of a run lies, in the store beside that run; None if it is not there"
         folder = run['place'].parent / 'stages' / run['stages'][stage]['folder'] if stage in run['stages'] else None
-        return folder if folder and (folder / 'stage.json').exists() else None
+        return folder if folder and is_made(folder) else None
 
     def notes(self):
         "What is missing of the runs, and what their stages warn of, a line each"
@@ -89,7 +88,7 @@ class Report:
             gone = [s for s in r['stages'] if not self.stage_folder(r, s)]
             if gone: yield f'{r["name"]}: what {", ".join(gone)} made is not in {r["place"].parent / "stages"}; shown is what its record says'
             for f in (self.stage_folder(r, s) for s in r['stages'] if s not in gone):
-                yield from (f'{r["name"]}: {text}' for text in stage_warnings(load_json(f / 'stage.json')))
+                yield from (f'{r["name"]}: {text}' for text in stage_warnings(stage_record(f)))
 
     def summary(self):
         "One row for each run"
@@ -133,7 +132,7 @@ def curves(self):
         done = {}  # folder -> the runs that share it
         for r in self.runs:
             if self.stage_folder(r, stage): done.setdefault(self.stage_folder(r, stage), []).append(r['name'])
-        history = {names[0] + f' and {len(names) - 1} more' * (len(names) > 1): load_json(f / 'stage.json')['results']['history'] for f, names in done.items()}
+        history = {names[0] + f' and {len(names) - 1} more' * (len(names) > 1): stage_record(f)['results']['history'] for f, names in done.items()}
         if any(history.values()): yield stage, plot_curves(history, keys=['loss'], apart=True)
 
 
@@ -199,8 +198,8 @@ def make_report(
 # %% ../../nbs/results/report.ipynb #704145f1
 def finish_table(folders, runs):
     "The numbers of a table, a line for each row, and one report of all rows"
-    name = lambda f: worded(f.name, load_json(f / 'run.json')['recipe']).partition('.')[2]
-    rows = {name(f): {f'{n["what"]}/{n["split"]}': n['miou'] for n in load_json(f / 'metrics.json').get('numbers', []) if not n['oracle']} for f in folders}
+    told = lambda run: {f'{n["what"]}/{n["split"]}': n['miou'] for n in run.numbers if not n['oracle']}
+    rows = {run.name.partition('.')[2]: told(run) for run in map(Run, folders)}
     columns = list(dict.fromkeys(k for r in rows.values() for k in r))
     print(f'{"":24}' + ''.join(f'{c:>16}' for c in columns))
     for row, numbers in rows.items(): print(f'{row:24}' + ''.join(f'{numbers[c]:16.4f}' if c in numbers else f'{"":16}' for c in columns))
@@ -212,6 +211,6 @@ def finish_report(folder, runs):
     "The run's report, made anew only if the run changed; and its numbers"
     page, record = folder / 'report.html', folder / 'run.json'
     if not page.exists() or page.stat().st_mtime < record.stat().st_mtime: make_report([folder.name], runs)
-    for n in load_json(folder / 'metrics.json').get('numbers', []):
+    for n in Run(folder).numbers:
         print(f'{n["what"]:11} {n["split"]:7} mIoU {n["miou"]:.3f}  ({n["classes"]}, {n["images"]} images{", oracle: chosen with ground truth" if n["oracle"] else ""})')
     print(*where_masks(folder), f'report: {page}', sep='\n')

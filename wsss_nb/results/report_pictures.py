@@ -14,7 +14,7 @@ import numpy as np
 from ..base.core import UserError
 from ..data.sample import read_mask
 from ..base.show import grid, legend, overlay
-from ..engine.stage import open_split
+from ..engine.splits import open_split
 
 # %% ../../nbs/results/report_pictures.ipynb #676df4be
 WHOLE, ROW = 60, 10  # a set of so many images is shown whole; images of one figure

@@ -14,7 +14,8 @@ from .published import published_folder
 from .quoted import with_spread
 from .readme import Tables
 from ..engine.recipes import read_recipe, stage_parameters
-from .tables import all_tables, counts_of, found_in, known, markdown, numbers, printed_at, results
+from .table_recipes import all_tables, counts_of, known, printed_at, printed_numbers
+from .tables import found_in, markdown, results
 
 # %% ../../nbs/results/sources.ipynb #dfe96364
 REPORT = re.compile(r'(?P<runs>\S+) (?P<column>precision|recall)/(?P<split>\w+)')
@@ -89,7 +90,7 @@ def paper_tables(paper):
     for name, printed in known('paper_numbers').items():
         if not name.startswith(f'{paper}:') or name not in all_tables(): continue
         ours = all_tables()[name]
-        found = {k: numbers(printed, k) for k in printed['rows'] if k in ours['rows']}
+        found = {k: printed_numbers(printed, k) for k in printed['rows'] if k in ours['rows']}
         cannot, others = ours.get('cannot', {}), [k for k in printed['rows'] if k not in ours['rows']]
         why = [f'{k}: {cannot[k]}' for k in others if k in cannot]
         rest = len(others) - len(why)
@@ -127,7 +128,7 @@ def against_paper(
     "Print both orders and what does not agree; returns three lists of pairs: as in the paper, reversed, too close"
     if isinstance(paper, str):
         printed = known('paper_numbers')[paper]
-        paper = {k: numbers(printed, k)[0] for k in ours if numbers(printed, k)}
+        paper = {k: printed_numbers(printed, k)[0] for k in ours if printed_numbers(printed, k)}
     rows = [k for k in sorted(paper, key=lambda k: -paper[k]) if not math.isnan(ours.get(k, math.nan))]
     print('here: ', best_first({k: ours[k] for k in rows}))
     print('paper:', best_first({k: paper[k] for k in rows}))
@@ -148,7 +149,8 @@ def here_of(name, data, folder, also):
     "Row -> the published number of a table on these data, in percent, and why there is none"
     out = {}
     for r in results(name, data, folder or 'nowhere'):
-        place = (also or {}).get(f'{name} {r["row"]}', '') if data == 'photos' else ''
+        places = (also or {}).get(f'{name} {r["row"]}', ())
+        place = next((p for p in ([places] if isinstance(places, str) else places) if data in p.partition('.')[0]), '')
         ours = found_in(folder / place, counts_of(name, r['row'])) if folder and place else r['ours']
         value = f'{100 * ours["value"]:.1f}' + ' (oracle)' * bool(ours['oracle']) if ours else ''
         out[r['row']] = value, r['note'], r['runnable']
@@ -163,7 +165,7 @@ def left(name, label, runs):
 
 def every_row(
     paper,  # icd, ecsnet, sipe, ccmr or svm
-    also=None,  # `icd:3 top-down` -> the published run on photographs that is this row under another name
+    also=None,  # `icd:3 top-down` -> the published run or runs, on photos or synthetic, that are this row by another name
 ):
     "Every row of every table: the paper's number, the published ones on photographs and drawings, or why there is none"
     try: folder = Tables().folder
@@ -172,11 +174,11 @@ def every_row(
     for name, printed in known('paper_numbers').items():
         if not name.startswith(f'{paper}:') or name not in all_tables(): continue
         photos, drawn = (here_of(name, data, folder, also) for data in ('photos', 'synthetic'))
-        others = [k for k, (_, note, _) in drawn.items() if note == 'another method']
+        others = [k for k, (_, note, _) in drawn.items() if note.startswith('another method')]
         for k, (value, note, runs) in drawn.items():
             if k in others: continue
             here = photos[k][0], value
             why = '' if any(here) else note if k not in all_tables()[name]['rows'] else left(name, k, runs or photos[k][2])
-            out.append([name, k, ' / '.join(f'{x:.1f}' for x in numbers(printed, k)), *here, why])
+            out.append([name, k, ' / '.join(f'{x:.1f}' for x in printed_numbers(printed, k)), *here, why])
         if others: out.append([name, f'{len(others)} of other authors', '', '', '', '; '.join(others)])
     return Sourced(out, 'From runs/published, runs/tables.yaml and runs/paper_numbers.yaml; a row is run by `wsss table` and its name.')
