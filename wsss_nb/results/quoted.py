@@ -17,7 +17,8 @@ from ..base.core import UserError, load_json, nearest
 from .grid_page import markdown_table, short, summaries
 from .published import published_folder
 from ..base.show import LINES, Chart, clean
-from .tables import markdown, printed_at
+from .table_recipes import printed_at
+from .tables import markdown
 
 # %% ../../nbs/results/quoted.ipynb #a69c1f58
 NUMBER = re.compile(r'(?:(?P<run>\S+) )?(?P<what>pixel mAP|masks|network|score maps)/(?P<split>\w+)(?: (?P<field>.+))?')
