@@ -18,8 +18,8 @@ from wsss_nb.results import published as P
 from wsss_nb.results import quoted as Q
 from wsss_nb.results import readme as M
 from wsss_nb.engine import verify as R
-from wsss_nb.engine.stage import INPUTS
 from wsss_nb.engine.run import run_recipe
+from wsss_nb.engine.stage import INPUTS
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 from wsss_nb.results.table_recipes import known

@@ -112,12 +112,12 @@ OURS = re.compile(r'(ICD|ECS-Net|SIPE|CCMR|SWP|SVM|SEAM|PSA|AffinityNet|IRN|IRNe
 
 
 def test_every_row_can_be_run_or_says_why_not(tmp_path):
-    for name, t in T.all_tables().items():
+    for name, t in TR.all_tables().items():
         for label in NUMBERS[name]['rows']:
             if OURS.match(label): assert label in t['rows'] or label in t.get('cannot', {}), (name, label)
         rows = {r['row']: r for r in T.results(name, T.data_of(name)[0], tmp_path)}
         assert set(rows) == {*NUMBERS[name]['rows'], *t['rows']} and not set(t.get('cannot', {})) & set(t['rows'])
-        for label, r in rows.items(): assert r['note'] == ('not run yet' if r['runnable'] else f'not on {T.DATA[T.data_of(name)[0]]}' if label in t['rows'] else t.get('cannot', {}).get(label) or 'another method' + ', with saliency maps' * ('saliency' in label)), (name, label)
+        for label, r in rows.items(): assert r['note'] == ('not run yet' if r['runnable'] else f'not on {TR.DATA[T.data_of(name)[0]]}' if label in t['rows'] else t.get('cannot', {}).get(label) or 'another method' + ', with saliency maps' * ('saliency' in label)), (name, label)
     assert 'Of test only the server of VOC has the ground truth.' in T.heading('sipe:2', 'voc12', []) and 'server' not in T.heading('sipe:4', 'voc12', [])
 
 

@@ -27,7 +27,7 @@ from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, write_gallery
 from ..base.show import overlay
-from ..engine.record import Run, all_runs, is_made, runs_folder
+from ..engine.record import Run, all_runs, is_made, not_there, runs_folder
 from ..engine.splits import open_split
 
 # %% ../../nbs/results/predict.ipynb #58853824
@@ -36,7 +36,7 @@ def find_run(run, runs=''):
     for path in (Path(run).expanduser(), *(runs_folder(runs) / name for name in spellings(run))):
         if any((path / f).is_file() for f in ('run.json', 'stage.json', 'checkpoint.pt')): return path
     there = [r.folder.name for r in all_runs(runs)]
-    raise UserError(f'no run is called {str(run)!r} in {runs_folder(runs)}, and it is no folder of a run.{nearest(run, there)} Known: {", ".join(there) or "none"}.')
+    raise UserError(f'{not_there(run, runs)}, and it is no folder of a run.{nearest(run, there)} Known: {", ".join(there) or "none"}.')
 
 
 def stage_of(folder, stage, missing):
