@@ -291,6 +291,11 @@ def test_the_gains_of_the_first_page_counted_by_hand():
     assert abs(mid - (grid['icd', 0] + grid['icd', 1]) / 2) <= .0005 and abs(half - abs(grid['icd', 0] - grid['icd', 1]) / 2) <= .0005
 
 
+def test_a_paper_row_that_ends_in_threshold_keeps_its_digits():
+    filled = lambda text: Q.Tables().filled(text, None, 'try')
+    assert filled('{paper sipe:5 semantic, threshold}') == '.560' and filled('{sipe_photos.CAM score maps/val threshold}') == '.26'
+
+
 @pytest.mark.parametrize('text, error', [
     ('grid-photos.sipe.none.none masks/val minus sipe_photos.CAM masks/val', r'the two sides of `minus` have the seeds \[0, 1\] and \[0\]'),
     ('icd_photos.CAM,icd_photos.CRF masks/val', 'icd_photos.CAM,icd_photos.CRF: two of them have seed 0'),

@@ -114,7 +114,7 @@ class Tables:
         "What is written for a text in braces"
         sides = [self.values(side, run, place, over) for side in text.split(' minus ')]
         if len(sides) == 2: return with_spread(points, gain(*sides, place))
-        return with_spread(lambda x: shown(x, 2 if text.endswith(' threshold') else 3), [*sides[0].values()])
+        return with_spread(lambda x: shown(x, 2 if text.endswith(' threshold') and not text.startswith('paper ') else 3), [*sides[0].values()])
 
     def filled(self, template, run, place, over=None):
         "A text with its numbers"
