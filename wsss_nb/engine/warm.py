@@ -50,7 +50,7 @@ def _serve(listener):
         connection = listener.accept()[0]
         if os.fork() == 0: return _mind(connection, listener)
         connection.close()
-    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
+    shutil.rmtree(Path(listener.getsockname()).parents[1], ignore_errors=True)
 
 
 def _mind(connection, listener):
@@ -106,15 +106,18 @@ SERVERS = {}  # what counts at the start -> (process, its socket)
 def setting(env):
     "What a kernel with this environment must have in common with the process that it is forked from"
     files = [(str(p), p.stat().st_mtime_ns) for p in sorted(Path(wsss_nb.__file__).parent.rglob('*.py'))]
-    return sha256(repr((sorted((k, v) for k, v in env.items() if k.startswith(AT_START)), files)).encode()).hexdigest()
+    return sha256(repr((sorted((k, v) for k, v in env.items() if k.startswith(AT_START)), files)).encode()).hexdigest()[:16]
 
 
 def server(env):
     "The socket of a server for kernels with this environment, started if there is none; None where forks are not to be had"
     if sys.platform != 'linux' or env.get('WSSS_WARM') == '0': return None
     key = setting(env)
+    given = Path(env.get('WSSS_WARM', ''))  # of the process that started this one
+    if given.parent.name == key and given.is_socket(): return str(given)
     if key not in SERVERS or SERVERS[key][0].poll() is not None:
-        folder = tempfile.mkdtemp(prefix='wsss-warm-')
+        folder = Path(tempfile.mkdtemp(prefix='wsss-warm-')) / key
+        folder.mkdir()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f'{folder}/socket')
             listener.listen(64)
