@@ -50,7 +50,7 @@ def _serve(listener):
         connection = listener.accept()[0]
         if os.fork() == 0: return _mind(connection, listener)
         connection.close()
-    shutil.rmtree(Path(listener.getsockname()).parents[1], ignore_errors=True)
+    shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
 
 
 def _mind(connection, listener):
@@ -114,16 +114,15 @@ def server(env):
     if sys.platform != 'linux' or env.get('WSSS_WARM') == '0': return None
     key = setting(env)
     given = Path(env.get('WSSS_WARM', ''))  # of the process that started this one
-    if given.parent.name == key and given.is_socket(): return str(given)
+    if given.name == key and given.is_socket(): return str(given)
     if key not in SERVERS or SERVERS[key][0].poll() is not None:
-        folder = Path(tempfile.mkdtemp(prefix='wsss-warm-')) / key
-        folder.mkdir()
+        folder = tempfile.mkdtemp(prefix='wsss-warm-')
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f'{folder}/socket')
+            listener.bind(f'{folder}/{key}')
             listener.listen(64)
             code = f'import socket\nfrom wsss_nb.engine.warm import _serve\n_serve(socket.socket(fileno={listener.fileno()}))'
             process = subprocess.Popen([sys.executable, '-c', code], env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()], start_new_session=True)
-        SERVERS[key] = process, f'{folder}/socket'
+        SERVERS[key] = process, f'{folder}/{key}'
     return SERVERS[key][1]
 
 
