@@ -42,9 +42,10 @@ h1{font-size:1.7rem}
 h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin-bottom:.3rem}
 img{max-width:100%;height:auto}
+div>img{margin:.5rem 0}
 pre{font-size:12px;background:var(--head);padding:.6rem;overflow-x:auto}
 summary{cursor:pointer;padding:.15rem 0}
-.note{color:var(--bad);margin:.4rem 0}
+.note{color:var(--bad);margin:.4rem 0;max-width:none}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}
 table:not(.heat) td:nth-child(2){white-space:normal}
@@ -83,7 +84,7 @@ def short(x, digits=3, sign=''):
     return re.sub(r'^([+-]?)0\.', r'\1.', f'{x:{sign}.{digits}f}').replace('-', '−')
 
 # %% ../../nbs/base/page.ipynb #582e9810
-NUMBER = re.compile(r'[-+−]?\.?\d|nan|–$')  # how a cell begins that stands flush right
+NUMBER = re.compile(r'[-+−]?\.?\d[\d.,/±+−\s]*(\S{1,3})?$|nan$|–$')  # what stands flush right: .5, 12 s, .5 ± .1
 
 
 def cell_text(x):
@@ -115,7 +116,9 @@ TABLE = """
 {% endfor %}
 </tbody></table>
 """.strip()
-HEAT = """<td style="background:rgba(20,150,130,{{ '%.2f' % veil }})">{% if best %}<b>{{ x }}</b>{% else %}{{ x }}{% endif %}</td>"""
+HEAT = """
+<td style="background:rgba(20,150,130,{{ '%.2f' % veil }})">{% if best %}<b>{{ x }}</b>{% else %}{{ x }}{% endif %}</td>
+""".strip()
 
 
 def plain_cell(x, column=0):

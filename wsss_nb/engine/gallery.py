@@ -34,7 +34,8 @@ def in_words(mask, classes, tags=None):
     largest = [k for k in np.argsort(-share, kind='stable') if share[k]]
     shown = [swatch(k + 1, f'{classes[k]} {percent(share[k])}') for k in largest] or ['only background']
     lost = ', '.join(classes[t - 1] for t in tags or () if not share[t - 1])
-    return one_after_the_other([*shown, *([filled(' <span class="note">without {{ lost }}</span>', lost=lost)] if lost else [])])
+    missing = filled(' <span class="note">without {{ lost }}</span>', lost=lost) if lost else ''
+    return one_after_the_other([*shown, missing])
 
 # %% ../../nbs/engine/gallery.ipynb #e8bbc24f
 FIGURE = """
@@ -92,7 +93,8 @@ def write_gallery(
     with whole_file(path, 'w') as f: f.write(page(title, body, STYLE, wide=True))
 
 # %% ../../nbs/engine/gallery.ipynb #fbfb8c9e
-FULL, MANY = .95, .1  # the share of a picture that one class fills it with; the share of images from which on it is told
+FULL = .95  # the share of a picture that one class fills it with
+MANY = .1  # the share of images from which on it is told
 
 
 class Odd:

@@ -54,8 +54,8 @@ def text_of(place):
 
 def gains(made, places):
     "Refiner -> mean gain over the localisers"
-    all_of = {r: [p[r]['gain'] for p in places.values() if r in p and p[r]['gain'] is not None] for r in made['refiners']}
-    return {r: mean(x) for r, x in all_of.items() if x}
+    of = lambda r: [p[r]['gain'] for p in places.values() if r in p and p[r]['gain'] is not None]
+    return {r: mean(of(r)) for r in made['refiners'] if of(r)}
 
 
 def best_of(row):
@@ -66,7 +66,8 @@ def best_of(row):
 def gains_row(made, places):
     "The last row: what each refiner adds on the mean; none where there is nothing to compare"
     found = gains(made, places)
-    return [['mean gain', *(short(found[r], sign='+') if r in found else None for r in made['refiners'])]] if found else []
+    row = ['mean gain', *(short(found[r], sign='+') if r in found else None for r in made['refiners'])]
+    return [row] if found else []
 
 # %% ../../nbs/results/grid_page.ipynb #b6c22e39
 def grid_rows(made, segmenter):
@@ -76,7 +77,8 @@ def grid_rows(made, segmenter):
     for l, name in made['localisers'].items():
         best = best_of(places[l])
         def marked(p):
-            mark = '**' if p and p['mean'] is not None and p['mean'] == best else '*' if p and (p['gain'] or 0) < 0 else ''
+            if p is None: return ''
+            mark = '**' if best is not None and p['mean'] == best else '*' if (p['gain'] or 0) < 0 else ''
             return mark + text_of(p) + mark
         rows.append([name, *(marked(places[l].get(r)) for r in made['refiners'])])
     return rows + gains_row(made, places)
@@ -136,12 +138,16 @@ MAP = """
 .map .failed,.map .failed a{color:var(--bad)}
 """
 MACROS = """
-{%- macro way(c, text) %}{% if c.stages %}<a href="../{{ c.run|urlencode }}/cell.html">{{ text }}</a>{% else %}{{ text }}{% endif %}{% endmacro %}
+{%- macro way(c, text) %}
+{% if c.stages %}<a href="../{{ c.run|urlencode }}/cell.html">{{ text }}</a>{% else %}{{ text }}{% endif %}
+{%- endmacro %}
 {%- macro seeds(cells) %}<small>{% for c in cells %}
-{{ way(c, 'seed %s' % c.seed ~ ('' if c.miou is not none else ': ' ~ c.state)) }}{{ '' if loop.last else ' ' }}{% endfor %}</small>{% endmacro -%}
+{{ way(c, 'seed %s' % c.seed ~ ('' if c.miou is not none else ': ' ~ c.state)) }}
+{{- '' if loop.last else ' ' }}{% endfor %}</small>{% endmacro -%}
 """
 EMPTY = MACROS + '<td class="none {{ c.state }}" title="{{ c.why }}">{{ way(c, c.state) }}</td>'
-PLACE = MACROS + """<td{% if best %} class="best"{% endif %} style="--v:{{ '%.3f' % veil }}">{{ way(p.cells[0], text) }}<small>
+PLACE = MACROS + """<td{% if best %} class="best"{% endif %} style="--v:{{ '%.3f' % veil }}">
+{{- way(p.cells[0], text) }}<small>
 {%- if gain %}<span{% if p.gain < 0 %} class="worse"{% endif %}>{{ gain }}</span> · {% endif %}{{ seconds }}</small>
 {%- if p.cells|length > 1 %}{{ seeds(p.cells) }}{% endif %}</td>"""
 
@@ -156,8 +162,9 @@ def place_html(place, low, high, best):
     if place is None: return filled('<td></td>')
     if place['mean'] is None: return filled(EMPTY, c=place['cells'][0])
     gain = '' if place['gain'] is None else short(place['gain'], sign='+')
-    return filled(PLACE, p=place, text=filled('<b>{{ t }}</b>', t=text_of(place)), best=place['mean'] == best, gain=gain,
-                  veil=.05 + .6 * (place['mean'] - low) / max(high - low, 1e-9), seconds=seconds_text(place['seconds']))
+    veil, text = .05 + .6 * (place['mean'] - low) / max(high - low, 1e-9), filled('<b>{{ t }}</b>', t=text_of(place))
+    seconds, best = seconds_text(place['seconds']), place['mean'] == best
+    return filled(PLACE, p=place, text=text, best=best, gain=gain, veil=veil, seconds=seconds)
 
 # %% ../../nbs/results/grid_page.ipynb #ff9c18c3
 GRID_MAP = """
@@ -176,7 +183,8 @@ WITHOUT = """
 {% endfor %}
 </ul>"""
 LEGEND = """<p>Each number leads to its run. Framed: the best of its localiser. Below it what the refiner adds to the
-localiser alone, red where that is less than nothing, and the seconds of all stages that the cell stands on, shared or not.</p>"""
+localiser alone, red where that is less than nothing, and the seconds of all stages that the cell stands on, shared or
+not.</p>"""
 
 
 def map_html(made, segmenter):
@@ -195,9 +203,9 @@ def grid_html(made):
     section = '<h2>{{ name }}</h2>{{ map }}'
     maps = [filled(section, name=name, map=map_html(made, s)) for s, name in made['segmenters'].items()]
     why = reasons(made)
-    body = [filled('<p>{{ about }}</p>', about=made['about']), filled(LEGEND), *maps, *([filled(WITHOUT, why=why)] if why else []),
-            filled('<h2>Time</h2><p>{{ t }}</p>', t=time_text(made))]
-    return page(made['title'], one_after_the_other(body), MAP, wide=True)
+    about, without = filled('<p>{{ about }}</p>', about=made['about']), [filled(WITHOUT, why=why)] if why else []
+    time = filled('<h2>Time</h2><p>{{ t }}</p>', t=time_text(made))
+    return page(made['title'], one_after_the_other([about, filled(LEGEND), *maps, *without, time]), MAP, wide=True)
 
 # %% ../../nbs/results/grid_page.ipynb #b30b9475
 CELL = """
@@ -222,7 +230,9 @@ def cell_links(cell, runs, state):
     for stage, made_by in cell['stages'].items():
         kept = runs / 'stages' / made_by['folder'] / f'{stage}.ipynb'
         to = f'../stages/{made_by["folder"]}/{stage}.html'
-        if kept.exists(): notebook_page(kept); yield filled(NOTEBOOK, to=to, stage=stage, note=f'{made_by["seconds"]:.0f} s')
+        if not kept.exists(): continue
+        notebook_page(kept)
+        yield filled(NOTEBOOK, to=to, stage=stage, note=f'{made_by["seconds"]:.0f} s')
     broken = runs / cell['run'] / f'{state.removeprefix("stopped in ")}.ipynb'
     if cell['state'] == 'failed' and broken.exists():
         yield filled(NOTEBOOK, to=notebook_page(broken).name, stage=broken.stem, note='failed')
@@ -236,6 +246,7 @@ def write_cell_page(
     "Write the page of a cell that has run"
     report = RunReport(runs, [cell['run']])
     links = one_after_the_other(cell_links(cell, runs, report.runs[0]['state']), ' · ')
-    body = filled(CELL, folder=made['folder'], title=made['title'], cell=cell, links=links, provenance=report.provenance(),
-                  numbers=report.table() if cell['miou'] is not None else '')
+    numbers = report.table() if cell['miou'] is not None else ''
+    body = filled(CELL, folder=made['folder'], title=made['title'], cell=cell, links=links, numbers=numbers,
+                  provenance=report.provenance())
     with whole_file(runs / cell['run'] / 'cell.html', 'w') as f: f.write(page(name_of(made, cell), body, wide=True))

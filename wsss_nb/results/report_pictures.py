@@ -41,7 +41,7 @@ def pictures(
     self,
     n=8,  # images of a set of more than WHOLE; a smaller one is shown whole
 ):
-    "The same images through all runs: (title, figure) for each data set; several runs side by side, or one from image to truth"
+    "The same images through all runs: (title, figure); several runs side by side, or one from image to truth"
     for (name, _, split), members in by_data(self).items():
         try:
             data = open_split(members[0][1], split)
