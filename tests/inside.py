@@ -6,14 +6,15 @@ from matplotlib import pyplot
 
 from wsss_nb.engine import stage
 from wsss_nb.engine.execute import StageFailed
-from wsss_nb.engine.recipes import notebook_parameters
+from wsss_nb.engine.key import notebook_code
+from wsss_nb.engine.parameters import notebook_parameters
 
 
 def execute(path, out, parameters, what, progress):
     names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
     out.write_bytes(path.read_bytes())
     try:
-        for cell in stage.notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
+        for cell in notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
     except Exception as e: raise StageFailed(f'{what} failed in cell 7: {e} (executed notebook: {out})') from None
     finally:
         pyplot.close('all')

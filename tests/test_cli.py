@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from wsss_nb.base import arguments as A
-from wsss_nb.cli import COMPUTES, DOES, main
+from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 
 
@@ -29,7 +29,7 @@ def test_wsss_alone_and_each_verb_are_helped(capsys):
     alone = capsys.readouterr().out
     assert main(['--help']) == 0 and capsys.readouterr().out == alone
     order = [line.split('  ')[1] for line in alone.splitlines() if line.startswith('  ')]
-    assert order[:5] == ['run', 'resume', 'list', 'report', 'verify'] and order[-3:] == ['prune', 'publish', 'published'] and set(order) == set(A.VERBS) == set(DOES) >= set(COMPUTES)
+    assert order[:5] == ['run', 'resume', 'list', 'report', 'verify'] and order[-3:] == ['prune', 'publish', 'published'] and set(order) == set(A.VERBS)
     for name in A.VERBS:
         assert main([*name.split(), '--help']) == 0
         assert A.VERBS[name].text[1:] in ' '.join(capsys.readouterr().out.split())
@@ -45,7 +45,7 @@ def test_every_action_of_every_parser_has_a_help_or_is_an_old_spelling():
 
 
 def test_the_version_is_that_of_the_runs(capsys):
-    from wsss_nb.engine.run import code_version
+    from wsss_nb.base.basics import code_version
     assert main(['--version']) == 0 and capsys.readouterr().out == f'wsss_nb {code_version()}\n'
 
 
@@ -102,7 +102,7 @@ def test_a_verb_takes_the_options_that_it_uses(capsys):
     "Each option is read by the function of its verb, and where nothing reads --runs it is not offered"
     import inspect
     for name, verb in A.VERBS.items():
-        source = inspect.getsource(DOES[name])
+        source = inspect.getsource(verb.does).partition('\ndef ')[2]
         for a in A.parser_of(name)._actions:
             if a.dest != 'help': assert f'a.{a.dest}' in source, (name, a.dest)
     for words in ('recipes', 'params', 'published', 'voc-check x.zip', 'data check', 'data synth --out x'): assert "unknown '--runs'" in line_of(capsys, *words.split(), '--runs', 'x')
@@ -128,7 +128,7 @@ def test_a_verb_takes_the_options_that_it_uses(capsys):
 def test_lists_swallow_nothing_and_old_spellings_are_read(tmp_path, monkeypatch, words, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / '2').mkdir()
-    _, a = A.read(words.split())
+    _, a = A.read_line(words.split())
     assert {k: getattr(a, k) for k in expected} == expected
 
 
@@ -271,7 +271,7 @@ def test_mistakes_with_a_trained_run_end_in_one_line(voc_run, tmp_path, monkeypa
 def test_a_page_is_opened_where_somebody_looks(tmp_path, capsys, monkeypatch, terminal, display, opened):
     import sys
     import webbrowser
-    from wsss_nb.cli import show_page
+    from wsss_nb.verbs.demo import show_page
     asked = []
     monkeypatch.setattr(webbrowser, 'open', asked.append)
     monkeypatch.setattr(sys, 'platform', 'linux')
@@ -323,14 +323,15 @@ def test_a_run_is_found_by_either_name(rows, monkeypatch, name):
     from inside import inside
     from wsss_nb.results import report as R
     from wsss_nb.results.predict import find_run
-    from wsss_nb.engine.run import record_of, resume
+    from wsss_nb.engine.record import Run
+    from wsss_nb.engine.run import resume_run
     runs = rows / 'runs'
-    assert record_of(name, runs) == find_run(name, runs).resolve() == (runs / 't.CRF_from_labels').resolve()
-    report = R.Report(runs, [name])
+    assert Run.named(name, runs).folder == find_run(name, runs).resolve() == (runs / 't.CRF_from_labels').resolve()
+    report = R.RunReport(runs, [name])
     assert report.runs[0]['name'] == 't.CRF from labels' and report.runs[0]['place'].name == 't.CRF_from_labels'
-    both = R.Report(runs, [name, 't.plain_one'])
+    both = R.RunReport(runs, [name, 't.plain_one'])
     assert '>t.CRF from labels<' in both.summary() and 'href="t.CRF_from_labels/train.html"' in both.links()
-    with inside() as made: assert resume(name, runs).name == 't.CRF_from_labels' and not made
+    with inside() as made: assert resume_run(name, runs).name == 't.CRF_from_labels' and not made
     monkeypatch.setattr(R, 'run_notebook', lambda path, out, *more: out.write_text('{"cells": []}'))
     assert R.make_report([name], runs) == runs / 't.CRF_from_labels/report.html' and not (runs / 't.CRF from labels').exists()
 
@@ -389,7 +390,7 @@ def test_a_method_that_is_none_is_told_before_anything_runs(tmp_path, monkeypatc
 @pytest.mark.parametrize('name', ['Fine', 'Picky'])
 def test_a_method_is_only_judged_by_what_it_gives(tmp_path, name):
     import torch
-    from wsss_nb.engine.methods import check_localiser
+    from wsss_nb.engine.trial import check_localiser
     (tmp_path / 'bad.py').write_text(OWN)
     state = torch.get_rng_state()
     check_localiser(f'{tmp_path}/bad.py:{name}')

@@ -4,13 +4,18 @@ import pytest
 import torch
 from PIL import Image
 
-from wsss_nb.cams import write_score_maps
-from wsss_nb.base.core import save_json
+from conformity import check_localiser
+from wsss_nb.cams import CamNet, Localiser, write_score_maps
+from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.sample import Data, Record, load_maps, missing, read_mask
-from wsss_nb.engine.methods import METHODS, NETWORK_STEPS, build_affinity, imported_from, load_localiser, localiser_learner
+from wsss_nb.engine.methods import METHODS, build_affinity, build_localiser, load_localiser, localiser_learner
 from wsss_nb.refine.chain import STEPS
 from wsss_nb.refine.masks import write_masks
+from wsss_nb.refine.steps import AFFINITIES, REFINERS, network_of, settings_of, step_of
+from wsss_nb.engine.refining import write_step
 from wsss_nb.engine.train import Callback
+from wsss_nb.nets.zoo import build
+from wsss_nb.papers import conformity
 
 CLASSES = ['cat', 'dog', 'never']  # no image has the third
 SMALL = dict(backbone='tiny', weights='', crop=32, long_side=(24, 40), device='cpu', optimizer='adamw', lr=1e-3, head_lr=1., precision='fp32')
@@ -134,17 +139,22 @@ def test_one_image_of_one_class(name, odd, tmp_path):
     check_masks(tmp_path / 'masks', data, odd[0])
 
 
-@pytest.mark.parametrize('step', NETWORK_STEPS)
+@pytest.mark.parametrize('step', [s for s in REFINERS if not step_of(s).pixels])
 @pytest.mark.parametrize('method', ['cam', 'sipe'], indirect=True)  # maps without and with a background
 def test_every_refinement_by_a_network(step, method, odd, tmp_path):
     (sizes, data), net = odd, load_localiser(method[1])[0]
     write_score_maps(net, data, tmp_path / 'maps', scales=(1.,), flip=False)
-    if step in ('psa', 'irn'):
+    network = method[1]
+    if step in AFFINITIES:
         torch.manual_seed(0)
-        net = build_affinity(step, method[1]).eval()
-    settings = dict(per_class=50, cycles=1) if step == 'svm' else dict(iters=2) if step == 'ccmr' else dict(log2_steps=2)
-    refine = imported_from(NETWORK_STEPS[step])
-    for out in ('once', 'twice'): refine(net, data, tmp_path / 'maps', tmp_path / out, workers=1, **settings)
+        network = tmp_path / 'network'
+        network.mkdir()
+        torch.save(dict(net=build_affinity(step, method[1]).state_dict(), settings={}, step=0), network / 'checkpoint.pt')
+        save_json(network / 'stage.json', dict(stage=step, parameters=dict(localiser=str(method[1])), results=dict(classes=CLASSES)))
+    settings = dict(svm_per_class=50, svm_cycles=1, ccmr_iters=2, psa_log2_steps=2, irn_log2_steps=2)
+    assert network_of(step) == (step if step in AFFINITIES else 'localiser') and settings_of(step).keys() & settings.keys()
+    p = dict(settings_of(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu')
+    for out in ('once', 'twice'): write_step(step, network, data, tmp_path / 'maps', tmp_path / out, p)
     assert not missing(data, tmp_path / 'once', '.npz')
     found = maps_of(tmp_path / 'once', data)
     for r in data.records:
@@ -153,3 +163,115 @@ def test_every_refinement_by_a_network(step, method, odd, tmp_path):
         assert (maps == load_maps(tmp_path / f'twice/{r.name}.npz').maps).all(), r.name
     write_masks(data, tmp_path / 'once', tmp_path / 'masks', workers=1)
     check_masks(tmp_path / 'masks', data, sizes)
+
+
+# -- what a network must keep before it sees a file
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_every_method_must_keep_as_it_comes(name): check_localiser(lambda k: build_localiser(name, k))
+
+
+class Raises(CamNet):
+    def forward(self, batch): return dict(loss=batch['image'][0, 0, 0, 99])
+
+
+class Infinite(CamNet):
+    def forward(self, batch): return dict(loss=super().forward(batch)['loss'], part=1 / batch['labels'].sum())
+
+
+class RootOfNothing(CamNet):
+    def forward(self, batch): return dict(loss=super().forward(batch)['loss'] + (0 * self.head.weight).sum().abs().sqrt())
+
+
+class Nothing(CamNet):
+    def forward(self, batch): return dict(loss=super().forward(batch)['loss'].detach())
+
+
+class OwnOnly(CamNet):
+    def forward(self, batch): return dict(loss=sum(f.mean() for f in self.backbone(batch['image'])))
+
+
+class Renames(CamNet):
+    def forward(self, batch): batch['name'].reverse(); return super().forward(batch)
+
+
+class AnyKey(CamNet):
+    def score_maps(self, images, labels, *a, **k): return super().score_maps(images, torch.ones_like(labels), *a, **k)
+
+
+class Doubled(CamNet):
+    def score_maps(self, images, labels, *a, **k): return [m._replace(maps=2 * m.maps) for m in super().score_maps(images, labels, *a, **k)]
+
+
+class Wide(CamNet):
+    def score_maps(self, images, labels, *a, **k): return [m._replace(maps=m.maps.astype(float)) for m in super().score_maps(images, labels, *a, **k)]
+
+
+class Small(CamNet):
+    def score_maps(self, images, labels, *a, **k): return [m._replace(maps=m.maps[:, 1:]) for m in super().score_maps(images, labels, *a, **k)]
+
+
+class FirstOnly(CamNet):
+    def score_maps(self, images, labels, *a, **k): return super().score_maps(images, labels, *a, **k)[:1]
+
+
+class Moody(CamNet):
+    def raw_maps(self, images, **k): return super().raw_maps(images, **k) + torch.rand(self.num_classes, 1, 1)
+
+
+class Paints(CamNet):
+    def score_maps(self, images, labels, *a, **k):
+        images[0][:] = 0
+        return super().score_maps(images, labels, *a, **k)
+
+
+class Grows(CamNet):
+    def __init__(self, backbone, num_classes):
+        super().__init__(backbone, num_classes)
+        self.register_buffer('drawn', torch.zeros(int(torch.randint(1, 10_000, ()))))
+
+
+@pytest.mark.parametrize('cls, promise, text', [
+    (Raises, 'finite', 'forward of a usual batch raised IndexError: index 99 is out of bounds'),
+    (Localiser, 'finite', 'forward of a usual batch raised NotImplementedError: '),
+    (Infinite, 'finite', 'images without a class: part is not finite; keep divisors'),
+    (RootOfNothing, 'finite', 'a usual batch: the gradient of head.weight is not finite'),
+    (Nothing, 'finite', 'backward of a usual batch raised RuntimeError: element 0 of tensors does not require grad'),
+    (OwnOnly, 'trains', 'the loss has no gradient at a layer of its own; look for a detach'),
+    (Renames, 'untouched', 'forward changes `name` of its batch; work on a copy.'),
+    (AnyKey, 'formed', 'score_maps gives maps of [1, 2, 3] for an image of the classes [3]; expected these'),
+    (Doubled, 'formed', 'score_maps: the largest score is 2; normalise'),
+    (Wide, 'formed', 'score_maps: expected finite float32, got float64.'),
+    (Small, 'formed', 'score_maps gives [1, 52, 71] for 1 classes and an image of (53, 71).'),
+    (FirstOnly, 'formed', 'score_maps gives 1 results for 4 images.'),
+    (Moody, 'alone', 'two readings of the same images differ; what is random belongs to the training'),
+    (Paints, 'formed', 'score_maps changes the images or labels it is given; work on a copy.'),
+    (Grows, 'saved', 'loading the saved weights raised RuntimeError: Error(s) in loading state_dict for Grows:'),
+])
+def test_a_broken_promise_is_told_in_one_line(cls, promise, text):
+    promise = getattr(conformity, promise)
+    assert promise in conformity.PROMISES
+    with pytest.raises(UserError) as e: promise(conformity.Case(lambda k: cls(build('tiny'), k), cls.__name__))
+    assert str(e.value).startswith(f'{cls.__name__}: {text}') and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('method, options, text', [('sipe', {}, "got 'sipe'."), (torch.nn.Linear, {}, 'got <class '), (lambda k: None, dict(patches=4), ' with patches.')])
+def test_what_is_no_method_is_told(method, options, text):
+    with pytest.raises(UserError, match='method: expected a class that is a Localiser, and its options, or a function: number of classes -> network, got ') as e: conformity.check(method, **options)
+    assert text in str(e.value)
+
+
+class Told(CamNet):
+    def __init__(self, backbone, num_classes, strength=1): raise UserError(f'{backbone.name}, {num_classes} classes, strength {strength}')
+
+
+def test_a_class_is_built_with_its_options_on_the_backbone_that_is_named():
+    from wsss_nb.papers.seam import Seam
+    said = []
+    with pytest.raises(UserError, match='^Infinite: images without a class'): conformity.check(Infinite, say=said.append)
+    assert not said
+    with pytest.raises(UserError, match='scale: expected a number between 0 and 1, got 2'): conformity.check(Seam, scale=2)
+    with pytest.raises(UserError, match="Seam: building the network raised TypeError: .*unexpected keyword argument 'scales'"): conformity.check(Seam, scales=.5)
+    with pytest.raises(UserError, match='mobilenet_v2, 7 classes, strength 2'): conformity.check(Told, num_classes=7, backbone='mobilenet_v2', strength=2)
+    conformity.check(CamNet, num_classes=1, size=(32, 32), odd=(33, 35), reading=dict(kind='grad_cam'), say=said.append)
+    assert said[0] == 'CamNet: losses and gradients are finite, whatever the batch' and len(said) == 10

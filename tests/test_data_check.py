@@ -10,7 +10,8 @@ from PIL import Image
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError, plain
 from wsss_nb.data.catalog import open_data
-from wsss_nb.data.check import check_data, check_split, leaks, likely, one_letter, save_sheet, sheet
+from wsss_nb.data.check import check_data, check_split, save_sheet, shared_images, sheet
+from wsss_nb.data.names import likely, one_letter
 from wsss_nb.data.coco import COCO_CLASSES
 from wsss_nb.data.sample import Data, Record
 from wsss_nb.data.voc import VOC_CLASSES
@@ -79,7 +80,7 @@ def test_unknown_tags_are_counted(data):
 
 def test_leaks_between_splits(data):
     a, b = check_data(data.subset([0, 1])), check_data(Data([data.records[1]._replace(name='x'), data.records[2]], CLASSES, 'toy', 'val'))
-    assert [(p.name, p.text) for p in leaks(a, b)] == [('x', 'the same picture as image im1 of toy train; take it out of toy val')] and leaks(a) == []
+    assert [(p.name, p.text) for p in shared_images(a, b)] == [('x', 'the same picture as image im1 of toy train; take it out of toy val')] and shared_images(a) == []
 
 
 def test_sheet(data, tmp_path):

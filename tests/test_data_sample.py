@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from wsss_nb.base.core import UserError
-from wsss_nb.data.sample import Data, Record, ends, image_size, load_maps, read_image, read_mask, save_maps, save_mask
+from wsss_nb.data.sample import Data, Record, file_ends, image_size, load_maps, read_image, read_mask, save_maps, save_mask
 
 CLASSES = [f'class{k}' for k in range(1, 21)]
 
@@ -196,7 +196,7 @@ def test_ends_of_large_files(tmp_path):
         content = bytearray(20000)
         if at is not None: content[at] = 1
         (tmp_path/'f').write_bytes(content)
-        prints.append(ends(tmp_path/'f'))
+        prints.append(file_ends(tmp_path/'f'))
     assert len(set(prints)) == 5 and all(len(p) == 5 + 8192 for p in prints)
 
 

@@ -12,13 +12,13 @@ from wsss_nb.data.synthetic import synthetic, write_voc
 from wsss_nb.engine.evaluate import Validation
 from wsss_nb.engine.methods import segmenter_learner
 from wsss_nb.engine.recipes import stage_parameters
-from wsss_nb.engine.run import run_recipe
+from wsss_nb.engine.run import make_run
 
 RECIPE = dict(limit=6, masks=dict(given='truth', splits=['train']), segment=dict(epochs=2, batch_size=3, validate='val', keep='best'), evaluate=dict(splits=['train', 'val']))
 
 
 def test_the_datas_own_masks_are_an_upper_bound_without_any_localiser(tmp_path):
-    with inside(): folder = run_recipe('bound', runs=str(tmp_path), recipe=RECIPE)
+    with inside(): folder = make_run('bound', RECIPE, str(tmp_path))
     run, numbers = load_json(folder / 'run.json'), load_json(folder / 'metrics.json')['numbers']
     assert list(run['stages']) == ['masks', 'segment', 'evaluate']
     (masks,), networks = [n for n in numbers if n['what'] == 'masks'], [n for n in numbers if n['what'] == 'network']
@@ -47,7 +47,7 @@ def given(voc, tmp_path, change=lambda folder, names: None):
     for i, n in enumerate(data.names): save_mask(folder / f'{n}.png', data.mask(i))
     change(folder, data.names)
     recipe = dict(stages=['masks'], data=dict(name='voc12', root=str(voc), tags='masks'), masks=dict(given=str(folder), splits=['train']))
-    with inside(): return run_recipe('given', runs=str(tmp_path / 'runs'), recipe=recipe, say=lambda _: None), folder, data
+    with inside(): return make_run('given', recipe, str(tmp_path / 'runs'), lambda _: None), folder, data
 
 
 def test_plain_files_are_taken_as_they_are_and_changed_ones_are_taken_anew(voc, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from inside import inside
 from wsss_nb.results import grid as G
+from wsss_nb.results import grid_cells as C
 from wsss_nb.results import grid_page as P
 from wsss_nb.engine import stage as S
 from wsss_nb.cli import main
@@ -17,8 +18,9 @@ from wsss_nb.base.core import UserError, load_json, save_json
 from wsss_nb.engine.execute import StageFailed
 from wsss_nb.engine.methods import check_network
 from wsss_nb.results.readme import Tables
-from wsss_nb.engine.recipes import notebook_parameters, read_recipe, rows_of, stage_parameters
-from wsss_nb.results.tables import known
+from wsss_nb.engine.parameters import notebook_parameters
+from wsss_nb.engine.recipes import read_recipe, resolved, rows_of, stage_parameters
+from wsss_nb.results.table_recipes import known
 
 SMALL = ['limit=6', 'train.epochs=1', 'train.batch_size=2', 'psa.epochs=1', 'masks.scales=[1.0]', 'workers=1', 'device=cpu']
 
@@ -29,7 +31,7 @@ def small(tmp_path_factory):
     rules, runs, said = copy.deepcopy(known('grid')), tmp_path_factory.mktemp('grid') / 'runs', []
     rules['cannot'].pop('sipe')
     with pytest.MonkeyPatch.context() as m, inside() as made:
-        m.setattr(G, 'known', lambda name: rules)
+        for module in (G, C): m.setattr(module, 'known', lambda name: rules)
         ask = dict(localisers=['cam', 'grad_cam_pp', 'sipe'], refiners=['none', 'psa'], seeds=['1'], options=SMALL, runs=runs, say=said.append)
         with pytest.raises(StageFailed) as e: G.run_grid('synthetic', **ask)
         first = list(made)
@@ -89,8 +91,8 @@ def test_the_page_the_tables_and_the_file_say_what_the_runs_say(small):
 
 
 def test_a_run_with_other_settings_is_not_a_cells(small):
-    runs, cell = small[0], G.Cell('cam', 'none', 'none', 1)
-    state = lambda options: G.result('synthetic', cell, G.recipe_of('synthetic', cell, options), runs)['state']
+    runs, cell = small[0], C.Cell('cam', 'none', 'none', 1)
+    state = lambda options: G.result('synthetic', cell, resolved(C.cell_recipe('synthetic', cell, options)), runs)['state']
     assert state(SMALL) == state([*SMALL, 'data.root=/elsewhere']) == 'done' and state([*SMALL, 'masks.threshold=0.3']) == state(SMALL[1:]) == 'not run yet'
 
 
@@ -107,9 +109,9 @@ def test_seeds_are_put_together():
 
 @pytest.mark.parametrize('data, segmenters', [('synthetic', ['none', 'light']), ('photos', ['none', 'v3plus']), ('voc12', ['none', 'paper'])])
 def test_every_localiser_every_refiner_and_every_segmenter_is_valid(data, segmenters):
-    cells = {*G.cells_of(data, refiners=['none'], segmenters=segmenters), *G.cells_of(data, ['cam'], segmenters=segmenters)}
-    for run, recipe in G.recipes_of(data, cells).items():
-        p, (_, refiner, segmenter) = stage_parameters(recipe), run.split('.')[1:4]
+    cells = {*C.cells_of(data, refiners=['none'], segmenters=segmenters), *C.cells_of(data, ['cam'], segmenters=segmenters)}
+    for run, recipe in C.recipes_of(data, cells).items():
+        p, (_, refiner, segmenter) = recipe.stages, run.split('.')[1:4]
         assert ('segment' in p) == (segmenter != 'none') and p['masks']['refine'] == ([] if refiner == 'none' else refiner.split('+'))
         assert len({s for s in p['evaluate']['splits'] if s in p['masks']['splits']}) == 1  # one split is counted
         for a in {'psa', 'irn'} & set(p): assert all(p[a][k] == p['masks'][k] for k in ('scales', 'flip', 'reading', 'max_side')) and p[a]['split'] in ('train', 'train_aug', 'trainaug')
@@ -118,20 +120,20 @@ def test_every_localiser_every_refiner_and_every_segmenter_is_valid(data, segmen
 
 
 def test_a_cell_stands_on_its_localisers_recipe():
-    for l in G.names_of('localisers'):
-        p, base = stage_parameters(G.recipe_of('synthetic', G.Cell(l, 'none', 'light', 3))), known('grid')['localisers'][l]['base']['synthetic']
+    for l in C.names_of('localisers'):
+        p, base = stage_parameters(C.cell_recipe('synthetic', C.Cell(l, 'none', 'light', 3))), known('grid')['localisers'][l]['base']['synthetic']
         own = stage_parameters(read_recipe(base))
         assert {k: v for k, v in p['train'].items() if k != 'seed'} == {k: v for k, v in own['train'].items() if k != 'seed'} and {q['seed'] for q in p.values()} == {3}
         assert p['masks']['threshold'] == own['masks']['threshold'] and {**own['segment'], 'seed': 3} == p['segment']
     photos = rows_of(read_recipe('refiners_photos'))
-    for row, step in (('PSA', 'psa'), ('IRN', 'irn')): assert stage_parameters(photos[row])[step] == stage_parameters(G.recipe_of('photos', G.Cell('cam', step, 'none', 0)))[step]
+    for row, step in (('PSA', 'psa'), ('IRN', 'irn')): assert stage_parameters(photos[row])[step] == stage_parameters(C.cell_recipe('photos', C.Cell('cam', step, 'none', 0)))[step]
 
 
 def test_what_makes_no_sense_has_a_reason():
-    assert 'background of their own' in G.why_not('synthetic', 'sipe', 'psa+crf') and not G.why_not('synthetic', 'cam', 'psa+crf')
-    assert G.why_not('synthetic', 'cam', 'crf+irn') == 'CRF leaves a mask, IRN asks for scores'
-    cells = G.cells_of('synthetic', ['sipe'], ['none', 'psa'])
-    recipes = G.recipes_of('synthetic', cells)
+    assert 'background of their own' in C.why_not('synthetic', 'sipe', 'psa+crf') and not C.why_not('synthetic', 'cam', 'psa+crf')
+    assert C.why_not('synthetic', 'cam', 'crf+irn') == 'CRF leaves a mask, IRN asks for scores'
+    cells = C.cells_of('synthetic', ['sipe'], ['none', 'psa'])
+    recipes = C.recipes_of('synthetic', cells)
     results = [G.result('synthetic', c, recipes.get(c.run('synthetic')), '/nowhere') for c in cells]
     assert [r['state'] for r in results] == ['not run yet', 'makes no sense']
     made = G.gathered('synthetic', results)
@@ -219,6 +221,6 @@ def test_a_part_with_other_settings_is_not_added(small, tmp_path, capsys):
 
 
 def test_a_grid_with_nothing_done_is_not_published(tmp_path, capsys):
-    G.Board('synthetic', [G.Cell('cam', 'none', 'none', 0)], {}, (), tmp_path).save()
+    G.Board('synthetic', [C.Cell('cam', 'none', 'none', 0)], {}, (), tmp_path).save()
     assert main(['publish', 'grid-synthetic', '--runs', str(tmp_path), '--to', str(tmp_path / 'out')]) == 2
     assert 'publish: grid-synthetic: none of its cells is done; run it first: wsss grid --data synthetic' in capsys.readouterr().err and not (tmp_path / 'out').exists()

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import re
 import sys
+from types import SimpleNamespace
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,9 @@ def test_elsewhere_it_is_the_packages_of_the_extra(monkeypatch, tmp_path, requir
 
 def test_that_pydensecrf_is_not_there_is_on_record(monkeypatch):
     from wsss_nb.base.core import versions
-    from wsss_nb.engine.verify import unlike
+    from wsss_nb.engine.verify import unlike_records
     monkeypatch.setitem(sys.modules, 'pydensecrf.densecrf', None)
     now = versions()
     assert now['pydensecrf2'] == 'none: the CRF runs in torch'
-    assert unlike(dict(versions={**now, 'pydensecrf2': '1.1'}, stages={}), dict(versions=now, stages={})) == {'pydensecrf2': ('1.1', 'none: the CRF runs in torch')}
+    run = lambda **more: SimpleNamespace(made=dict(versions={**now, **more}), stages={})
+    assert unlike_records(run(pydensecrf2='1.1'), run()) == {'pydensecrf2': ('1.1', 'none: the CRF runs in torch')}

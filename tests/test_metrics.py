@@ -138,7 +138,7 @@ def test_mistakes_are_named(call, text):
 
 def test_the_papers_table_has_their_columns():
     from wsss_nb.data.voc import VOC_CLASSES
-    from wsss_nb.metrics import papers_table
+    from wsss_nb.results.by_class import papers_table
     iou = np.linspace(0, 1, 21)
     iou[[3, 20]] = np.nan
     head, rule, line = (l.strip('| ').split(' | ') for l in papers_table({'ours': iou}, VOC_CLASSES).splitlines())

@@ -13,7 +13,7 @@ from wsss_nb.data.views import resize_image
 from wsss_nb.nets.deeplab import HEADS, NATURAL, DeepLabV2, LightDeepLab, make_segmenter
 from wsss_nb.nets.segmenter import labels_at, mask_loss
 from wsss_nb.nets.zoo import BACKBONES, build
-from wsss_nb.engine.train import make_optimizer, parameter_groups, poly
+from wsss_nb.engine.rates import make_optimizer, parameter_groups, poly
 
 C = 21
 FAMILY = [('vgg16', 'largefov', {}), ('resnet38', 'v1', {}), ('resnet50', 'v2', {}), ('resnet101', 'v2', {}), ('resnet50', 'v3plus', {}), ('resnet101', 'v3plus', dict(stride=8)),

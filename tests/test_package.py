@@ -56,10 +56,12 @@ import importlib, pkgutil, wsss_nb
 assert wsss_nb.__file__.startswith({site!r}), wsss_nb.__file__
 names = [m.name for m in pkgutil.walk_packages(wsss_nb.__path__, 'wsss_nb.') if not m.ispkg]
 for n in names: importlib.import_module(n)
-from wsss_nb.engine.recipes import all_recipes, stage_notebook
+from wsss_nb.engine.parameters import stage_notebook
+from wsss_nb.engine.recipes import all_recipes
 assert str(stage_notebook('train')).startswith({site!r}) and 'cam_synthetic' in all_recipes()
-from wsss_nb.results.tables import overview, recipe_of
-assert str(all_recipes()['sipe_4_cam']).startswith({site!r}) and len(overview()) > 20 and recipe_of('sipe:4', 'CAM', 'photos')['backbone'] == 'mobilenet_v2'
+from wsss_nb.results.table_recipes import row_recipe
+from wsss_nb.results.tables import overview
+assert str(all_recipes()['sipe_4_cam']).startswith({site!r}) and len(overview()) > 20 and row_recipe('sipe:4', 'CAM', 'photos')['backbone'] == 'mobilenet_v2'
 print(len(names))
 '''.format(site=str(site))
     r = python(code, site, tmp_path)

@@ -9,8 +9,9 @@ from click.testing import CliRunner
 
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
-from wsss_nb.engine.recipes import STAGES, notebook_parameters, stage_notebook, stage_parameters
-from wsss_nb.engine.stage import checked
+from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_notebook
+from wsss_nb.engine.recipes import stage_parameters
+from wsss_nb.engine.stage import parameters_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = [stage_notebook(s) for s in STAGES] + [p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if 'run' not in p.parts and '"parameters"' in p.read_text() and '.ipynb_checkpoints' not in p.parts]
@@ -56,7 +57,7 @@ REFUSED = [('train', 'epochs', 0, 'train.epochs: expected at least 1, got 0.'), 
 
 @pytest.mark.parametrize('stage, name, value, text', REFUSED)
 def test_what_cannot_be_meant_is_refused_alike_in_a_notebook_and_in_a_recipe(stage, name, value, text):
-    with pytest.raises(UserError) as notebook: checked(stage, {name: value})
+    with pytest.raises(UserError) as notebook: parameters_in({name: value}, stage)
     with pytest.raises(UserError) as recipe: stage_parameters({'stages': [stage], stage: {name: value}})
     assert str(notebook.value) == str(recipe.value) and str(recipe.value).startswith(text) and '\n' not in str(recipe.value)
 
@@ -70,7 +71,7 @@ def test_the_command_line_refuses_it_too(tmp_path, capsys, option, text, dry):
 
 @pytest.mark.parametrize('stage, name, text, value', [('masks', 'refine', '[pamr, crf]', ['pamr', 'crf']), ('masks', 'scales', '[1.0, 0.5]', [1., .5]), ('train', 'options', '{seeds: 4}', dict(seeds=4)), ('train', 'long_side', '[]', [])])
 def test_a_text_that_is_yaml_stands_for_a_list_or_a_dict(stage, name, text, value):
-    assert checked(stage, {name: text})[name] == value
+    assert parameters_in({name: text}, stage)[name] == value
 
 
 def test_the_command_line_of_papermill_ends_with_our_line(tmp_path, monkeypatch):

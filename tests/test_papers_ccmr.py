@@ -252,9 +252,9 @@ def test_training_step(options):
 def test_swp_only_after_the_warm_up():
     with torch.no_grad(): s = make().train().scores(batch()['image'])
     m, valid, net = s.softmax(1), torch.ones(2, *s.shape[2:], dtype=torch.bool), make()
-    assert torch.equal(net.class_scores(s, m, valid), make(pooling='ngwp').class_scores(s, m, valid))
+    assert torch.equal(net.tag_scores(s, m, valid), make(pooling='ngwp').tag_scores(s, m, valid))
     want = (swp(s, m, torch.ones_like(m) * .9, torch.ones(2, 5)) + focal_penalty(m))[:, 1:]
-    assert torch.allclose(net.class_scores(s, m, valid, torch.ones_like(m) * .9, torch.ones(2, 5)), want)
+    assert torch.allclose(net.tag_scores(s, m, valid, torch.ones_like(m) * .9, torch.ones(2, 5)), want)
 
 
 def test_padding_is_no_part_of_the_image():
@@ -267,8 +267,8 @@ def test_padding_is_no_part_of_the_image():
     small = resize(b['image'].double(), (6, 7))
     assert (out[0, ..., -2:] == 0).all() and torch.allclose(out[:1, ..., :-2], net.refine(small[:1, ..., :-2], mask[:1, ..., :-2], present[:1]))
     s = torch.randn(2, 5, 6, 7)
-    scores = net.class_scores(s, s.softmax(1), valid)
-    assert torch.allclose(scores[:1], net.class_scores(s[:1, ..., :-2], s[:1, ..., :-2].softmax(1), valid[:1, :, :-2]), atol=1e-6)
+    scores = net.tag_scores(s, s.softmax(1), valid)
+    assert torch.allclose(scores[:1], net.tag_scores(s[:1, ..., :-2], s[:1, ..., :-2].softmax(1), valid[:1, :, :-2]), atol=1e-6)
 
 
 def test_score_maps_and_prediction():
@@ -289,7 +289,7 @@ def test_score_maps_and_prediction():
 def test_raw_maps_have_the_class_score_as_their_mean(pooling):
     net, images = make(pooling=pooling).eval(), draw(2, 3, 40, 49).float()
     s = net.scores(images)
-    assert torch.allclose(net.raw_maps(images).mean((2, 3)), net.class_scores(s, s.softmax(1), torch.ones(2, *s.shape[2:], dtype=torch.bool)), atol=1e-5)
+    assert torch.allclose(net.raw_maps(images).mean((2, 3)), net.tag_scores(s, s.softmax(1), torch.ones(2, *s.shape[2:], dtype=torch.bool)), atol=1e-5)
 
 
 @pytest.mark.parametrize('options,text', [

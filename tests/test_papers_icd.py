@@ -16,6 +16,7 @@ from wsss_nb.data.views import TrainingViews
 from wsss_nb.engine.evaluate import sweep_of
 from wsss_nb.metrics import Confusion, pixel_ap
 from wsss_nb.nets.zoo import build
+from wsss_nb.nets import top_down as T
 from wsss_nb.papers import icd as I
 from wsss_nb.refine import signed as S
 from wsss_nb.refine.chain import refine, to_mask
@@ -251,7 +252,7 @@ def test_warm_up_scales_the_top_down_loss():
     close(out['loss'], out['cam'] + 5 * out['bottom_up'] + np.exp(-10) * out['top_down'], 1e-5)
 
 
-@pytest.mark.parametrize('options', [dict(structure=s) for s in I.STRUCTURES] + [dict(features=f) for f in I.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper')])
+@pytest.mark.parametrize('options', [dict(structure=s) for s in T.STRUCTURES] + [dict(features=f) for f in T.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper')])
 def test_every_option_trains_and_reads(options):
     net, batch = icd(**options), batch_of([[1, 0, 0], [0, 1, 1]], (41, 33))
     net(batch)['loss'].backward()
@@ -417,3 +418,20 @@ def test_a_recipe_trains_writes_seeds_and_reports_the_pixel_map_and_the_best_cut
     regions = {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')}
     with inside() as made: run_recipe(str(tmp_path / 'icd.yaml'), ['train.lr=0.001', 'stages=[train]'], runs=tmp_path, run_name='again')
     assert len(regions) == 12 and regions == {p: p.stat().st_mtime_ns for p in store.glob('prepared-*/*.png')} and [stage for stage, _ in made] == ['train']
+
+
+def test_parts_keep_their_names_in_checkpoints():
+    names = {k.split('.')[0] for k in I.Icd(build('tiny'), 3, features='concat').state_dict()}
+    assert names == {'backbone', 'head', 'norms', 'directions', 'aligner', 'branch'}
+
+
+@pytest.mark.parametrize('name', ['icd', 'ecsnet', 'ccmr'])
+def test_a_chapter_begins_with_what_comes_out_and_ends_with_the_whole_paper(name):
+    cells = json.loads((Path(__file__).parents[1] / f'nbs/papers/{name}.ipynb').read_text(encoding='utf-8'))['cells']
+    source = [''.join(c['source']) for c in cells]
+    at = lambda text: next(i for i, s in enumerate(source) if text in s)
+    pictures = [i for i, c in enumerate(cells) for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    assert 'Run All* takes' in source[0] and at('## First, what comes out') < min(pictures) < at('drawing(NODES, ARROWS')
+    assert at(f"every_row('{name}'") < at(f"settings_of('{name}_voc12'") < at('## Departures from the paper') < at('## Exercises')
+    code = [s for c, s in zip(cells, source) if c['cell_type'] == 'code']
+    assert sum('assert' in s or '@with_goldens' in s for s in code) > len(code) / 4

@@ -13,7 +13,7 @@ from wsss_nb.papers import seam as P
 def test_scaled_by_hand():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     x[0, 1] = 2.
-    got = P.scaled(x)
+    got = P.rescaled(x)
     assert got.dtype == torch.float64 and got[0, 1].abs().sum() == 0 and got.min() >= 0 and got.max() <= 1
     for b, c in ((0, 0), (1, 2)):
         r = x[b, c].clamp(min=0)

@@ -97,7 +97,7 @@ def test_price_and_gamma(C, gamma):
 def test_decisions_are_those_of_scikit_learn(k):
     x, y, x_all = blobs(k, seed=4)
     gamma = R.kernel_gamma(x)
-    svm, svc = R.fit(R.kernel_matrix(x, x, gamma), y), SVC(decision_function_shape='ovo').fit(x, y)
+    svm, svc = R.fit_pairs(R.kernel_matrix(x, x, gamma), y), SVC(decision_function_shape='ovo').fit(x, y)
     want = svc.decision_function(x_all).reshape(len(x_all), -1)
     np.testing.assert_allclose(R.decide(svm, x, x_all, gamma, rows=37) * (-1 if k == 2 else 1), want, atol=1e-6)
     assert R.decide(svm, x, x_all[:0], gamma).shape == (0, k * (k - 1) // 2)
@@ -112,8 +112,8 @@ def test_kernel_by_its_definition():
 
 def test_stopping_early_loses_nothing(monkeypatch):
     x, y, x_all = blobs(2, spread=.6, seed=3)
-    fits, real = [], R.fit
-    monkeypatch.setattr(R, 'fit', lambda *a: fits.append(1) or real(*a))
+    fits, real = [], R.fit_pairs
+    monkeypatch.setattr(R, 'fit_pairs', lambda *a: fits.append(1) or real(*a))
     got = S.self_enhanced_svm(x, y, x_all, 20)
     assert 1 < len(fits) < 8
     for _ in range(20): y = SVC().fit(x, y).predict(x)
@@ -185,7 +185,7 @@ def test_scores_agree_with_the_vote():
     r = np.random.default_rng(0)
     for k in (2, 3, 5):
         d = r.normal(size=(500, k * (k - 1) // 2))
-        scores, label = R.class_scores(d, k), R.vote(d, np.arange(k))
+        scores, label = R.narrowest_margins(d, k), R.vote(d, np.arange(k))
         assert np.array_equal(scores.argmax(0), label) and np.isfinite(scores).all()
         slow = [max(range(k), key=lambda c: (sum((row[p] > 0) == (c == i) for p, (i, j) in enumerate(R.pairs(k)) if c in (i, j)), -c)) for row in d]
         assert label.tolist() == slow
@@ -240,7 +240,7 @@ def test_a_background_map_decides_where_classes_are_seeded_and_no_threshold_does
     ground = (.2 + .6 * maps.maps.max(0, keepdims=True)[:, ::-1]).astype(np.float32)
     own = ScoreMaps(np.array([0, 3, 7]), np.concatenate([ground, maps.maps]))
     seeds = [S.svm_maps(f, own, (40, 52), u, t_fg=t, t_bg=t / 2)[1].seed for t in (.2, .8)]
-    want = np.array([0, 3, 7])[S.resize(np.float32(own.maps), f.shape[1:]).argmax(0)]
+    want = np.array([0, 3, 7])[S.resize_maps(np.float32(own.maps), f.shape[1:]).argmax(0)]
     assert np.array_equal(*seeds) and set(np.unique(want)) == {0, 3, 7}
     assert (seeds[0] == want).mean() > .999  # an exact tie is left open
 
@@ -285,14 +285,14 @@ def test_a_class_lost_by_relabelling_is_left_out():
     (lambda: S.self_enhanced_svm(np.zeros((4, 2)), np.zeros(3, int), np.zeros((5, 2))), 'expected x [n,D], y [n] and x_all [N,D] with n > 0, got [4, 2], [3] and [5, 2].'),
     (lambda: S.self_enhanced_svm(np.zeros((0, 2)), np.zeros(0, int), np.zeros((5, 2))), 'with n > 0'),
     (lambda: S.self_enhanced_svm(np.full((4, 2), np.nan), np.arange(4), np.zeros((5, 2))), 'svm: some features are NaN'),
-    (lambda: S.check_settings(kernel='rbff'), "kernel: unknown name 'rbff'. Did you mean 'rbf'?"),
-    (lambda: S.check_settings(gamma='auto'), "gamma: expected 'scale' or a positive number, got 'auto'."),
-    (lambda: S.check_settings(t_fg=.05, t_bg=.2), 'expected 0 <= t_bg <= t_fg < 1, got 0.2 and 0.05.'),
-    (lambda: S.check_settings(t_s=2), 't_s: expected a cosine'),
-    (lambda: S.check_settings(per_class=0), 'per_class: expected at least 1'),
-    (lambda: S.check_settings(cycles=-1), 'cycles: expected 0 or more, got -1.'),
-    (lambda: S.check_settings(gamma=-1.), "gamma: expected 'scale' or a positive number, got -1.0."),
-    (lambda: S.check_settings(C=0), 'C: expected a positive number, got 0.')])
+    (lambda: S.check_sampling(kernel='rbff'), "kernel: unknown name 'rbff'. Did you mean 'rbf'?"),
+    (lambda: S.check_sampling(gamma='auto'), "gamma: expected 'scale' or a positive number, got 'auto'."),
+    (lambda: S.check_sampling(t_fg=.05, t_bg=.2), 'expected 0 <= t_bg <= t_fg < 1, got 0.2 and 0.05.'),
+    (lambda: S.check_sampling(t_s=2), 't_s: expected a cosine'),
+    (lambda: S.check_sampling(per_class=0), 'per_class: expected at least 1'),
+    (lambda: S.check_sampling(cycles=-1), 'cycles: expected 0 or more, got -1.'),
+    (lambda: S.check_sampling(gamma=-1.), "gamma: expected 'scale' or a positive number, got -1.0."),
+    (lambda: S.check_sampling(C=0), 'C: expected a positive number, got 0.')])
 def test_errors(call, text):
     with pytest.raises(UserError) as e: call()
     assert text in str(e.value)

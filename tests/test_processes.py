@@ -17,7 +17,9 @@ from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.methods import AFFINITIES, METHODS, affinity_learner, localiser_learner, segmenter_learner
 from wsss_nb.base.processes import SharedNorm, count, launcher
-from wsss_nb.engine.train import Batches, Callback, Learner, read_checkpoint
+from wsss_nb.engine.batches import Batches
+from wsss_nb.engine.checkpoint import read_checkpoint
+from wsss_nb.engine.train import Callback, Learner
 
 PAIR = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
 

@@ -214,41 +214,56 @@ def test_in_jupyter_a_display_moves_and_is_empty_in_the_end(monkeypatch, tmp_pat
 
 
 DEMO = QUICK + '''
-import builtins, os
+import builtins
+from contextlib import contextmanager
 from pathlib import Path
-from wsss_nb import cli
-folder = Path({folder!r})
-first, say = [], print
-def noted(*texts, **more): first.append('torch' in sys.modules); say(*texts, **more)
+import wsss_nb.cli
+from wsss_nb.verbs import demo
+folder, first, say = Path({folder!r}), [], print
+
+@contextmanager
+def own_cluster(jobs, threads): yield None
+def work_through(client, nodes, runs, say):  # stands for the workers: says how far each stage is, then lays it down
+    for i in (1, 2, 3):
+        for f in nodes: f.mkdir(parents=True, exist_ok=True), (f / '.progress').write_text(f'{{i}}/3 steps')
+        time.sleep(.2)
+    for f, n in nodes.items():
+        (f / '.progress').unlink()
+        (f / 'train.ipynb').write_text('{{"cells": []}}')
+        save_json(f / 'stage.json', dict(stage='train', folder=f.name, parameters=n.params, device='', seconds=1., results={{}}))
+        say(f'{{n.runs[0]}}: {{n.stage}} done')
+        yield f, None
+
+def noted(*texts, **more):
+    first.append('torch' in sys.modules)
+    say(*texts, **more)
+    if len(first) > 1: return
+    global save_json
+    from wsss_nb.base.core import save_json
+    from wsss_nb.engine import recipes, scale
+    scale.own_cluster, scale.work_through = own_cluster, work_through
+    recipes.read_recipe = lambda name: dict(stages=['train'], seed=ord(name[0]), limit=4)
 builtins.print = noted
-cli.DEMO[:] = [['a_synthetic', 'b_synthetic'], ['c_synthetic']]
-sys.executable = str(folder / 'python')
+demo.DEMO[:] = [['a_synthetic', 'b_synthetic'], ['c_synthetic']]
 import types  # the page is not the point
 sys.modules['wsss_nb.results.report'] = types.SimpleNamespace(make_report=lambda names, runs: (folder / 'index.html', say('page of', *names))[0])
-code = cli.main(['demo', '--runs', str(folder / 'runs')])
+code = wsss_nb.cli.main(['demo', '--runs', str(folder / 'runs')])
 assert first[0] is False, 'torch was imported before the first line'
 sys.exit(code)
-'''
-STUB = '''#!/bin/sh
-# stands for a run: says how far it is, then how it ended
-for i in 1 2 3; do printf "train $i/3 steps" > "$WSSS_PROGRESS"; sleep .2; done
-echo "train done"
 '''
 
 
 @pytest.fixture
-def stub(tmp_path):
-    (tmp_path / 'python').write_text(STUB)
-    (tmp_path / 'python').chmod(0o755)
-    return DEMO.format(folder=str(tmp_path))
+def stub(tmp_path): return DEMO.format(folder=str(tmp_path))
 
 
 def test_the_demo_speaks_at_once_and_then_of_all_jobs_in_one_line(stub, tmp_path):
     out = on_a_terminal(stub)
     assert out.startswith('demo: 3 methods on the embedded set')
-    assert re.search(r'\r\033\[K[ab]_synthetic train \d/3 steps · c_synthetic train \d/3 steps', out) or re.search(r'c_synthetic train \d/3 steps · [ab]_synthetic', out)
+    assert re.search(r'\r\033\[Ka_synthetic train \d.* · b_synthetic train \d.* · c_synthetic train \d', out)
     rows = [r for r in screen(out) if r]
     assert rows[0].startswith('demo: ') and sorted(rows[1:4]) == [f'{n}_synthetic: train done' for n in 'abc'] and rows[4:] == ['page of c_synthetic a_synthetic b_synthetic', f'Open this page: {tmp_path}/index.html']
+    assert sorted(f.parent.name for f in (tmp_path / 'runs').glob('*/run.json')) == [f'{n}_synthetic' for n in 'abc']
 
 
 def test_the_demo_speaks_in_a_pipe_too(stub):
@@ -256,11 +271,30 @@ def test_the_demo_speaks_in_a_pipe_too(stub):
     assert out.startswith('demo: 3 methods on the embedded set') and any(re.search(r'[abc]_synthetic train \d/3 steps', l) for l in err) and not any('\r' in l for l in err)
 
 
+@pytest.mark.parametrize('dask', [True, False])
+def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, tmp_path, monkeypatch, capsys):
+    "with and without Dask the same number: the numbers of a training depend on it"
+    from wsss_nb.base import workers
+    from wsss_nb.engine import sheet
+    from wsss_nb.verbs import demo
+    seen = []
+    def side_by_side(recipes, runs, jobs, scheduler, say, threads):
+        for run in recipes: seen.append((run, jobs, threads)); yield run, tmp_path / run, None
+    monkeypatch.setattr(sheet, 'side_by_side', side_by_side)
+    monkeypatch.setattr(sheet, 'make_run', lambda run, *a: seen.append((run, *(os.environ[k] for k in execute.THREADS))) or tmp_path / run)
+    monkeypatch.setattr(workers, 'cores', lambda: 12)
+    monkeypatch.setattr(demo, 'find_spec', lambda name: dask or None)
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    assert [f.name for f in demo.run_demo(['cam_synthetic', 'icd_synthetic'], tmp_path)] == ['cam_synthetic', 'icd_synthetic']
+    assert seen == [(n, 5, 2) if dask else (n, '2', '2', '2') for n in ('cam_synthetic', 'icd_synthetic')]
+    assert ('one after the other' in capsys.readouterr().out) != dask and os.environ['OMP_NUM_THREADS'] == '7'
+
+
 def test_stages_on_a_cluster_are_told_by_what_they_write_into_their_folders(tmp_path):
-    from wsss_nb.engine.scale import Node, side_by_side
+    from wsss_nb.engine.scale import Node, at_work_now
     nodes = {tmp_path / n: Node(s, {}, [], [r]) for n, s, r in (('train-a', 'train', 'cam'), ('masks-b', 'masks', 'sipe'), ('train-c', 'train', 'svm'))}
     for folder in nodes: folder.mkdir()
-    assert side_by_side(nodes, dict(cam=1, sipe=1, svm=1)) == '3 runs, waiting for a worker'
+    assert at_work_now(nodes, dict(cam=1, sipe=1, svm=1)) == '3 runs, waiting for a worker'
     (tmp_path / 'train-a/.progress').write_text('40/125 training, step  loss 1.23')
     (tmp_path / 'masks-b/.progress').write_text('')
-    assert side_by_side(nodes, {}) == 'cam train 40/125 training, step  loss 1.23 · sipe masks at work'
+    assert at_work_now(nodes, {}) == 'cam train 40/125 training, step  loss 1.23 · sipe masks at work'

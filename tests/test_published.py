@@ -18,9 +18,11 @@ from wsss_nb.results import published as P
 from wsss_nb.results import quoted as Q
 from wsss_nb.results import readme as M
 from wsss_nb.engine import verify as R
+from wsss_nb.engine.stage import INPUTS
+from wsss_nb.engine.run import run_recipe
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
-from wsss_nb.results.tables import known
+from wsss_nb.results.table_recipes import known
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'runs/published'
@@ -57,7 +59,10 @@ def test_what_lies_there_is_what_should():
         run, names = read(folder / 'run.json'), {p.name for p in folder.iterdir()}
         assert run['name'] == folder.name and run['state'] == 'done' and run['versions']['torch'] and read(folder / 'metrics.json')['numbers']
         ours = {s['parameters']['data_name'] for s in run['stages'].values()} == {'synthetic'}
-        assert names == {'run.json', 'metrics.json'} | ({f'{s}.ipynb' for s in run['stages']} if ours else set()), folder.name  # of photographs no notebook, no picture
+        pages, made = names - {'run.json', 'metrics.json'}, {f'{s}.ipynb' for s in run['stages']}
+        assert names >= {'run.json', 'metrics.json'}
+        if re.fullmatch(r'(icd|ecsnet|sipe|svm)_(\d|fig8)-synthetic\.\w+', folder.name): assert pages <= {'evaluate.ipynb'}, folder.name  # rows of the papers' tables
+        else: assert pages == (made if ours else set()), folder.name  # of photographs no notebook, no picture
         for s in run['stages'].values():
             weights = s['parameters'].get('weights') or ''
             assert '.' not in weights or re.fullmatch('[0-9a-f]{64}', run['files'][weights])
@@ -126,6 +131,20 @@ def of_grid(made):
     return out
 
 
+def of_seeds(one, two):
+    "The means, and half of what lies between them, of all numbers that two published runs share"
+    a, b = (R.numbers_in(read(f / 'metrics.json')) for f in (one, two))
+    return [x for k in a if isinstance(a[k], float) and isinstance(b.get(k), float) for x in ((a[k] + b[k]) / 2, abs(a[k] - b[k]) / 2)]
+
+
+def test_two_seeds_of_a_run_differ_in_nothing_else():
+    pairs = [(f, f.parent / f'{f.name}_seed_1') for f in RUNS if '-synthetic.' in f.name and (f.parent / f'{f.name}_seed_1').is_dir()]
+    for one, two in pairs:
+        a, b = (read(f / 'run.json') for f in (one, two))
+        settings = lambda r, seed: {s: {k: v for k, v in p['parameters'].items() if k not in ('seed', 'runs', 'workers') and k not in INPUTS[s]} for s, p in r['stages'].items() if p['parameters'].get('seed', seed) == seed}
+        assert settings(a, 0) == settings(b, 1) and len(settings(a, 0)) == len(a['stages']) and a['versions'] == b['versions'], one.name
+
+
 def test_a_grid_has_the_numbers_of_the_runs_that_are_published_alone():
     cells = {c['run']: c['number'] for c in read(FOLDER / 'grid-synthetic/grid.json')['cells'] if c['number']}
     for localiser in ('cam', 'icd', 'ecsnet', 'sipe', 'ccmr'):
@@ -144,7 +163,8 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     for text in results.values(): assert not re.search(r'(?m)^\|', re.sub(r'<!-- table.*?<!-- /table -->', '', text, flags=re.S)), 'a table without its comments'
     t, text = M.Tables(), '\n'.join([prose(PAGES[0]), *results.values()])
     assert sorted(re.findall(r'<!-- table: (\w+) -->', text)) == sorted(t.says['tables'])  # each in one place
-    ours = [n for f in RUNS for n in [*R.leaves(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
+    ours = [n for f in RUNS for n in [*R.numbers_in(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
+    ours += [x for f in RUNS if (f.parent / f'{f.name}_seed_1').is_dir() for x in of_seeds(f, f.parent / f'{f.name}_seed_1')]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
     assert len(numbers) > 100
@@ -311,6 +331,18 @@ def test_of_a_path_its_last_name_stays(path, name):
     assert P.scrubbed(path) == name and P.scrubbed([dict(a=path)]) == [dict(a=name)] and not P.private_parts(P.scrubbed(path))
 
 
+def test_of_a_run_only_the_pages_that_are_asked_for_stay_and_without_pictures(tmp_path, capsys):
+    run = tmp_path / 'runs/cam_synthetic'
+    shutil.copytree(FOLDER / 'cam_synthetic', run)
+    go = lambda *more: main(['publish', 'cam_synthetic', '--runs', str(tmp_path / 'runs'), '--out', str(tmp_path / 'out'), *more])
+    assert go() == 0 and {p.name for p in (tmp_path / 'out/cam_synthetic').iterdir()} == {p.name for p in run.iterdir()}
+    assert go('--pages', 'none') == 0 and {p.name for p in (tmp_path / 'out/cam_synthetic').iterdir()} == {'run.json', 'metrics.json'}
+    assert go('--pages', 'evaluate') == 0 and {p.name for p in (tmp_path / 'out/cam_synthetic').iterdir()} == {'run.json', 'metrics.json', 'evaluate.ipynb'}
+    page = (tmp_path / 'out/cam_synthetic/evaluate.ipynb').read_text()
+    assert 'image/png' not in page and re.search(r'picture of \d+ x \d+ left out', page) and 'precision    recall' in page and 'image/png' in (run / 'evaluate.ipynb').read_text()
+    assert go('--pages', 'evaluat') == 2 and "publish: pages of cam_synthetic: unknown name 'evaluat'. Did you mean 'evaluate'?" in capsys.readouterr().err
+
+
 def test_the_name_of_the_machine_goes(monkeypatch):
     monkeypatch.setattr(platform, 'node', lambda: 'node-07')
     assert P.scrubbed('on node-07 (2 GPUs), not on node-071') == 'on host (2 GPUs), not on node-071' and P.private_parts(['on node-07']) == ['node-07']
@@ -378,7 +410,7 @@ def test_a_picture_gets_small_or_is_left_out():
 def test_a_run_on_the_embedded_set_is_published_with_its_notebooks_and_made_again_from_there(tmp_path, capsys):
     (tmp_path / 'small.yaml').write_text('stages: [train, masks, evaluate]\n')
     options = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'masks.scales=[1.0]', 'workers=1']
-    R.run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
+    run_recipe(str(tmp_path / 'small.yaml'), options, runs=tmp_path / 'runs')
     assert main(['publish', 'small', '--runs', str(tmp_path / 'runs'), '--to', str(tmp_path / 'out')]) == 0 and 'run.json, 3 executed notebooks;' in capsys.readouterr().out
     shutil.rmtree(tmp_path / 'runs')
     out = tmp_path / 'out/small'
@@ -402,11 +434,11 @@ def test_verify_refuses_other_weights(tmp_path, capsys):
 
 def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):
     asked = {}
-    def run_recipe(name, runs, recipe, **more):
-        asked.update(recipe)
+    def make_run(name, recipe, runs, *more, **most):
+        asked.update(recipe.recipe)
         assert runs.is_dir()
         return FOLDER / 'sipe_photos.SIPE'
-    monkeypatch.setattr(R, 'run_recipe', run_recipe)
+    monkeypatch.setattr(R, 'make_run', make_run)
     assert main(['verify', str(FOLDER / 'sipe_photos.SIPE'), '--runs', str(tmp_path), '-p', 'data.root=here/VOCdevkit', '-p', 'weights=w.npz']) == 0
     assert asked == {**(as_published := read(FOLDER / 'sipe_photos.SIPE/run.json')['recipe']), 'data': dict(as_published['data'], root='here/VOCdevkit'), 'weights': 'w.npz'}
 

@@ -13,7 +13,7 @@ from wsss_nb.results import report_pictures as P
 from wsss_nb.base.core import UserError, load_json, save_json
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.execute import StageFailed
-from wsss_nb.engine.recipes import stage_notebook
+from wsss_nb.engine.parameters import stage_notebook
 from wsss_nb.base.show import overlay, plot_curves
 
 PUBLISHED = load_json(Path(__file__).resolve().parents[1] / 'runs/published/cam_synthetic/run.json')

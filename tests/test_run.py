@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from inside import inside
+from wsss_nb.engine import key as K
 from wsss_nb.engine import run as R
 from wsss_nb.engine import stage as S
 from wsss_nb.engine import verify as V
@@ -25,7 +26,10 @@ from wsss_nb.engine.execute import StageFailed, in_threads_of, locked, run_noteb
 from wsss_nb.base.core import UserError
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.methods import build_localiser, check_network
-from wsss_nb.engine.recipes import STAGES, all_recipes, is_row, notebook_parameters, read_recipe, rows_of, stage_notebook, stage_parameters
+from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_notebook
+from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, resolved, rows_of, stage_parameters
+from wsss_nb.engine.record import Run
+from wsss_nb.engine.sheet import Sheet, runs_of
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -117,8 +121,8 @@ def test_a_method_from_a_file_counts_with_all_that_it_imports(tmp_path, monkeypa
     assert S.stage_key('train', p)[0] == key
     file.write_text(OWN + '\n')
     changed = S.stage_key('train', p)[0]
-    digest_of = S.digest_of
-    monkeypatch.setattr(S, 'digest_of', lambda modules: digest_of(modules) + ('other' if 'papers.seam' in modules else ''))
+    digest_of = K.digest_of
+    monkeypatch.setattr(K, 'digest_of', lambda modules: digest_of(modules) + ('other' if 'papers.seam' in modules else ''))
     assert len({key, changed, S.stage_key('train', p)[0]}) == 3
     for method, text in ((f'{file}:Mein', "class of mine.py: unknown name 'Mein'. Did you mean 'Mine'"), (f'{tmp_path}/your.py:Mine', 'no such file'), ('mine:Mine', "unknown name 'mine:Mine'")):
         with pytest.raises(UserError, match=text): stage_parameters({'train': {'method': method}})
@@ -127,8 +131,8 @@ def test_a_method_from_a_file_counts_with_all_that_it_imports(tmp_path, monkeypa
 
 
 def test_code_counts_from_the_notebook_down():
-    assert {'cams', 'engine.train', 'nets.tiny', 'data.catalog', 'base.core'} <= set(S.code_modules(['engine.recipes', 'cams', 'data.catalog']))
-    assert not {'run', 'report', 'cli', 'show'} & set(S.code_modules(['recipes', 'evaluate']))
+    assert {'cams', 'engine.train', 'nets.tiny', 'data.catalog', 'base.core'} <= set(K.code_modules(['engine.recipes', 'cams', 'data.catalog']))
+    assert not {'run', 'report', 'cli', 'show'} & set(K.code_modules(['recipes', 'evaluate']))
 
 
 # -- the masks, where they are and what they look like
@@ -191,10 +195,10 @@ def test_masks_that_show_nothing_are_told_at_the_end_of_their_stage(small, tmp_p
 # -- few steps
 
 def test_a_short_training_is_told_with_the_parameter_that_makes_it_longer(small, tmp_path, capsys):
-    R.dry_run(str(small / 'small.yaml'), SMALL, runs=tmp_path)
+    Sheet(runs_of(str(small / 'small.yaml'), SMALL), tmp_path).dry()
     out = capsys.readouterr().out.splitlines()
     assert [l.strip() for l in out if 'warning' in l] == ['warning: 6 steps of training, from which little is learnt; train.epochs=34 makes 100', 'warning: 3 steps of training, from which little is learnt; segment.epochs=34 makes 100']
-    R.dry_run('cam_synthetic', runs=tmp_path)
+    Sheet(runs_of('cam_synthetic'), tmp_path).dry()
     assert 'warning' not in capsys.readouterr().out
     said = []
     with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'stages=[train]', 'train.lr=0.001'], runs=tmp_path, run_name='s', say=said.append)
@@ -213,7 +217,7 @@ def test_fit_tells_of_a_short_training_on_ones_own_photographs(capsys, name, tol
 def test_a_run_that_is_interrupted_names_the_command_that_goes_on(small, tmp_path):
     said = []
     def stops(s, say): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): R.run_recipe(str(small / 'small.yaml'), SMALL, runs=tmp_path, run_name='my run', say=said.append, make=stops)
+    with pytest.raises(KeyboardInterrupt): R.make_run('my run', read_recipe(str(small / 'small.yaml'), SMALL), tmp_path, said.append, stops)
     assert said == [f"stopped in train; go on with: wsss resume 'my run' --runs {tmp_path}"] and json.loads((tmp_path / 'my run/run.json').read_text())['state'] == 'stopped in train'
 
 
@@ -262,7 +266,7 @@ def test_a_recorded_run_is_made_again_to_the_last_bit(small, tmp_path, capsys, m
     first['miou'] += 2 ** -30
     del first['iou']['background']
     (published / 'metrics.json').write_text(json.dumps(metrics))
-    monkeypatch.setattr(V, 'run_recipe', lambda *a, **k: small / 'runs/small')
+    monkeypatch.setattr(V, 'make_run', lambda *a, **k: small / 'runs/small')
     assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 1
     out = capsys.readouterr().out
     assert f'numbers.{first["what"]}/{first["split"]}.miou' in out and 'iou.background' in out and '2 of ' in out and 'by 9.3e-10 at most' in out
@@ -274,10 +278,10 @@ def test_a_recorded_run_is_made_again_in_as_many_threads_as_then(small, tmp_path
     run['stages']['train']['device'], run['stages']['masks']['device'], run['versions']['torch'] = 'cpu (x86_64, 3 threads)', 'a GPU', '1.0'
     published.mkdir(parents=True)
     for name, x in (('run', run), ('metrics', dict(metrics, more=1.))): (published / f'{name}.json').write_text(json.dumps(x))
-    def run_recipe(*a, make, say, **k):
+    def make_run(name, recipe, runs, say, make, shown):
         for stage in ('train', 'masks', 'psa'): make(SimpleNamespace(stage=stage), say)
         return small / 'runs/small'
-    monkeypatch.setattr(V, 'run_recipe', run_recipe)
+    monkeypatch.setattr(V, 'make_run', make_run)
     monkeypatch.setattr(V, 'execute', lambda s, say: seen.append((s.stage, os.environ.get('OMP_NUM_THREADS'), os.environ.get('MKL_NUM_THREADS'))))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     monkeypatch.delenv('MKL_NUM_THREADS', raising=False)
@@ -296,23 +300,23 @@ def test_verify_leaves_nothing_unless_it_is_asked_to(small, tmp_path, capsys, mo
         run, there = (json.loads((small / f'runs/small/{x}.json').read_text()) for x in ('run', 'metrics'))
         for f, x in (('run', run), ('metrics', dict(there, **metrics))): (folder / f'{f}.json').write_text(json.dumps(x))
         return str(folder)
-    def made(name, *a, runs, shown, **k):
+    def made(name, recipe, runs, say, make, shown):
         shutil.copytree(small / 'runs/small', Path(runs) / 'small')
         seen.append((Path(runs), shown))
         assert any(f == Path(runs) for f in (tmp_path / 'runs/stages').iterdir()) and not R.unused(tmp_path / 'runs')  # at work: not to be deleted
         return Path(runs) / 'small'
     seen, runs = [], tmp_path / 'runs'
-    monkeypatch.setattr(V, 'run_recipe', made)
+    monkeypatch.setattr(V, 'make_run', made)
     assert main(['verify', published('other', more=1.), '--runs', str(runs)]) == 1  # another number, and still nothing is left
     assert seen == [(runs / 'stages/verify-other', False)] and not list((runs / 'stages').iterdir())
     capsys.readouterr()
     assert main(['verify', str(tmp_path / 'published/other'), '--runs', str(runs), '--keep']) == 1
     assert f'kept: {runs / "stages/verify-other"}; wsss prune deletes it\n' in capsys.readouterr().out and (runs / 'stages/verify-other/small/run.json').exists()
     assert main(['prune', '--runs', str(runs)]) == 0 and 'verify-other' in capsys.readouterr().out
-    def fails(*a, runs, **k):
+    def fails(name, recipe, runs, *a, **k):
         (Path(runs) / 'half').mkdir()
         raise StageFailed('train failed in cell 7: oh (executed notebook: gone)')
-    monkeypatch.setattr(V, 'run_recipe', fails)
+    monkeypatch.setattr(V, 'make_run', fails)
     assert main(['verify', published('fails'), '--runs', str(runs)]) == 1 and capsys.readouterr().err == 'wsss: train failed in cell 7: oh; with --keep what was made is left to look at\n'
     assert [f.name for f in (runs / 'stages').iterdir()] == ['verify-other']
     (runs / 'verify/old').mkdir(parents=True)  # from before, when it was left there
@@ -323,19 +327,19 @@ def test_what_a_killed_verify_leaves_is_pruned(small, tmp_path):
     code = f"""import time
 from pathlib import Path
 from wsss_nb.engine import verify as V
-def run_recipe(*a, runs, **k):
+def make_run(name, recipe, runs, *a, **k):
     (Path(runs) / 'stages/train-1').mkdir(parents=True)
     (Path(runs) / 'stages/train-1/big').write_bytes(b'x' * 1000)
     print('there', flush=True)
     time.sleep(60)
-V.run_recipe = run_recipe
-V.verify({str(small / 'runs/small')!r}, {str(tmp_path)!r})"""
+V.make_run = make_run
+V.verify_run({str(small / 'runs/small')!r}, {str(tmp_path)!r})"""
     child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try: assert child.stdout.readline() == 'there\n' and not R.unused(tmp_path)
     finally: child.kill(); child.wait()
     (folder, size), = R.unused(tmp_path).items()
     assert folder == tmp_path / 'stages/verify-small' and size >= 1000 and not R.list_runs(tmp_path)
-    R.prune(tmp_path)
+    R.delete_unused(tmp_path)
     assert not list((tmp_path / 'stages').iterdir())
 
 
@@ -384,8 +388,8 @@ def test_unknown_recipe_and_run_are_told_with_the_nearest(tmp_path, capsys):
 
 
 def test_rows_of_a_table_can_be_named(capsys):
-    every = R.runs_of('icd_photos')
-    assert list(R.runs_of('icd_photos', rows=['top-down', 'abs CRF'])) == ['icd_photos.top-down', 'icd_photos.abs_CRF'] and R.runs_of('icd_photos', rows=['abs_CRF'], run_name='x') == {'x.abs_CRF': every['icd_photos.abs_CRF']} and len(every) > 2
+    every = runs_of('icd_photos')
+    assert list(runs_of('icd_photos', rows=['top-down', 'abs CRF'])) == ['icd_photos.top-down', 'icd_photos.abs_CRF'] and runs_of('icd_photos', rows=['abs_CRF'], run_name='x') == {'x.abs_CRF': every['icd_photos.abs_CRF']} and len(every) > 2
     assert main(['run', 'ccmr_synthetic_ablation', '--row', 'nGWP CCMR', '--dry-run', '-p', 'limit=8']) == 0
     assert [l for l in capsys.readouterr().out.splitlines() if l.startswith('--')] == ['-- nGWP CCMR']
     for name, row, text in (('icd_photos', 'abs CRT', "icd_photos: no row is called 'abs CRT'. Did you mean 'abs CRF'? Known: CAM, "), ('cam_photos', 'CAM', "cam_photos: no row is called 'CAM'. This recipe is no table.")):
@@ -404,12 +408,12 @@ def test_a_dry_run_checks_the_recipe_and_the_data_and_runs_nothing(tmp_path, cap
 
 
 def test_a_dry_run_knows_where_everything_lies(small, capsys):
-    R.dry_run(str(small / 'small.yaml'), SMALL, runs=small / 'runs')
+    Sheet(runs_of(str(small / 'small.yaml'), SMALL), small / 'runs').dry()
     out = capsys.readouterr().out
     assert out.count('there already') == 4
     run = json.loads((small / 'runs/small/run.json').read_text())
     for s in run['stages'].values(): assert f'stages/{s["folder"]}, there already' in out
-    R.dry_run(str(small / 'small.yaml'), [*SMALL, 'masks.threshold=0.3'], runs=small / 'runs')
+    Sheet(runs_of(str(small / 'small.yaml'), [*SMALL, 'masks.threshold=0.3']), small / 'runs').dry()
     assert capsys.readouterr().out.count('there already') == 1  # the training alone
 
 

@@ -20,8 +20,8 @@ from wsss_nb.engine import scale
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 from wsss_nb.engine.execute import StageFailed
-from wsss_nb.engine.run import run_each, runs_of
-from wsss_nb.engine.train import read_checkpoint
+from wsss_nb.engine.sheet import Sheet, runs_of
+from wsss_nb.engine.checkpoint import read_checkpoint
 
 TABLE = '''
 stages: [train, masks, evaluate]
@@ -69,12 +69,12 @@ def table(tmp_path_factory):
     d, killed, said = tmp_path_factory.mktemp('scale'), {}, []
     (d / 't.yaml').write_text(TABLE)
     (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
-    run_each(runs_of(str(d / 't.yaml')), d / 'plain', said.append)
+    Sheet(runs_of(str(d / 't.yaml')), d / 'plain').run(say=said.append)
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed))
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
         m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')
-        scale.run_side_by_side(runs_of(str(d / 'bad/t.yaml')), d / 'dask', jobs=2, say=lambda text: (said.append(text), print(text, file=sys.stderr)))
+        Sheet(runs_of(str(d / 'bad/t.yaml')), d / 'dask').run(2, say=lambda text: (said.append(text), print(text, file=sys.stderr)))
     killer.join()
     killed['lines'] = lines.getvalue().splitlines()
     return d, killed, said, str(e.value)
@@ -107,8 +107,8 @@ def test_a_row_that_fails_stops_no_other(table):
 
 def test_what_is_made_needs_no_worker(table, monkeypatch):
     def none(*a): raise AssertionError('a cluster was started')
-    monkeypatch.setattr(scale, 'cluster', none)
-    folders = scale.run_side_by_side(runs_of(str(table[0] / 't.yaml')), table[0] / 'dask', jobs=2)
+    monkeypatch.setattr(scale, 'own_cluster', none)
+    folders = Sheet(runs_of(str(table[0] / 't.yaml')), table[0] / 'dask').run(2)
     assert [f.name for f in folders] == ['t.low', 't.high']
 
 
@@ -124,9 +124,9 @@ def test_a_cluster_that_is_there(tmp_path, capsys):
 @pytest.mark.parametrize('threads, token, text', [(2, '', 'would execute 2 stages in one process; start it with `dask worker --nthreads 1`'), (1, 'gone', 'does not see the folder with runs .*; put it on a file system that all machines share')])
 def test_a_worker_on_other_ground_is_told(tmp_path, monkeypatch, threads, token, text):
     from distributed import LocalCluster
-    if token: monkeypatch.setattr(scale, 'ground', lambda runs, token, dask_worker=None, real=scale.ground: real(runs, 'gone', dask_worker))
+    if token: monkeypatch.setattr(scale, 'wrong_ground', lambda runs, token, dask_worker=None, real=scale.wrong_ground: real(runs, 'gone', dask_worker))
     with LocalCluster(n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=None, silence_logs=50) as c:
-        with pytest.raises(UserError, match=text): scale.run_side_by_side(dict(r=dict(stages=['train'])), tmp_path, scheduler=c.scheduler_address)
+        with pytest.raises(UserError, match=text): Sheet(dict(r=dict(stages=['train'])), tmp_path).run(scheduler=c.scheduler_address)
     assert not list((tmp_path / 'stages').glob('*'))
 
 
@@ -158,7 +158,7 @@ def test_a_worker_that_goes_is_named_with_what_it_had(tmp_path, lost, monkeypatc
     if not lost: watch.ended.add(tmp_path / 'train-0')
     watch.look(), watch.look()
     assert said == ['a worker died (tcp://a:1); done again, from what it had saved: train-0 (t.0)' if lost else 'a worker is gone (tcp://a:1); it had nothing in hand']
-    assert scale.side_by_side(nodes, {}) == 't.1 train training, step 3/9'
+    assert scale.at_work_now(nodes, {}) == 't.1 train training, step 3/9'
 
 
 def test_a_scheduler_that_does_not_answer_is_told_within_three_seconds(tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsss_nb.base import show
+from wsss_nb.base import pictures, show
 from wsss_nb.base.core import UserError
 
 GOLDENS = Path(__file__).parent / 'goldens'
@@ -20,6 +20,10 @@ def png(fig):
     data = fig._repr_png_()
     assert data[:8] == b'\x89PNG\r\n\x1a\n'
     return data
+
+
+def test_a_chart_is_sharp_and_a_large_one_is_no_heavier_than_before():
+    assert show.Chart(5, 3).dpi == 120 and show.Chart(8, 9).dpi == 80 and 80 < show.Chart(7, 6).dpi < 120
 
 
 def test_golden_palette():
@@ -36,7 +40,7 @@ def test_pictures_of_tensors_and_arrays_agree():
 
 
 def test_overlay_blends_only_the_mask():
-    out, edge = show.overlay(IMAGE, MASK, alpha=.5), show.outline(MASK)
+    out, edge = show.overlay(IMAGE, MASK, alpha=.5), pictures.mask_edges(MASK)
     assert (out[(MASK == 0) & ~edge] == IMAGE[(MASK == 0) & ~edge]).all() and (out[edge] == 255).all()
     inside = (MASK == 3) & ~edge
     assert abs(out[inside] - (IMAGE[inside] * .5 + np.array([128, 128, 0]) * .5)).max() <= .5

@@ -1,11 +1,15 @@
 "Numbers with their sources: places, what is refused, orders beside the papers' orders, tables and settings"
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from wsss_nb.results import sources as S
 from wsss_nb.base.core import UserError
-from wsss_nb.results.tables import all_tables, known
+from wsss_nb.results.table_recipes import all_tables, known
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_an_order_is_compared_pair_by_pair(capsys):
@@ -39,6 +43,36 @@ def test_numbers_come_from_runs_and_papers():
         assert text in str(e.value)
 
 
+def test_a_papers_number_is_quoted_as_it_is_printed():
+    n = S.Numbers()
+    assert [n.text(f'paper {p}') for p in ('ecsnet:text AffinityNet on the maps, train', 'svm:text gain of the seeds', 'icd:8 ICD, saliency, test', 'icd:2 CAM T 0.5, recall')] == ['67.82', '2.65', '68.0', '6.5']
+    t = n.table(['', 'paper'], [['SIPE on test', '{paper sipe:2 SIPE, ResNet-101, test}']])
+    assert t.cells[1] == ['SIPE on test', '69.7'] and t.sources == 'From runs/paper_numbers.yaml: sipe:2.'
+
+
+def test_runs_that_differ_in_their_seed_are_one_number_with_its_spread():
+    n, (a, b) = S.Numbers(classes='bg+6', images=222), ('ccmr_photos.CRF', 'ccmr_photos.CRF_seed_1')
+    one, two = (json.loads((ROOT / f'runs/published/{r}/metrics.json').read_text())['numbers'][0]['miou'] for r in (a, b))
+    mean, half = (one + two) / 2, abs(one - two) / 2
+    assert n.text(f'{a},{b} masks/val', 'SWP') == f'{100 * float(f"{mean:.3f}"):.1f} ± {100 * float(f"{half:.3f}"):.1f}' and abs(n(f'{a},{b} masks/val') - 100 * mean) <= .051
+
+
+def test_the_recall_is_what_the_executed_evaluation_printed():
+    nb = json.loads((ROOT / 'runs/published/icd_synthetic/evaluate.ipynb').read_text())
+    lines = ''.join(''.join(o.get('text', '')) for c in nb['cells'] for o in c.get('outputs', [])).split('masks on val, 100 images')[1].split('\n\n')[0].splitlines()
+    by_hand = {line.split()[0]: [float(x) for x in line.split()[1:4]] for line in lines[2:] if line}
+    report = S.report_of('icd_synthetic')
+    assert {k: [*v.values()] for k, v in report.items()} == by_hand and len(by_hand) == 10
+    mean = lambda column: sum(v[column] for k, v in report.items() if k != 'mean') / 9
+    assert abs(mean('recall') - report['mean']['recall']) < .06 and abs(mean('precision') - report['mean']['precision']) < .06
+    other = S.report_of('cam_synthetic')['mean']['recall']
+    n = S.Numbers()
+    assert n('icd_synthetic recall/val') == report['mean']['recall'] and n.text('icd_synthetic,cam_synthetic recall/val') == f'{(report["mean"]["recall"] + other) / 2:.1f} ± {abs(report["mean"]["recall"] - other) / 2:.1f}'
+    for place, text in (('icd_photos.CAM recall/val', 'icd_photos.CAM: no executed evaluation is published of it'), ('icd_synthetic recall/test', 'its evaluation counts no masks on test')):
+        with pytest.raises(UserError) as e: n.text(place)
+        assert text in str(e.value)
+
+
 def test_a_table_says_where_it_is_from(monkeypatch):
     rows = [['CAM', '{icd_photos.CAM masks/val}', '{paper icd:1 CAM}'], ['ICD', '', '{paper icd:3 top-down}']]
     t = S.Numbers().table(['', 'here', 'paper'], rows)
@@ -54,7 +88,7 @@ def test_a_table_says_where_it_is_from(monkeypatch):
 @pytest.mark.parametrize('paper', ['icd', 'ecsnet', 'sipe', 'ccmr', 'svm'])
 def test_every_row_of_a_paper_is_in_its_overview(paper):
     t = S.paper_tables(paper)
-    names = [k for k in known('paper_numbers') if k.startswith(f'{paper}:')]
+    names = [k for k in known('paper_numbers') if k.startswith(f'{paper}:') and k in all_tables()]  # texts and bars are there to be quoted
     assert [row[-1] for row in t.cells[1:]] == [f'`wsss table {k}`' for k in names]
     for name, row in zip(names, t.cells[1:]):
         printed = set(known('paper_numbers')[name]['rows'])
@@ -66,3 +100,24 @@ def test_recipes_side_by_side():
     cells = {row[0]: row[1:] for row in S.settings_of('icd_voc12', 'icd_photos').cells}
     assert cells['train.epochs'] == ['20', '5'] and cells['train.backbone'] == ['vgg16', 'mobilenet_v2']
     assert 'train.lr' not in cells and not any('data_' in k or 'weights' in k for k in cells)  # the same in both, or of a machine
+
+
+@pytest.mark.parametrize('paper, tables', [('icd', 8), ('ecsnet', 7), ('ccmr', 2)])
+def test_every_row_has_a_number_or_a_reason(paper, tables):
+    rows = S.every_row(paper).cells[1:]
+    assert len({r[0] for r in rows}) == tables and all(any(r[3:]) for r in rows)
+    for name in {r[0] for r in rows}:
+        named = [k for r in rows if r[0] == name for k in ([r[1]] if r[2] or not r[1].endswith('of other authors') else r[5].split('; '))]
+        for k in known('paper_numbers')[name]['rows']: assert any(n in k for n in named), (name, k)
+
+
+def test_a_row_may_be_a_run_of_another_name(tmp_path):
+    row = lambda also: next(r for r in S.every_row('icd', also).cells if r[:2] == ['icd:3', 'top-down'])
+    assert row({'icd:3 top-down': 'icd_photos.top-down'})[2:4] == ['59.9', '43.2'] and row({})[3] in ('', '43.2')
+
+
+def test_a_row_may_be_runs_of_other_names_one_on_each_data_set():
+    value = lambda run, what: next(f'{100 * n["miou"]:.1f}' for n in json.loads((ROOT / f'runs/published/{run}/metrics.json').read_text())['numbers'] if n['what'] == what)
+    runs = ['sipe_photos.IPE_without_GSC', 'sipe_synthetic_table.IPE_without_GSC']
+    row = next(r for r in S.every_row('sipe', {'sipe:4 CAM, IPE': runs}).cells if r[:2] == ['sipe:4', 'CAM, IPE'])
+    assert row[2:] == ['53.2', value(runs[0], 'masks'), value(runs[1], 'masks'), '']

@@ -104,13 +104,13 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(tmp_path):
 
 def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path):
     from wsss_nb.base.core import save_json
-    from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_of, segmenter_learner
+    from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_behind, segmenter_learner
     data, train, masks = synthetic('train', n=8), tmp_path / 'stages/train-a', tmp_path / 'stages/masks-a'
     learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, folder=train)
     learner.fit()
     save_json(train / 'stage.json', dict(stage='train', parameters=dict(method='cam', backbone='tiny', stride=0, options={}), results=dict(classes=data.classes)))
     save_json(masks / 'stage.json', dict(stage='masks', inputs=dict(localiser=train.name)))
-    start = load_localiser(localiser_of(masks))[0].backbone
+    start = load_localiser(localiser_behind(masks))[0].backbone
     assert all(torch.equal(v, learner.raw_net.backbone.state_dict()[k]) for k, v in start.state_dict().items())
     net = segmenter_learner(data, 'tiny', 'localiser', start=start, crop=48, epochs=1).raw_net
     fresh = segmenter_learner(data, 'tiny', '', crop=48, epochs=1).raw_net
@@ -119,7 +119,7 @@ def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path)
     assert net.backbone.layer1[0].weight.data_ptr() != start.layer1[0].weight.data_ptr()  # a copy
     with pytest.raises(UserError, match='mobilenet_v2 cannot begin with the weights of the localiser, which is a tiny'): segmenter_learner(data, 'mobilenet_v2', 'localiser', start=start)
     save_json(masks / 'stage.json', dict(stage='masks', inputs={}))
-    with pytest.raises(UserError, match='no localiser behind the masks'): localiser_of(masks)
+    with pytest.raises(UserError, match='no localiser behind the masks'): localiser_behind(masks)
 
 
 def test_mobilenet_gives_its_backbone_to_a_head_that_takes_it_without_the_last_layer():

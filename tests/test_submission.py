@@ -10,7 +10,7 @@ from PIL import Image
 
 from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import save_mask
-from wsss_nb.data.submission import check_submission, tell, write_submission
+from wsss_nb.data.submission import check_submission, finding_lines, write_submission
 from wsss_nb.data.voc import voc12
 
 IDS = ['2008_000006', '2008_000011', '2009_000001', '2011_003287']
@@ -160,7 +160,7 @@ def test_without_the_list_names_and_their_number_are_checked(tmp_path):
     raw = voc_png(np.full((3, 4), 2))
     files = {f'{PLACE}/2008_{i:06}.png': raw for i in range(1456)}
     assert check_submission(zipped(tmp_path / 'a.zip', files)) == []
-    assert 'without the list of test images' in list(tell([]))[-1]
+    assert 'without the list of test images' in list(finding_lines([]))[-1]
     del files[f'{PLACE}/2008_000000.png']
     assert [(f.kind, f.text) for f in check_submission(zipped(tmp_path / 'a.zip', files))] == [('missing image', '1455 masks, the server expects 1456')]
     files[f'{PLACE}/2007_000032.png'] = raw
@@ -172,6 +172,6 @@ def test_without_the_list_names_and_their_number_are_checked(tmp_path):
 
 def test_at_most_ten_lines_of_a_kind(tmp_path):
     found = check_submission(zipped(tmp_path / 'a.zip', {f'{PLACE}/2008_{i:06}.png': png(ONE[:4, :4], 'RGB') for i in range(25)}))
-    lines = list(tell(found))
+    lines = list(finding_lines(found))
     assert lines[0] == 'the server would refuse it: missing image 1, not indexed 25'
     assert sum(l.startswith('  not indexed: 2008') for l in lines) == 10 and '  not indexed: and 15 more' in lines

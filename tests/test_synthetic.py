@@ -125,7 +125,7 @@ def test_shapes_are_distances():
     np.testing.assert_allclose(draw.capsule(x, y, -1, 0, 1, 0, .5)[30, 60], 1.5)
     np.testing.assert_allclose(draw.polygon(x, y, (-1, 1), (-1, -1), (1, -1), (1, 1))[30], np.abs(x[30]) - 1)
     for shape, args in ((draw.polygon, ((-1, .8), (.2, -1), (1.5, .8))), (draw.capsule, (-.5, .2, 1, 0, .3)), (draw.ellipse, (.5, .1, 1, .4))):
-        np.testing.assert_allclose(shape(x, y, *draw.mirrored(shape, args)), shape(-x, y, *args), atol=1e-12)
+        np.testing.assert_allclose(shape(x, y, *draw.mirror_args(shape, args)), shape(-x, y, *args), atol=1e-12)
 
 
 def test_thing_coordinates_are_inverse():

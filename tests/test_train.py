@@ -12,7 +12,10 @@ import torch
 
 from wsss_nb.base.core import UserError
 from wsss_nb.engine.methods import METHODS
-from wsss_nb.engine.train import Batches, Learner, parameter_groups, poly, read_checkpoint
+from wsss_nb.engine.batches import Batches
+from wsss_nb.engine.checkpoint import read_checkpoint
+from wsss_nb.engine.rates import parameter_groups, poly
+from wsss_nb.engine.train import Learner
 
 GOLDENS = Path(__file__).parent / 'goldens'
 

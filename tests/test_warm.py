@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 from wsss_nb.engine import warm
-from wsss_nb.base.core import environment
+from wsss_nb.base.basics import environment
 from wsss_nb.engine.execute import StageFailed, run_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='forks are used on Linux alone')

@@ -2,7 +2,7 @@
 from wsss_nb.base.core import save_json
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.methods import segmenter_learner
-from wsss_nb.engine.recipes import notebook_parameters, stage_notebook
+from wsss_nb.engine.parameters import notebook_parameters, stage_notebook
 
 
 def lay_down(runs, name, data=None, **evaluated):
