@@ -126,9 +126,7 @@ def server(env):
             listener.bind(f'{folder}/{key}')
             listener.listen(64)
             file = listener.fileno()
-            code = f'import socket\
-from wsss_nb.engine.warm import _serve\
-_serve(socket.socket(fileno={file}))'
+            code = f'import socket\nfrom wsss_nb.engine.warm import _serve\n_serve(socket.socket(fileno={file}))'
             files = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[file])
             process = subprocess.Popen([sys.executable, '-c', code], env=env, start_new_session=True, **files)
         SERVERS[key] = process, f'{folder}/{key}'
