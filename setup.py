@@ -8,8 +8,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 s = config['DEFAULT']
-extras = {name: s[f'{name}_requirements'].split() for name in ('crf', 'notebooks', 'onnx', 'scale', 'site', 'browser', 'dev')}
-extras['dev'] = extras['notebooks'] + extras['onnx'] + extras['scale'] + extras['dev']
+extras = {name: s[f'{name}_requirements'].split() for name in ('crf', 'notebooks', 'onnx', 'timm', 'weights', 'scale', 'site', 'browser', 'dev')}
+extras['dev'] = extras['notebooks'] + extras['onnx'] + extras['scale'] + extras['timm'] + extras['weights'] + extras['dev']
 
 # The stage notebooks, the recipes and the papers' tables live beside the package and travel inside it: wsss_nb/stages, wsss_nb/recipe_files and wsss_nb/table_files.
 packages = ['wsss_nb'] + ['.'.join(p.parent.relative_to(here).parts) for p in sorted((here / 'wsss_nb').glob('*/__init__.py'))]

@@ -68,7 +68,7 @@ def test_every_parameter_of_a_call_has_its_comment(name):
 
 # -- examples. A name is shown where a cell that is not exported uses it. The calls above must be shown; every other name must be shown, or be used by one that is.
 
-UNSHOWN = {'wsss_nb.base.processes.main': 'what each process of a launcher executes; tests/test_processes.py launches some'}  # module.name -> why nothing shows it
+UNSHOWN = {'wsss_nb.base.processes.train_job': 'what each process of a launcher executes; tests/test_processes.py launches some'}  # module.name -> why nothing shows it
 
 
 def cells(path): return [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']

@@ -76,7 +76,7 @@ def plug_code(plug, known, what):
 def method_code(method): return plug_code(method, METHODS, 'method')
 def step_code(step): return plug_code(step, REFINERS, 'refine')
 
-
+# %% ../../nbs/engine/key.ipynb #566327b3
 def code_digest(stage, p):
     "A fingerprint of the code that a stage with these parameters depends on"
     cells = notebook_code(stage_notebook(stage))
