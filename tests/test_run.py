@@ -253,6 +253,30 @@ def test_wrong_names_and_types_are_refused_before_anything_runs(tmp_path, capsys
     assert not list(tmp_path.glob('runs/stages/*/*.ipynb'))
 
 
+def test_a_recipe_is_resolved_once_and_then_frozen(tmp_path, monkeypatch):
+    from wsss_nb.engine import parameters as PA
+    from wsss_nb.engine import recipes as RC
+    resolved_now, read_now, one, cell = [], [], RC.stage_parameters, PA.parameters_cell
+    monkeypatch.setattr(RC, 'stage_parameters', lambda recipe: resolved_now.append(recipe) or one(recipe))
+    monkeypatch.setattr(PA, 'parameters_cell', lambda path: read_now.append(path) or cell(path))
+    PA.parsed_parameters.cache_clear()
+    sheet = Sheet(runs_of('refiners_synthetic', ['limit=4']), tmp_path)
+    sheet.dry(lambda text: None)
+    assert len(resolved_now) == len(sheet.recipes) == 7 and len(read_now) == len(set(read_now)) <= len(STAGES)
+    recipe = sheet.recipes['refiners_synthetic.CAM']
+    with pytest.raises(TypeError): recipe.stages['masks']['threshold'] = .9
+    recipe.parameters('masks')['scales'].append(9.)  # of a copy
+    assert 9. not in recipe.stages['masks']['scales'] and resolved(recipe) is recipe
+
+
+def test_a_run_is_opened_by_its_record(small, tmp_path):
+    run = Run.named('small', small / 'runs')
+    assert (run.state, list(run.stages), run.name) == ('done', ['train', 'masks', 'segment', 'evaluate'], 'small') and run.there
+    assert run.numbers == json.loads((small / 'runs/small/metrics.json').read_text())['numbers'] and run.notebook('train').exists()
+    assert all(run.stage(s).is_dir() for s in run.stages) and Run(tmp_path / 'none').state == '' and not Run(tmp_path / 'none').numbers
+    with pytest.raises(UserError, match="no run is called 'smal' in .*Did you mean 'small'"): Run.named('smal', small / 'runs')
+
+
 def test_a_recorded_run_is_made_again_to_the_last_bit(small, tmp_path, capsys, monkeypatch):
     published = tmp_path / 'published/small'
     published.mkdir(parents=True)
