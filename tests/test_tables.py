@@ -3,6 +3,7 @@ import json
 import re
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,7 +315,7 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
         def side_by_side(recipes, runs, jobs, scheduler, say, threads):
             asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
             if not isinstance(error, StageFailed): raise error
-            for run in recipes: yield run, None if run.endswith('.cam') else runs / run, error if run.endswith('.cam') else None
+            for run in recipes: yield run, None if run.endswith('.cam') else Path(runs) / run, error if run.endswith('.cam') else None
         return side_by_side
     table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', address, '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
     table.unlink()

@@ -22,24 +22,18 @@ from ..data.views import as_tensor
 from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize, within
 from ..refine.chain import probabilities, with_threshold
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
+from ..refine.steps import Step
 from ..base.workers import parallel
 from ..refine.steps import Step
 
 # %% ../../nbs/papers/ccmr.ipynb #624a3c4e
-def distances(
-    f,  # colours [3,h,w]
-    p,  # prototypes [P,3]
-):
-    "Euclidean distance of every pixel to every prototype: [P,h,w]"
+def distances(f, p):
+    "Euclidean distance of every pixel of f [3,h,w] to every prototype p [P,3]: [P,h,w]"
     return (f - p[..., None, None]).square().sum(1).sqrt()
 
 
-def prototypes(
-    f,  # colours [3,h,w]
-    mask,  # [P,h,w]
-    eps=1e-6,
-):
-    "Mean colour of each channel (Eq. 1-2): [P,3]"
+def prototypes(f, mask, eps=1e-6):
+    "Mean colour (of f [3,h,w]) of each channel of the mask [P,h,w] (Eq. 1-2): [P,3]"
     m = mask / (eps + mask.sum((1, 2), keepdim=True))  # Eq. 1
     return (m[:, None] * f).sum((2, 3)) / (eps + m.sum((1, 2))[:, None])  # Eq. 2
 

@@ -50,8 +50,9 @@ def do_table(a):
 def do_tables(a):
     "The papers' tables with how much of each is done; or write the recipes of their rows"
     from wsss_nb.results.table_recipes import write_recipes
-    from wsss_nb.results.tables import columns_of, overview
-    print(f'{write_recipes()} recipes written' if a.write else columns_of(overview(a.runs)))
+    from wsss_nb.base.page import table
+    from wsss_nb.results.tables import overview
+    print(f'{write_recipes()} recipes written' if a.write else table(overview(a.runs)))
 
 
 @verb('grid', 'run every localiser through every refiner, and write one page',
