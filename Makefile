@@ -12,24 +12,29 @@ NEWEST  = PYTHONWARNINGS=ignore:Editable $(NEW)/bin/python -m pip install -qq --
 TORCH   = $(foreach r,$(filter torch%,$(shell sed -n 's/^requirements = //p' settings.ini)),'$(r)')
 CRF     = '$(shell sed -n 's/^crf_requirements = //p' settings.ini)'
 TORCH_INDEX ?=
+# one thread for each of the two processes, and torch's memory is kept between steps as in kernels (engine/warm): a training in a test takes a quarter less
+QUICK   = OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 # $(call alive,command): the command, and a line every 20 s that it goes on
 alive   = (s=0; while sleep 20 3>&- && kill -0 $$$$; do s=$$((s + 20)); echo "  ... $$s s" >&3; done) 3>&1 >/dev/null 2>&1 </dev/null & t=$$!; $(1); rc=$$?; kill $$t; exit $$rc
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb nbs/results/*.ipynb))
 
-.PHONY: demo test coverage browser setup crf newest lab notebooks export readme site clean check-machine check-browser
+.PHONY: demo test test-slow coverage browser setup crf newest lab notebooks export readme site clean check-machine check-browser
 
 demo: $(READY)  ## the main job on the embedded set; ends with a page to look at
 	$(BIN)/wsss demo
 
-test: $(READY)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup $(PYTEST) tests
+test: $(READY)  ## all tests but those of `make test-slow` and `make browser`; PYTEST='-k icd --durations=10': options of pytest
+	$(QUICK) $(BIN)/python -m pytest -q -n 2 $(PYTEST) tests
+
+test-slow: $(READY)  ## what proves endurance: runs killed by the dozen, every launch of several processes, a published run made again, the browser where `make browser` has set it up; minutes, for a schedule
+	$(QUICK) $(BIN)/python -m pytest -q -n 2 -m 'slow$(if $(wildcard $(BROWSER)), or browser)' $(PYTEST) tests
 
 browser: check-browser $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m browser tests/test_browser.py
 
 coverage: $(READY)  ## all tests, in their kernels and workers too, and the share of the package's lines that they execute
 	rm -f .coverage .coverage.*
-	COVERAGE_FILE=$(CURDIR)/.coverage WSSS_WARM=0 OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 --dist loadgroup tests
+	COVERAGE_FILE=$(CURDIR)/.coverage WSSS_WARM=0 $(QUICK) $(BIN)/coverage run -m pytest -q -n 2 tests
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

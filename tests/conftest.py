@@ -1,13 +1,33 @@
-"""Tests that share a fixture of their module run in one process, where it is made once (`pytest -n 2 --dist loadgroup`)."""
+"""Who runs which test under `pytest -n 2`: a file with fixtures of its module is one piece of work, so that they are made once; what takes long comes first, so that no process waits for the other at the end."""
 import os
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
 
+# with kernels, processes and trainings of their own; all others are done in less than some seconds each
+FIRST = ('test_notebooks.py::test_it_runs', 'test_alone.py', 'test_sizes.py', 'test_published.py', 'test_stages.py', 'test_warm.py', 'test_workers.py', 'test_progress.py', 'test_papermill.py')
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items):
-    for item in items:
-        fixtures = [f for named in item._fixtureinfo.name2fixturedefs.values() for f in named]
-        if any(f.scope == 'module' for f in fixtures): item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+def pytest_collection_modifyitems(items): items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
+
+
+@lru_cache(None)
+def shares(file):
+    "Whether tests of this file stand on a fixture that is made once for all of them"
+    return "scope='module'" in Path(file).read_text(encoding='utf-8')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "pytest-xdist's own groups (`--dist loadgroup`) are not seen by pytest 9.2: each process made the fixtures anew"
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition('::')[0]
+            return file if shares(config.rootpath / file) else nodeid
+
+    return Together(config, log)

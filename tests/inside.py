@@ -1,10 +1,12 @@
-"""Stage notebooks executed in the process of the test: no kernel has to start, and nothing is printed into them."""
+"""Where the process is not the point: stage notebooks executed in that of the test, without a kernel; and kernels that a notebook starts as forks of the server of the test."""
+import os
 from contextlib import contextmanager
 
 import pytest
 from matplotlib import pyplot
 
-from wsss_nb.engine import stage
+from wsss_nb.base.basics import environment
+from wsss_nb.engine import stage, warm
 from wsss_nb.engine.execute import StageFailed
 from wsss_nb.engine.key import notebook_code
 from wsss_nb.engine.parameters import notebook_parameters
@@ -31,3 +33,10 @@ def inside():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(stage, 'run_notebook', noted)
         yield made
+
+
+@contextmanager
+def kernel_of_one_server():
+    "A kernel, as `own_kernel` has it; kernels that are started from within it are forks of the same server"
+    socket = warm.server({**os.environ, **{k: os.environ.get(k, v) for k, v in warm.KEEP_MEMORY.items()}})
+    with environment(**dict(WSSS_WARM=socket) if socket else {}), warm.own_kernel() as kernel: yield kernel

@@ -13,6 +13,7 @@ import papermill
 import pytest
 from PIL import Image
 
+from inside import kernel_of_one_server
 from wsss_nb.data.synthetic import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ def alone(path, folder, **parameters):
     shutil.copy(path, folder)
     assert not any((p / 'tests/goldens').exists() for p in (folder, *folder.parents))
     os.environ['WSSS_PROGRESS'] = 'off'
-    nb = papermill.execute_notebook(str(folder / path.name), str(folder / 'out.ipynb'), parameters, cwd=str(folder), kernel_name='python3', progress_bar=False)
+    with kernel_of_one_server() as kernel: nb = papermill.execute_notebook(str(folder / path.name), str(folder / 'out.ipynb'), parameters, cwd=str(folder), kernel_name=kernel, progress_bar=False)
     outputs = [o for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
     assert parameters or not [o for o in outputs if o.get('name') == 'stderr']  # without masks, NumPy warns that the mean of nothing is nan
     return ''.join(o.text for o in outputs if o.output_type == 'stream' and o.name == 'stdout')

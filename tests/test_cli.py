@@ -310,7 +310,7 @@ def test_a_row_is_called_in_lists_as_in_its_recipe(rows, capsys):
     assert sorted(f.name for f in (rows / 'runs').glob('t.*')) == ['t.CRF_from_labels', 't.plain_one']
     assert main(['list', *runs]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [l[:24].strip() for l in lines] == ['t.CRF from labels', 't.plain_one'] and all(' done ' in l for l in lines)
+    assert [re.split('  +', l)[:2] for l in lines] == [['run', 'state'], ['t.CRF from labels', 'done'], ['t.plain_one', 'done']]
     for row in ('CRF from labels', 'CRF_from_labels'):
         assert main(['run', str(rows / 't.yaml'), '--row', row, '--dry-run', *runs]) == 0
         assert [l for l in capsys.readouterr().out.splitlines() if l.startswith('--')] == ['-- CRF from labels']
@@ -327,9 +327,9 @@ def test_a_run_is_found_by_either_name(rows, monkeypatch, name):
     from wsss_nb.engine.run import resume_run
     runs = rows / 'runs'
     assert Run.named(name, runs).folder == find_run(name, runs).resolve() == (runs / 't.CRF_from_labels').resolve()
-    report = R.Report(runs, [name])
+    report = R.RunReport(runs, [name])
     assert report.runs[0]['name'] == 't.CRF from labels' and report.runs[0]['place'].name == 't.CRF_from_labels'
-    both = R.Report(runs, [name, 't.plain_one'])
+    both = R.RunReport(runs, [name, 't.plain_one'])
     assert '>t.CRF from labels<' in both.summary() and 'href="t.CRF_from_labels/train.html"' in both.links()
     with inside() as made: assert resume_run(name, runs).name == 't.CRF_from_labels' and not made
     monkeypatch.setattr(R, 'run_notebook', lambda path, out, *more: out.write_text('{"cells": []}'))

@@ -11,7 +11,7 @@ from wsss_nb.data.sample import Data, Record, load_maps, missing, read_mask
 from wsss_nb.engine.methods import METHODS, build_affinity, build_localiser, load_localiser, localiser_learner
 from wsss_nb.refine.chain import STEPS
 from wsss_nb.refine.masks import write_masks
-from wsss_nb.refine.steps import AFFINITIES, REFINERS, network_of, settings_of, step_of
+from wsss_nb.refine.steps import AFFINITIES, REFINERS, network_of, flat_settings, step_of
 from wsss_nb.engine.refining import write_step
 from wsss_nb.engine.train import Callback
 from wsss_nb.nets.zoo import build
@@ -152,8 +152,8 @@ def test_every_refinement_by_a_network(step, method, odd, tmp_path):
         torch.save(dict(net=build_affinity(step, method[1]).state_dict(), settings={}, step=0), network / 'checkpoint.pt')
         save_json(network / 'stage.json', dict(stage=step, parameters=dict(localiser=str(method[1])), results=dict(classes=CLASSES)))
     settings = dict(svm_per_class=50, svm_cycles=1, ccmr_iters=2, psa_log2_steps=2, irn_log2_steps=2)
-    assert network_of(step) == (step if step in AFFINITIES else 'localiser') and settings_of(step).keys() & settings.keys()
-    p = dict(settings_of(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu')
+    assert network_of(step) == (step if step in AFFINITIES else 'localiser') and flat_settings(step).keys() & settings.keys()
+    p = dict(flat_settings(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu')
     for out in ('once', 'twice'): write_step(step, network, data, tmp_path / 'maps', tmp_path / out, p)
     assert not missing(data, tmp_path / 'once', '.npz')
     found = maps_of(tmp_path / 'once', data)

@@ -104,7 +104,7 @@ def test_mistakes(coco, tmp_path):
 
 
 def test_a_network_is_trained_and_evaluated_over_81_classes(coco, tmp_path):
-    from wsss_nb.engine.evaluate import count_masks, number, write_predictions
+    from wsss_nb.engine.evaluate import count_masks, number_with_origin, write_predictions
     from wsss_nb.engine.methods import segmenter_learner
     data = coco14(coco)
     learner = segmenter_learner(data, 'tiny', '', crop=32, batch_size=3, epochs=2, lr=.01, optimizer='adamw')
@@ -115,5 +115,5 @@ def test_a_network_is_trained_and_evaluated_over_81_classes(coco, tmp_path):
     pairs = [(np.array(Image.open(tmp_path / f'out/{n}.png')), data.mask(n)) for n in data.names]
     assert counts.matrix.shape == (81, 81) and counts.matrix.sum() == sum((t != 255).sum() for _, t in pairs)
     inter, union = ([sum((f(p == k, t == k) & (t != 255)).sum() for p, t in pairs) for k in range(81)] for f in (np.logical_and, np.logical_or))
-    n = number('network', 'train', counts, data, [])
+    n = number_with_origin('network', 'train', counts, data, [])
     assert n['classes'] == 'bg+80' and abs(n['miou'] - np.mean([i / u for i, u in zip(inter, union) if u])) < 1e-9

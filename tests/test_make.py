@@ -133,7 +133,7 @@ def test_newest_asks_for_every_package_without_its_range(tmp_path):
     eager, bare = '-qq --upgrade --upgrade-strategy eager ', lambda *extras: ' '.join(re.match(r'[\w.-]+', r)[0] for e in extras for r in requirements(e))
     assert asked[:2] == [eager + 'pip', eager + bare('', 'notebooks', 'onnx', 'scale', 'site', 'dev')] and asked[2:4] == [eager + '--no-deps --editable .', eager + bare('crf')]
     assert lines[0].startswith(f'Building {tmp_path / "new"}: the newest version of each package') and any(re.match(r'torch +\d[\w.+]+ +>=', l) for l in lines)
-    assert (tmp_path / 'asked').read_text().splitlines()[4] == '-m pytest -q -n 2 --dist loadgroup tests'
+    assert (tmp_path / 'asked').read_text().splitlines()[4] == '-m pytest -q -n 2 tests'
 
 
 def test_what_lies_beyond_its_range_is_marked(monkeypatch):
@@ -149,3 +149,16 @@ def test_a_pair_of_torch_and_torchvision_that_does_not_fit_is_told(monkeypatch):
     from wsss_nb.base.core import UserError, check_torch_pair
     monkeypatch.setitem(sys.modules, 'torchvision', None)
     with pytest.raises(UserError, match='do not fit .*install both from one index in one command: pip install'): check_torch_pair()
+
+
+def dry(target, *arguments):
+    "The commands that `make` would run, with a .venv that is ready"
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MAKE') and k != 'PYTEST'}
+    return subprocess.run(['make', '-C', str(ROOT), '-n', target, 'READY=', *arguments], env=env, capture_output=True, text=True).stdout
+
+
+def test_what_proves_endurance_has_a_target_of_its_own(tmp_path):
+    quick = 'OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 .venv/bin/python -m pytest -q -n 2'
+    assert f'{quick} --durations=10 tests\n' in dry('test', 'PYTEST=--durations=10')
+    assert f"{quick} -m 'slow'  tests\n" in dry('test-slow', f'BROWSER={tmp_path}/none') and f"{quick} -m 'slow or browser'  tests\n" in dry('test-slow', f'BROWSER={ROOT}/Makefile')
+    assert 'make test PYTEST=--durations=10\n' in (ROOT / '.ci/run').read_text() and "addopts = \"-m 'not slow and not browser'" in (ROOT / 'pyproject.toml').read_text()

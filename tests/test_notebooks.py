@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from wsss_nb.engine.warm import own_kernel
+from inside import kernel_of_one_server
 
 NBS = Path(__file__).resolve().parents[1] / 'nbs'
 LIBRARY = sorted(p for p in NBS.rglob('*.ipynb') if 'run' not in p.relative_to(NBS).parts and '.ipynb_checkpoints' not in p.parts)
@@ -24,7 +24,7 @@ def test_it_runs(path):
     nb = nbformat.read(path, 4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*(notest|slow|gpu|data)\b', c.source)]  # the flags of settings.ini: timings are not for a busy machine
     os.environ['WSSS_PROGRESS'] = 'off'
-    with own_kernel() as kernel: NotebookClient(nb, timeout=300, kernel_name=kernel, resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    with kernel_of_one_server() as kernel: NotebookClient(nb, timeout=300, kernel_name=kernel, resources=dict(metadata=dict(path=str(path.parent)))).execute()
 
 
 @pytest.mark.parametrize('path', [pytest.param(p, id=name(p)) for p in ALL])

@@ -38,8 +38,8 @@ def blurred(image, maps, sigma=2., sides=(1, 1)):
 
 
 def gated(net, image, maps, least=.5):
-    "The maps, doubled where the network is a localiser; it is only asked for its classes"
-    return maps._replace(maps=(maps.maps > least).astype('float32') * len(net.classes))
+    "The maps, cut off; the network is only asked how many classes it knows"
+    return maps._replace(maps=(maps.maps > least).astype('float32') * len(net.classes) / 8)
 
 
 blur, gate = Step(blurred), Step(gated, needs='localiser')
@@ -93,7 +93,7 @@ def test_one_that_asks_for_the_localiser_has_a_place_of_its_own_in_the_store(min
     for file in (mine / 'runs/stages' / made['uses'][2]).glob('*.npz'):
         keys, maps = load_maps(file)
         before = load_maps(mine / 'runs/stages' / made['uses'][1] / file.name)
-        assert np.array_equal(maps, (before.maps > .4) * np.float32(8))
+        assert np.array_equal(maps, before.maps > .4)
 
 
 def test_processes_and_the_library_find_it_too(mine, monkeypatch):
@@ -228,3 +228,31 @@ def test_names_build_what_positions_built(p):
     two = build(lambda: make_segmenter(p['backbone'], 5, p['head'], p['norm'], p['convs'], p['width'], p['loss'], p['head_lr'], weights='', stride=p['stride'], normalization=''))
     assert (type(one), one.loss, one.head_lr) == (type(two), two.loss, two.head_lr)
     for (k, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True): assert torch.equal(a, b), k
+
+
+# -- what there is
+
+@pytest.mark.parametrize('what', ['methods', 'refiners', 'backbones', 'heads'])
+def test_what_is_registered_is_listed_with_a_sentence_and_its_page(what, capsys):
+    from wsss_nb.cli import main
+    from wsss_nb.engine.methods import METHODS
+    from wsss_nb.nets.zoo import BACKBONES
+    assert main(['list', what]) == 0
+    lines, known = capsys.readouterr().out.splitlines(), dict(methods=METHODS, refiners=steps.REFINERS, backbones=BACKBONES, heads=deeplab.HEADS)[what]
+    assert [l.split()[0] for l in lines] == list(known)
+    for line in lines:
+        said, _, page = line.rstrip(']').rpartition('  [')
+        assert len(said.split()) > 4 and (Path(__file__).parents[1] / f'nbs/{page}.ipynb').is_file()
+
+
+def test_a_list_shows_what_was_added_and_refuses_what_it_does_not_know(monkeypatch, capsys):
+    from wsss_nb.cli import main
+    monkeypatch.setitem(deeplab.HEADS, 'gated', Gated)
+    assert main(['list', 'heads']) == 0
+    assert "gated     place one: an argument of the head's class; stands on any backbone" in capsys.readouterr().out
+    assert main(['list', 'head']) == 2 and "list: unknown name 'head'. Did you mean 'heads'? Known: methods, refiners, backbones, heads." in capsys.readouterr().err
+
+
+def test_a_list_alone_shows_the_runs(tmp_path, capsys):
+    from wsss_nb.cli import main
+    assert main(['list', '--runs', str(tmp_path)]) == 0 and capsys.readouterr().out == f'no runs in {tmp_path}\n'

@@ -121,7 +121,7 @@ def numbers(folder): return {(n['what'], n['split'], n['oracle']): n['miou'] for
 
 def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path):
     with inside(): assert recipe_run(tmp_path / 'one') == 0
-    assert recipe_run(tmp_path / 'two', '--launch', '2') == 0
+    with inside(): assert recipe_run(tmp_path / 'two', '--launch', '2') == 0
     one, two = numbers(tmp_path / 'one'), numbers(tmp_path / 'two')
     assert one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-3 for k in one)
     stages = [sorted((tmp_path / d / 'runs/stages').glob('*/stage.json')) for d in ('one', 'two')]
@@ -147,6 +147,7 @@ workers: 1
 """
 
 
+@pytest.mark.slow
 def test_the_affinity_networks_and_icd_are_launched_as_well(tmp_path):
     (tmp_path / 'r.yaml').write_text(LEARNS_BESIDE)
     with inside(): assert main(['run', str(tmp_path / 'r.yaml'), '--no-report', '--runs', str(tmp_path / 'runs'), '--launch', '2']) == 0
@@ -159,7 +160,7 @@ def test_the_affinity_networks_and_icd_are_launched_as_well(tmp_path):
 
 
 def test_an_error_in_one_of_them_is_told_in_one_line(tmp_path, capsys):
-    assert recipe_run(tmp_path / 'r', '--launch', '2', '-p', 'train.lr=1e30', '-p', 'train.epochs=9') == 1
+    with inside(): assert recipe_run(tmp_path / 'r', '--launch', '2', '-p', 'train.lr=1e30', '-p', 'train.epochs=9') == 1
     err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]
     assert len(err) == 1 and 'train failed in cell' in err[0] and 'images of this batch' in err[0]
 

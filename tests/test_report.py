@@ -48,18 +48,10 @@ def drawn(monkeypatch):
     return calls
 
 
-def test_a_heat_table_colours_by_value_and_marks_the_best_of_a_column():
-    text = R.heat_table({'a': [.2, .6, None], '<b>': [.4, None, None]}, ['x', 'y', 'never there'])
-    assert re.findall(r'<th>(.*?)</th>', text) == ['', 'x', 'y']
-    assert re.findall(r'<td[^>]*>(.*?)</td>', text) == ['a', '0.200', '0.600', '&lt;b&gt;', '<b>0.400</b>', '']
-    assert re.findall(r',([\d.]+)\)"', text) == ['0.00', '0.60', '0.30']  # from the least to the most of the table
-    assert '<b>' not in R.heat_table({'a': [.2, .6], 'b': [.2, .6]}, ['x', 'y']) + R.heat_table({}, ['x'])  # where all are alike there is no best
-
-
 def test_the_summary_says_what_was_reached_on_the_last_split_and_no_oracle(tmp_path):
     write_run(tmp_path, 'a', nothing, .5, nothing)
     write_run(tmp_path, 'b', nothing, .6)
-    report = R.Report(tmp_path, ['a', 'b'])
+    report = R.RunReport(tmp_path, ['a', 'b'])
     rows = [re.findall('<td>(.*?)</td>', r) for r in report.summary().split('<tr>')[2:]]
     assert [r[:4] for r in rows] == [['a', 'about a', '0.500 on val', '0.700 on val'], ['b', 'about b', '0.600 on val', '']] and '0.990' not in report.summary()
     assert rows[0][-1] == PUBLISHED['written'][:10] + ' ' + PUBLISHED['written'][11:16]
@@ -70,11 +62,11 @@ def test_classes_of_several_runs_are_compared_by_masks_and_network_and_those_of_
     write_run(tmp_path, 'a', nothing, .5, nothing)
     write_run(tmp_path, 'b', nothing, .6)
     read = lambda report: {title: [re.findall('<td[^>]*>(.*?)</td>', r) for r in table.split('<tr>')[2:]] for title, table in report.classes()}
-    two = read(R.Report(tmp_path, ['a', 'b']))
+    two = read(R.RunReport(tmp_path, ['a', 'b']))
     assert list(two) == ['synthetic, train, masks', 'synthetic, val, masks', 'synthetic, val, network']
     assert two['synthetic, val, masks'] == [['a', '0.500', '0.600', '0.400'], ['b', '<b>0.600</b>', '<b>0.700</b>', '<b>0.500</b>']]
     assert [r[0] for r in two['synthetic, val, network']] == ['a']
-    one = read(R.Report(tmp_path, ['a']))
+    one = read(R.RunReport(tmp_path, ['a']))
     assert {k: [r[0] for r in v] for k, v in one.items()} == {'synthetic, train': ['masks'], 'synthetic, val': ['masks', 'network']}
 
 
@@ -82,7 +74,7 @@ def test_pictures_of_several_runs_stand_side_by_side_between_image_and_truth(tmp
     write_run(tmp_path, 'good', VAL.mask, .5, nothing)
     write_run(tmp_path, 'table.row', nothing, .6)
     (tmp_path / 'stages/masks-table.row/val' / f'{VAL.names[99]}.png').unlink()  # a run that has seen less
-    shown = list(R.Report(tmp_path, ['good', 'table.row']).pictures(3))
+    shown = list(R.RunReport(tmp_path, ['good', 'table.row']).pictures(3))
     assert [title for title, _ in shown] == ['synthetic, val: 3 of 100 images', 'masks', 'network']
     masks, network = drawn
     assert masks['titles'] == ['image', 'good\n0.500', 'table\nrow\n0.600', 'truth'] and network['titles'] == ['image', 'good\n0.700', 'truth']
@@ -96,7 +88,7 @@ def test_pictures_of_several_runs_stand_side_by_side_between_image_and_truth(tmp
 
 def test_pictures_of_one_run_go_from_image_to_truth(tmp_path, drawn):
     write_run(tmp_path, 'a', VAL.mask, .5, nothing)
-    assert [title for title, _ in R.Report(tmp_path, ['a']).pictures(3)] == ['synthetic, val: 3 of 100 images', '']
+    assert [title for title, _ in R.RunReport(tmp_path, ['a']).pictures(3)] == ['synthetic, val: 3 of 100 images', '']
     (call,) = drawn
     assert call['row_titles'] == ['image', 'masks\n0.500', 'network\n0.700', 'truth'] and [len(r) for r in call['rows']] == [3] * 4
     assert all((m == t).all() and (n == i).all() for i, m, n, t in zip(*call['rows']))
@@ -104,7 +96,7 @@ def test_pictures_of_one_run_go_from_image_to_truth(tmp_path, drawn):
 
 def test_a_training_that_runs_share_is_drawn_once(tmp_path, drawn):
     for name, train in (('a', 'train-a'), ('b', 'train-b'), ('c', 'train-a')): write_run(tmp_path, name, nothing, train=train)
-    (title, figure), = R.Report(tmp_path, ['a', 'b', 'c']).curves()
+    (title, figure), = R.RunReport(tmp_path, ['a', 'b', 'c']).curves()
     assert title == 'train' and list(drawn[0]['history']) == ['a and 1 more', 'b']
     assert [ax.get_title() for ax in figure.axes if ax.axison] == ['a and 1 more', 'b']
     assert [list(line.get_ydata()) for ax in figure.axes for line in ax.lines] == [[1, 1 / 2, 1 / 3]] * 2
@@ -136,7 +128,7 @@ def test_runs_of_two_folders_are_compared(tmp_path, drawn, quick):
     write_run(theirs, 'mine', nothing, .6, train='train-b')
     write_run(theirs, 'other', nothing, .7, train='train-c')
     (theirs / 'mine/train.ipynb').write_text('{}')
-    report = R.Report(ours, [str(theirs / 'mine'), 'mine', theirs / 'other', theirs / 'mine'])
+    report = R.RunReport(ours, [str(theirs / 'mine'), 'mine', theirs / 'other', theirs / 'mine'])
     assert [r['name'] for r in report.runs] == ['theirs/mine', 'ours/mine', 'other']
     assert [report.stage_folder(r, 'train') for r in report.runs] == [theirs / 'stages/train-b', ours / 'stages/train-a', theirs / 'stages/train-c'] and not list(report.notes())
     assert [title for title, _ in report.pictures(3)] == ['synthetic, val: 3 of 100 images', 'masks']
@@ -151,7 +143,7 @@ def test_runs_of_two_folders_are_compared(tmp_path, drawn, quick):
 
 
 def test_a_record_without_its_stages_is_shown_as_it_is(tmp_path, drawn):
-    report = R.Report(tmp_path, [Path(__file__).resolve().parents[1] / 'runs/published/cam_synthetic'])
+    report = R.RunReport(tmp_path, [Path(__file__).resolve().parents[1] / 'runs/published/cam_synthetic'])
     note, = report.notes()
     assert note.startswith('cam_synthetic: what train, masks, segment, evaluate made is not in ') and note.endswith('published/stages; shown is what its record says')
     summary, table, classes, curves, links, provenance = pieces(report)
@@ -164,7 +156,7 @@ def test_a_run_that_lost_some_stages_shows_the_others(tmp_path, drawn):
     shutil.rmtree(tmp_path / 'stages/train-a')
     shutil.rmtree(tmp_path / 'stages/masks-b')
     (tmp_path / 'b/metrics.json').unlink()
-    report = R.Report(tmp_path, ['a', 'b'])
+    report = R.RunReport(tmp_path, ['a', 'b'])
     assert [n.partition(' made')[0] for n in report.notes()] == ['a: what train', 'b: what masks']
     pieces(report)
     list(report.pictures(3))
@@ -176,7 +168,24 @@ def test_data_that_are_gone_are_told_where_the_pictures_would_be(tmp_path, drawn
     run = load_json(tmp_path / 'a/run.json')
     run['stages']['masks']['parameters'].update(data_name='folder', data_root='/gone/<b>')
     save_json(tmp_path / 'a/run.json', run)
-    assert list(R.Report(tmp_path, ['a']).pictures()) == [('folder, val: no pictures: root: expected a folder at /gone/&lt;b&gt; with images and tags.csv, found nothing; correct the path.', None)]
+    assert list(R.RunReport(tmp_path, ['a']).pictures()) == [('folder, val: no pictures: root: expected a folder at /gone/<b> with images and tags.csv, found nothing; correct the path.', None)]
+
+
+def test_names_that_are_html_are_text_on_every_page(tmp_path):
+    nasty = '<b>"&\'</b>'
+    write_run(tmp_path, 'a', VAL.mask)
+    run, metrics = (load_json(tmp_path / f'a/{x}.json') for x in ('run', 'metrics'))
+    run['recipe'].update(about=nasty)
+    run['stages']['masks']['parameters'].update(data_name='folder', data_root=f'/gone/{nasty}', data_classes=nasty)
+    for n in metrics['numbers']: n.update(tags=nasty, backbone=nasty, iou={'background': .5, nasty: .5})
+    save_json(tmp_path / 'a/run.json', run)
+    save_json(tmp_path / 'a/metrics.json', metrics)
+    for piece in (str(x) for x in pieces(R.RunReport(tmp_path, ['a'])) if not isinstance(x, list)): assert nasty not in piece
+    assert any('&lt;b&gt;&#34;&amp;&#39;&lt;/b&gt;' in table for _, table in R.RunReport(tmp_path, ['a']).classes())
+    outputs = [dict(output_type='error', ename=nasty, evalue=nasty), dict(output_type='stream', name='stdout', text=[nasty]), dict(output_type='display_data', data={'text/html': ['<i>', 'a</i>']})]
+    save_json(tmp_path / f'{nasty[3:]}.ipynb'.replace('/', ''), dict(cells=[dict(cell_type='code', metadata={}, source='', outputs=outputs)]))
+    page = R.executed_page(next(tmp_path.glob('*.ipynb')))
+    assert nasty not in page and page.count('&lt;b&gt;&#34;&amp;&#39;&lt;/b&gt;') == 3 and '<i>a</i>' in page and '<title>&#34;&amp;&#39;&lt;b&gt;' in page
 
 
 def test_a_mistake_leaves_nothing(tmp_path, monkeypatch):
@@ -200,7 +209,7 @@ def test_a_small_set_is_shown_whole(tmp_path, drawn, images, shown, figures):
     run = load_json(tmp_path / 'a/run.json')
     run['stages']['masks']['parameters']['limit'] = images
     save_json(tmp_path / 'a/run.json', run)
-    (title, _), *rest = R.Report(tmp_path, ['a']).pictures()
+    (title, _), *rest = R.RunReport(tmp_path, ['a']).pictures()
     assert title == f'synthetic, val: {"all 30" if images == 30 else "all 60" if images == 60 else "8 of 61"} images' and len(rest) == len(drawn) == figures
     seen = [p for call in drawn for p in call['rows'][0]]
     assert len(seen) == shown and (images > 60 or all((p == VAL.image(i)).all() for i, p in enumerate(seen)))
@@ -210,7 +219,7 @@ def test_the_report_has_the_warnings_of_the_stages_and_the_page_of_the_masks(tmp
     write_run(tmp_path, 'a', VAL.mask)
     for stage, folder, results in (('train', 'train-a', dict(steps=8, history=[])), ('masks', 'masks-a', dict(odd=dict(val=dict(images=30, blank=6, full=4))))):
         save_json(tmp_path / 'stages' / folder / 'stage.json', dict(PUBLISHED['stages'][stage], results=results))
-    report = R.Report(tmp_path, ['a'])
+    report = R.RunReport(tmp_path, ['a'])
     assert list(report.notes()) == ['a: warning: 8 steps of training, from which little is learnt; train.epochs=250 makes 100',
                                     'a: warning: of 30 masks of val 6 show nothing but background and 4 are filled by one class; look at them, and train longer (train.epochs)']
     assert all(n in report.summary() for n in report.notes()) and 'picture by picture' not in report.links()

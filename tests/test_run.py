@@ -30,6 +30,7 @@ from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_noteboo
 from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, resolved, rows_of, stage_parameters
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.sheet import Sheet, runs_of
+from wsss_nb.engine.warm import own_kernel
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -252,11 +253,35 @@ def test_wrong_names_and_types_are_refused_before_anything_runs(tmp_path, capsys
     assert not list(tmp_path.glob('runs/stages/*/*.ipynb'))
 
 
+def test_a_recipe_is_resolved_once_and_then_frozen(tmp_path, monkeypatch):
+    from wsss_nb.engine import parameters as PA
+    from wsss_nb.engine import recipes as RC
+    resolved_now, read_now, one, cell = [], [], RC.stage_parameters, PA.parameters_cell
+    monkeypatch.setattr(RC, 'stage_parameters', lambda recipe: resolved_now.append(recipe) or one(recipe))
+    monkeypatch.setattr(PA, 'parameters_cell', lambda path: read_now.append(path) or cell(path))
+    PA.parsed_parameters.cache_clear()
+    sheet = Sheet(runs_of('refiners_synthetic', ['limit=4']), tmp_path)
+    sheet.dry(lambda text: None)
+    assert len(resolved_now) == len(sheet.recipes) == 7 and len(read_now) == len(set(read_now)) <= len(STAGES)
+    recipe = sheet.recipes['refiners_synthetic.CAM']
+    with pytest.raises(TypeError): recipe.stages['masks']['threshold'] = .9
+    recipe.parameters('masks')['scales'].append(9.)  # of a copy
+    assert 9. not in recipe.stages['masks']['scales'] and resolved(recipe) is recipe
+
+
+def test_a_run_is_opened_by_its_record(small, tmp_path):
+    run = Run.named('small', small / 'runs')
+    assert (run.state, list(run.stages), run.name) == ('done', ['train', 'masks', 'segment', 'evaluate'], 'small') and run.there
+    assert run.numbers == json.loads((small / 'runs/small/metrics.json').read_text())['numbers'] and run.notebook('train').exists()
+    assert all(run.stage(s).is_dir() for s in run.stages) and Run(tmp_path / 'none').state == '' and not Run(tmp_path / 'none').numbers
+    with pytest.raises(UserError, match="no run is called 'smal' in .*Did you mean 'small'"): Run.named('smal', small / 'runs')
+
+
 def test_a_recorded_run_is_made_again_to_the_last_bit(small, tmp_path, capsys, monkeypatch):
     published = tmp_path / 'published/small'
     published.mkdir(parents=True)
     for name in ('run.json', 'metrics.json'): (published / name).write_bytes((small / 'runs/small' / name).read_bytes())
-    assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 0
+    with inside(): assert main(['verify', str(published), '--runs', str(tmp_path / 'runs')]) == 0
     out = capsys.readouterr().out
     assert 'each the same to the last bit' in out and 'kept' not in out and out.count(' s  ') == 4  # every stage was made again
     assert not list((tmp_path / 'runs').rglob('*verify*')) and not R.list_runs(tmp_path / 'runs') and not R.unused(tmp_path / 'runs')
@@ -465,17 +490,21 @@ def test_every_parameter_has_a_comment_or_speaks_for_itself(stage):
 def papermill(*args, cwd): return subprocess.run([sys.executable, '-m', 'papermill', *map(str, args)], cwd=cwd, capture_output=True, text=True)
 
 
+def papermill_here(path, out, cwd, **parameters):
+    "papermill in the process of the test, with a warm kernel"
+    import papermill
+    with own_kernel() as kernel: papermill.execute_notebook(str(path), str(out), parameters, cwd=str(cwd), kernel_name=kernel, progress_bar=False)
+
+
 def test_papermill_alone_works_from_any_folder_and_is_strict_too(tmp_path):
     train = stage_notebook('train')
     assert papermill(train, tmp_path / 'out.ipynb', '-p', 'method', 'cam', '-p', 'limit', '8', '-p', 'epochs', '1', cwd=tmp_path).returncode == 0
     assert list(tmp_path.glob('runs/stages/train-*/stage.json'))
-    r = papermill(train, tmp_path / 'bad.ipynb', '-p', 'epoch', '1', cwd=tmp_path)
-    assert r.returncode != 0 and "train: unknown parameter 'epoch'. Did you mean 'epochs'?" in r.stderr
+    with pytest.raises(Exception, match="train: unknown parameter 'epoch'. Did you mean 'epochs'?"): papermill_here(train, tmp_path / 'bad.ipynb', tmp_path, epoch=1)
 
 
 def test_a_stage_alone_makes_what_it_stands_on(tmp_path):
-    r = papermill(stage_notebook('evaluate'), tmp_path / 'out.ipynb', '-p', 'limit', '8', cwd=tmp_path)
-    assert r.returncode == 0, r.stderr[-2000:]
+    papermill_here(stage_notebook('evaluate'), tmp_path / 'out.ipynb', tmp_path, limit=8)
     assert sorted(p.parent.name.split('-')[0] for p in tmp_path.glob('runs/stages/*/stage.json')) == ['evaluate', 'masks', 'train']
 
 
@@ -580,7 +609,7 @@ def killed_runs(tmp_path, small, kills, seed):
     return moments
 
 
-@pytest.mark.parametrize('seed, kills', [(1, 4), pytest.param(2, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('seed, kills', [(1, 2), *(pytest.param(*x, marks=pytest.mark.slow) for x in ((1, 4), (2, 10)))])  # two: one death of either kind
 def test_a_killed_run_ends_with_the_same_metrics(small, tmp_path, seed, kills):
     moments = killed_runs(tmp_path, small, kills, seed)
     print('killed after (seconds, stages finished):', moments)

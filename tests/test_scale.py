@@ -70,7 +70,7 @@ def table(tmp_path_factory):
     (d / 't.yaml').write_text(TABLE)
     (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
     Sheet(runs_of(str(d / 't.yaml')), d / 'plain').run(say=said.append)
-    killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed))
+    killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed), daemon=True)
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
         m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')

@@ -54,7 +54,7 @@ Learner(net, folder('photos'), view, epochs=1, batch_size=1, lr=1e-4, device='cp
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/statm'), reason='reads the memory of a process as Linux tells it')
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('way', ['score_maps', *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != 'score_maps')])  # a minute for all
 def test_two_hundred_sizes_take_the_memory_of_forty(way, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith(('MALLOC_', 'GLIBC_'))}
     r = subprocess.run([sys.executable, '-c', BEGIN + WAYS[way] + END], cwd=tmp_path, capture_output=True, text=True, env=dict(env, WSSS_PROGRESS='off', OMP_NUM_THREADS='1'))

@@ -8,7 +8,8 @@ from PIL import Image
 
 from wsss_nb.base.core import UserError
 from wsss_nb.data import draw, things
-from wsss_nb.data.synthetic import COMPANIONS, SPLITS, STAND_INS, draw_scene, drawn, drawings, synthetic, tags_of, write_voc
+from wsss_nb.data.grounds import COMPANIONS
+from wsss_nb.data.synthetic import SPLITS, STAND_INS, draw_scene, drawn, drawings, synthetic, tags_of, write_voc
 from wsss_nb.data.voc import voc12
 from wsss_nb.base.show import VOC_PALETTE
 

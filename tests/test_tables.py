@@ -3,6 +3,7 @@ import json
 import re
 import socket
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,18 +112,18 @@ OURS = re.compile(r'(ICD|ECS-Net|SIPE|CCMR|SWP|SVM|SEAM|PSA|AffinityNet|IRN|IRNe
 
 
 def test_every_row_can_be_run_or_says_why_not(tmp_path):
-    for name, t in T.all_tables().items():
+    for name, t in TR.all_tables().items():
         for label in NUMBERS[name]['rows']:
             if OURS.match(label): assert label in t['rows'] or label in t.get('cannot', {}), (name, label)
         rows = {r['row']: r for r in T.results(name, T.data_of(name)[0], tmp_path)}
         assert set(rows) == {*NUMBERS[name]['rows'], *t['rows']} and not set(t.get('cannot', {})) & set(t['rows'])
-        for label, r in rows.items(): assert r['note'] == ('not run yet' if r['runnable'] else f'not on {T.DATA[T.data_of(name)[0]]}' if label in t['rows'] else t.get('cannot', {}).get(label) or 'another method' + ', with saliency maps' * ('saliency' in label)), (name, label)
+        for label, r in rows.items(): assert r['note'] == ('not run yet' if r['runnable'] else f'not on {TR.DATA[T.data_of(name)[0]]}' if label in t['rows'] else t.get('cannot', {}).get(label) or 'another method' + ', with saliency maps' * ('saliency' in label)), (name, label)
     assert 'Of test only the server of VOC has the ground truth.' in T.heading('sipe:2', 'voc12', []) and 'server' not in T.heading('sipe:4', 'voc12', [])
 
 
 def test_a_row_with_another_network_or_data_has_its_own_settings():
     "PSA, IRN, Single and SEAM on COCO: the parts, one by one"
-    get = lambda *row: stage_parameters(T.recipe_of(*row))
+    get = lambda *row: stage_parameters(TR.row_recipe(*row))
     p = get('icd:7', 'AffinityNet', 'voc12')
     assert (p['train']['method'], p['train']['options'], p['train']['backbone'], p['masks']['refine'], p['psa']['split'], p['segment']['head']) == ('icd', dict(structure='none'), 'vgg16', ['psa'], 'trainaug', 'largefov')
     assert p['masks']['reading'] == p['psa']['reading'] == dict(kind='cam')  # PSA learns from the maps that it refines
@@ -314,7 +315,7 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
         def side_by_side(recipes, runs, jobs, scheduler, say, threads):
             asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
             if not isinstance(error, StageFailed): raise error
-            for run in recipes: yield run, None if run.endswith('.cam') else runs / run, error if run.endswith('.cam') else None
+            for run in recipes: yield run, None if run.endswith('.cam') else Path(runs) / run, error if run.endswith('.cam') else None
         return side_by_side
     table, args = runs / 'tiny_1-synthetic/table.md', ['table', 'tiny:1', '--data', 'synthetic', '--runs', str(runs), '--jobs', '3', '--scheduler', address, '--launch', '2', *(x for o in SMALL for x in ('-p', o))]
     table.unlink()

@@ -1,7 +1,7 @@
 """The schedule and SGD against recorded values; a killed training against one that was not."""
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from wsss_nb.engine.methods import METHODS
 from wsss_nb.engine.batches import Batches
 from wsss_nb.engine.checkpoint import read_checkpoint
 from wsss_nb.engine.rates import parameter_groups, poly
-from wsss_nb.engine.train import Learner
+from wsss_nb.engine.train import Callback, Learner
 
 GOLDENS = Path(__file__).parent / 'goldens'
 
@@ -68,28 +68,30 @@ def learner(folder, **kw):
     return Learner(Noisy(), Numbers(np.linspace(0, 1, 30)), view, **{**dict(epochs=8, batch_size=4, lr=.05, momentum=.9, device='cpu', folder=folder, save_seconds=0, settings=dict(lr=.05)), **kw})
 
 
-SCRIPT = '''
-import sys, time
-sys.path.insert(0, {tests!r})
-import test_train
-class Slow:
-    def before_fit(self, l): print('started', flush=True)
-    def after_step(self, l, b, x): time.sleep(.02)
-    def after_fit(self, l): pass
-test_train.learner({folder!r}, callbacks=[Slow()]).fit()
-'''
+class Slow(Callback):
+    "Says that the training has begun, and takes its time"
+    def __init__(self, begun): self.begun = begun
+    def before_fit(self, learner): self.begun.set()
+    def after_step(self, learner, batch, losses): time.sleep(.02)
+
+
+def train_slowly(folder, begun): learner(folder, callbacks=[Slow(begun)]).fit()
 
 
 def test_ten_kills_change_nothing(tmp_path):
     whole = learner(tmp_path / 'whole')
     whole.fit()
     moments, kills = np.random.default_rng(0).uniform(0, .2, 10), 0
+    processes = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')  # a fork has imported everything
     for m in moments:
-        child = subprocess.Popen([sys.executable, '-c', SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / 'killed'))], stdout=subprocess.PIPE, text=True)
-        assert child.stdout.readline().strip() == 'started'
+        begun = processes.Event()
+        child = processes.Process(target=train_slowly, args=(tmp_path / 'killed', begun))
+        child.start()
+        assert begun.wait(60)
         time.sleep(m)
-        child.send_signal(signal.SIGKILL)
-        kills += child.wait() == -signal.SIGKILL
+        child.kill()
+        child.join()
+        kills += child.exitcode == -signal.SIGKILL
     state = read_checkpoint(tmp_path / 'killed/checkpoint.pt')
     assert kills == 10 and 0 < state['step'] < whole.steps
     again = learner(tmp_path / 'killed')

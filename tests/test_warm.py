@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from inside import kernel_of_one_server
 from wsss_nb.engine import warm
 from wsss_nb.base.basics import environment
 from wsss_nb.engine.execute import StageFailed, run_notebook
@@ -71,6 +72,31 @@ def test_what_counts_at_the_start_has_a_server_of_its_own(monkeypatch, tmp_path)
     key = warm.setting({})
     os.utime(edited, ns=(1, 1))
     assert warm.setting({}) != key and before <= set(warm.SERVERS)
+
+
+NESTED = '''
+import sys, nbformat
+from nbclient import NotebookClient
+from wsss_nb.engine import warm
+def answer(source):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    with warm.own_kernel() as name: client = NotebookClient(nb, kernel_name=name); client.execute()
+    return eval(nb.cells[0].outputs[-1]['data']['text/plain'])
+import os
+seen = answer('import os, sys; ["torch" in sys.modules, os.getpid()]')
+[*seen, os.getpid(), len(warm.SERVERS)]
+'''
+
+
+def test_a_kernel_takes_the_server_of_the_process_that_started_it():
+    before = set(warm.SERVERS)
+    nb = cells(NESTED)
+    with kernel_of_one_server() as name: NotebookClient(nb, kernel_name=name).execute()
+    imported, inner, outer, servers = eval(nb.cells[0].outputs[-1]['data']['text/plain'])
+    assert imported and inner != outer != os.getpid() and servers == 0 and len(set(warm.SERVERS) - before) <= 1 and 'WSSS_WARM' not in os.environ
+    nb = cells(NESTED)
+    with kernel_of_one_server() as name, environment(OMP_NUM_THREADS='3'): NotebookClient(nb, kernel_name=name).execute()  # another setting
+    assert eval(nb.cells[0].outputs[-1]['data']['text/plain'])[::3] == [True, 1]
 
 
 def test_a_kernel_that_dies_is_told_and_takes_nothing_with_it(tmp_path):

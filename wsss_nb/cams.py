@@ -6,7 +6,8 @@ Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016
 
 # %% auto #0
 __all__ = ['normalize', 'with_background', 'grad_weights', 'grad_pp_weights', 'gradient_maps', 'layer_maps', 'any_form', 'net_of',
-           'multilabel_loss', 'Localiser', 'CamNet', 'predicted_labels', 'write_score_maps', 'tag_ap']
+           'multilabel_loss', 'Localiser', 'CamNet', 'own_scores', 'predicted_labels', 'labels_of', 'write_score_maps',
+           'tag_ap']
 
 # %% ../nbs/cams.ipynb #f1a5f442
 import functools, numbers
@@ -58,7 +59,7 @@ def grad_pp_weights(g, f):
     alpha = g**2 / torch.where(below == 0, torch.ones_like(below), below)
     return (alpha * g.relu()).sum((2, 3))
 
-
+# %% ../nbs/cams.ipynb #4ae755d8
 def gradient_maps(
     features,  # [B,D,h,w]
     scores_of,  # features -> class scores [B,K]
@@ -68,7 +69,8 @@ def gradient_maps(
     with torch.enable_grad():
         f = features.detach().requires_grad_()
         scores = scores_of(f)
-        grads = (torch.autograd.grad(scores[:, k].sum(), f, retain_graph=k + 1 < scores.shape[1])[0] for k in range(scores.shape[1]))
+        n = scores.shape[1]
+        grads = (torch.autograd.grad(scores[:, k].sum(), f, retain_graph=k + 1 < n)[0] for k in range(n))
         maps = [torch.einsum('bd,bdhw->bhw', weights(g, features), features) for g in grads]
     return torch.stack(maps, 1).detach()
 
@@ -106,7 +108,7 @@ def any_form(score_maps):
         return found[0] if single else found
     return asked
 
-
+# %% ../nbs/cams.ipynb #8302121f
 def net_of(
     net,  # a network, or a learner that trained one
     asked='score_maps',  # what it must be able to do: score_maps or predict
@@ -124,7 +126,7 @@ def multilabel_loss(scores, labels):
     "Mean over images and classes of the stable binary cross-entropy on logits"
     return F.binary_cross_entropy_with_logits(scores, labels.to(scores))
 
-
+# %% ../nbs/cams.ipynb #b590392c
 class Localiser(nn.Module):
     "A network that is trained with image tags and gives a score map per class"
     reading = {}  # what is only decided at test time: setting -> default
@@ -150,10 +152,14 @@ class Localiser(nn.Module):
     def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, **reading):
         "A ScoreMaps for each of the images: normalised maps of the classes in `labels`, both in any form"
         check_keywords('score_maps', reading, [*keywords_of(Localiser.score_maps, self.raw_maps), *self.reading])
-        keep = labels.bool().any(0).cpu()
-        if not keep.any(): return [ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32)) for i in images]
-        maps = normalize(multi_scale(lambda x: self.raw_maps(x, **{**self.reading, **reading})[:, keep], images, scales, flip, next(self.parameters()).device, max_side=max_side)).cpu().numpy()
-        return [ScoreMaps(present.nonzero().flatten().numpy() + 1, m[present[keep].numpy()]) for m, present in zip(maps, labels.bool().cpu())]
+        labels, device = labels.bool().cpu(), next(self.parameters()).device
+        keep, reading = labels.any(0), {**self.reading, **reading}
+        empty = lambda i: ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32))
+        if not keep.any(): return [empty(i) for i in images]
+        kept = lambda x: self.raw_maps(x, **reading)[:, keep]
+        maps = normalize(multi_scale(kept, images, scales, flip, device, max_side=max_side)).cpu().numpy()
+        ids = [present.nonzero().flatten().numpy() + 1 for present in labels]
+        return [ScoreMaps(k, m[present[keep].numpy()]) for k, m, present in zip(ids, maps, labels)]
 
 # %% ../nbs/cams.ipynb #fedfc267
 class CamNet(Localiser):
@@ -177,12 +183,23 @@ class CamNet(Localiser):
         return self.head(features) if weights is None else gradient_maps(features, self.scores, weights)
 
 # %% ../nbs/cams.ipynb #103efd2b
+def own_scores(net, images, max_side=1024):
+    "Class scores [B,K] of images (uint8, of one size): the mean of the raw map, of each image and its mirror image"
+    device = next(net.parameters()).device
+    return multi_scale(net.raw_maps, images, (1.,), True, device, max_side=max_side).mean((2, 3)).cpu()
+
+
 def predicted_labels(net, images, max_side=1024):
     "The classes that the network itself sees in the images (uint8, of one size): positive mean of the raw map"
-    device = next(net.parameters()).device
-    return (multi_scale(net.raw_maps, images, (1.,), True, device, max_side=max_side).mean((2, 3)) > 0).float().cpu()
+    return (own_scores(net, images, max_side) > 0).float()
 
 
+def labels_of(net, batch, use_image_labels, max_side):
+    "Whose word is taken for what is in these samples: their tags', or the network's"
+    if not use_image_labels: return predicted_labels(net, [s.image for s in batch], max_side)
+    return torch.stack([multi_hot(s.tags, net.num_classes) for s in batch])
+
+# %% ../nbs/cams.ipynb #22ef9b5b
 @spelt
 @torch.no_grad()
 def write_score_maps(
@@ -204,9 +221,9 @@ def write_score_maps(
     bar = Progress([], 'score maps, image', total=len(data))
     bar.start_at(len(data) - len(todo))
     for batch in batches_of_one_size(data, batch_size, todo):
-        images = [s.image for s in batch]
-        labels = torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]) if use_image_labels else predicted_labels(net, images, max_side)
-        for s, maps in zip(batch, net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))): save_maps(Path(folder) / f'{s.name}.npz', *maps)
+        images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
+        found = net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))
+        for s, maps in zip(batch, found): save_maps(Path(folder) / f'{s.name}.npz', *maps)
         bar.step(len(batch))
         trim_memory()
     bar.close()
@@ -216,9 +233,9 @@ def write_score_maps(
 def tag_ap(net, data, batch_size=8):
     "Mean average precision of the image tags over the classes that occur"
     net = net_of(net).eval()
-    device, scores, tags = next(net.parameters()).device, [], []
+    scores, tags = [], []
     for batch in batches_of_one_size(data, batch_size):
-        scores.append(multi_scale(net.raw_maps, [s.image for s in batch], (1.,), True, device, max_side=1024).mean((2, 3)).cpu())
-        tags.append(torch.stack([multi_hot(s.tags, len(data.classes)) for s in batch]))
-    scores, tags = torch.cat(scores), torch.cat(tags).bool()
-    return float(np.mean([pixel_ap(scores[:, k], tags[:, k]) for k in range(len(data.classes)) if tags[:, k].any()] or [float('nan')]))
+        scores.append(own_scores(net, [s.image for s in batch]))
+        tags.append(labels_of(net, batch, True, 0).bool())
+    scores, tags = torch.cat(scores).T, torch.cat(tags).T
+    return float(np.mean([pixel_ap(s, t) for s, t in zip(scores, tags) if t.any()] or [float('nan')]))

@@ -47,8 +47,7 @@ class Counts:
         "Count the pixels of one or many label maps; returns itself"
         if np.shape(pred) != np.shape(target): raise UserError(f'Confusion: prediction is {list(np.shape(pred))} but target is {list(np.shape(target))}; resize the prediction.')
         p, t, c = flat_ids(pred, 'prediction'), flat_ids(target, 'target'), self.num_classes
-        check_ids(p, c, self.ignore_index, 'prediction')
-        check_ids(t, c, self.ignore_index, 'target')
+        for ids, what in ((p, 'prediction'), (t, 'target')): check_ids(ids, c, self.ignore_index, what)
         t, p = (x[t != self.ignore_index].astype(np.int64) for x in (t, p))
         p[p == self.ignore_index] = c  # a column of its own
         counts = np.bincount(t * (c + 1) + p, minlength=c * (c + 1)).reshape(c, c + 1)
@@ -102,9 +101,8 @@ class Confusion(Counts):
     def miou(self, classes=None):
         "Mean IoU over all classes, or over these ids, without nan"
         if classes is None: return mean_of(self.iou())
-        classes = list(classes)
-        if not set(classes) <= {*range(self.num_classes)}: raise UserError(f'miou: classes: expected ids 0..{self.num_classes - 1}, got {classes}.')
-        return mean_of(self.iou()[classes])
+        if not {*classes} <= {*range(self.num_classes)}: raise UserError(f'miou: classes: expected ids 0..{self.num_classes - 1}, got {list(classes)}.')
+        return mean_of(self.iou()[list(classes)])
 
     def decided(self):
         "The same counts without the misses: how good is what was predicted at all?"

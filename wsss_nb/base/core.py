@@ -211,7 +211,7 @@ def install_line(
     of_extra = [f'"{name.strip()}"' for name, _, when in lines if extra in re.findall(r'[^\s"\']+', when)]
     return f'{pip} install ' + (' '.join(of_extra) or package)
 
-
+# %% ../../nbs/base/core.ipynb #7f6e95f9
 def not_installed(
     package,  # by the name that an index has it under
     extra,  # of settings.ini, to which it belongs

@@ -6,7 +6,7 @@ One template for every page that is written, one writer for every table."""
 
 # %% auto #0
 __all__ = ['HOUSE', 'template', 'LOOK', 'PAGE', 'NUMBER', 'TABLE', 'HEAT', 'filled', 'one_after_the_other', 'page', 'short',
-           'cell_text', 'as_text', 'as_markdown', 'plain_cell', 'heat_cells', 'as_html', 'table']
+           'cell_text', 'text_table', 'md_table', 'plain_cell', 'heat_cells', 'html_table', 'table']
 
 # %% ../../nbs/base/page.ipynb #49c0bf56
 import functools, re
@@ -44,9 +44,10 @@ h1{font-size:1.7rem}
 h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--line)}
 h3{font-size:1rem;margin-bottom:.3rem}
 img{max-width:100%;height:auto}
+div>img{margin:.5rem 0}
 pre{font-size:12px;background:var(--head);padding:.6rem;overflow-x:auto}
 summary{cursor:pointer;padding:.15rem 0}
-.note{color:var(--bad);margin:.4rem 0}
+.note{color:var(--bad);margin:.4rem 0;max-width:none}
 table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}
 table:not(.heat) td:nth-child(2){white-space:normal}
@@ -85,7 +86,7 @@ def short(x, digits=3, sign=''):
     return re.sub(r'^([+-]?)0\.', r'\1.', f'{x:{sign}.{digits}f}').replace('-', '−')
 
 # %% ../../nbs/base/page.ipynb #582e9810
-NUMBER = re.compile(r'[-+−]?\.?\d|nan|–$')  # how a cell begins that stands flush right
+NUMBER = re.compile(r'[-+−]?\.?\d[\d.,/±+−\s]*(\S{1,3})?$|nan$|–$')  # what stands flush right: .5, 12 s, .5 ± .1
 
 
 def cell_text(x):
@@ -93,7 +94,7 @@ def cell_text(x):
     return '' if x is None else f'{x:.3f}' if isinstance(x, float) else str(x)
 
 
-def as_text(rows):
+def text_table(rows):
     "Rows as lines, columns under each other"
     rows = [[cell_text(x) for x in row] for row in rows]
     def aligned(column):
@@ -103,7 +104,7 @@ def as_text(rows):
     return '\n'.join('  '.join(row).rstrip() for row in zip(*map(aligned, zip(*rows))))
 
 
-def as_markdown(rows):
+def md_table(rows):
     "Rows as a Markdown table"
     line = lambda row: '| ' + ' | '.join(cell_text(x).replace('|', r'\|') for x in row) + ' |'
     return '\n'.join([line(rows[0]), '|' + '---|' * len(rows[0]), *map(line, rows[1:])]).replace('|  ', '| ')
@@ -117,7 +118,9 @@ TABLE = """
 {% endfor %}
 </tbody></table>
 """.strip()
-HEAT = """<td style="background:rgba(20,150,130,{{ '%.2f' % veil }})">{% if best %}<b>{{ x }}</b>{% else %}{{ x }}{% endif %}</td>"""
+HEAT = """
+<td style="background:rgba(20,150,130,{{ '%.2f' % veil }})">{% if best %}<b>{{ x }}</b>{% else %}{{ x }}{% endif %}</td>
+""".strip()
 
 
 def plain_cell(x, column=0):
@@ -137,7 +140,7 @@ def heat_cells(rows):
     return cell
 
 
-def as_html(rows, heat=False):
+def html_table(rows, heat=False):
     "Rows as a table of HTML"
     if heat:
         full = [i for i in range(len(rows[0])) if not i or any(row[i] is not None for row in rows[1:])]
@@ -151,4 +154,4 @@ def table(
     heat=False,  # colour the shares; for html
 ):
     "A table for a terminal, as Markdown or as HTML"
-    return as_html(rows, heat) if kind == 'html' else dict(text=as_text, md=as_markdown)[kind](rows)
+    return html_table(rows, heat) if kind == 'html' else dict(text=text_table, md=md_table)[kind](rows)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['processes', 'everyones', 'count', 'AllSum', 'SharedNorm', 'share_norms', 'launcher', 'launching', 'end_with_parent',
-           'fit_in', 'main']
+           'fit_in', 'train_job']
 
 # %% ../../nbs/base/processes.ipynb #55876e92
 import ctypes, os, shlex, shutil, signal, subprocess, sys
@@ -13,7 +13,6 @@ from pathlib import Path
 import cloudpickle
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .basics import environment
@@ -50,7 +49,7 @@ class AllSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return AllSum.forward(ctx, g)
 
-
+# %% ../../nbs/base/processes.ipynb #386dd249
 class SharedNorm(_BatchNorm):
     "Batch norm whose batch is that of all processes (shares of one size)"
     def _check_input_dim(self, x): pass
@@ -72,9 +71,9 @@ class SharedNorm(_BatchNorm):
         "Move the running statistics"
         self.num_batches_tracked += 1
         step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), step), self.running_var.lerp_(var.to(self.running_var), step)
+        for running, new in ((self.running_mean, mean), (self.running_var, var)): running.lerp_(new.to(running), step)
 
-
+# %% ../../nbs/base/processes.ipynb #f133bba1
 def share_norms(net):
     "Let every batch norm of the network work over all processes, where there are several"
     for m in net.modules() if processes() > 1 else []:
@@ -84,7 +83,8 @@ def share_norms(net):
 # %% ../../nbs/base/processes.ipynb #b4326d57
 def launcher(text):
     "The command line that starts the processes of a training"
-    if text.strip().isdigit(): return [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', text.strip()]
+    here = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
+    if text.strip().isdigit(): return [*here, text.strip()]
     program, *rest = shlex.split(text)
     beside = Path(sys.executable).parent / program  # torchrun and accelerate of this very Python
     found = str(beside) if beside.exists() else shutil.which(program)
@@ -97,7 +97,7 @@ def launching(text):
     if text: launcher(text)
     return environment(**{'WSSS_LAUNCH': text} if text else {})
 
-
+# %% ../../nbs/base/processes.ipynb #a3d97edb
 def end_with_parent():
     "Ask Linux to end this process when its parent dies; elsewhere nothing happens"
     try: ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -111,8 +111,10 @@ def fit_in(command, learner):
     job, error, log = (learner.folder / f'.launch{end}' for end in ('.pt', '.json', '.log'))
     error.unlink(missing_ok=True)
     with whole_file(job) as f: torch.save((type(learner), learner.given), f, pickle_module=cloudpickle)
+    started = [*command, '-m', 'wsss_nb.base.processes', str(job)]
+    dies = end_with_parent if os.name == 'posix' else None
     try:
-        with open(log, 'w') as out, subprocess.Popen([*command, '-m', 'wsss_nb.base.processes', str(job)], stdout=out, stderr=out, preexec_fn=end_with_parent if os.name == 'posix' else None) as p:
+        with open(log, 'w') as out, subprocess.Popen(started, stdout=out, stderr=out, preexec_fn=dies) as p:
             try: p.wait()
             except BaseException: p.terminate(); raise
         if error.exists(): raise UserError(load_json(error))
@@ -121,7 +123,7 @@ def fit_in(command, learner):
     learner.resume()
 
 # %% ../../nbs/base/processes.ipynb #3a2687bb
-def main(job):
+def train_job(job):
     "One of the processes: train, and tell an error"
     os.environ.pop('WSSS_LAUNCH', None)
     if int(os.environ.get('RANK', 0)): os.environ['WSSS_PROGRESS'] = 'off'
@@ -134,4 +136,4 @@ def main(job):
         if processes() > 1: dist.destroy_process_group()
 
 
-if __name__ == '__main__' and '__file__' in globals(): main(sys.argv[1])  # not in a notebook
+if __name__ == '__main__' and '__file__' in globals(): train_job(sys.argv[1])  # not in a notebook

@@ -19,7 +19,7 @@ from PIL import Image
 from ..base.core import UserError, check_name, digest, make_folder, whole_file
 from . import draw
 from .draw import Dice
-from .grounds import COMPANIONS, clutter, companions_of, scenery
+from .grounds import clutter, companions_of, scenery
 from .sample import Data, Record, save_mask
 from .things import CLASSES, Thing, put
 

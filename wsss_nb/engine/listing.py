@@ -13,7 +13,7 @@ from ..base.plugs import imported_from, module_of
 from .methods import METHODS, options_of
 from ..nets.deeplab import HEADS
 from ..nets.zoo import BACKBONES, STRIDES
-from ..refine.steps import REFINERS, settings_of, step_of
+from ..refine.steps import REFINERS, flat_settings, step_of
 
 # %% ../../nbs/engine/listing.ipynb #d8d525c7
 def sentence(x):
@@ -31,7 +31,7 @@ def page_of(module):
     "The page of a module, as the pages name each other"
     return module.removeprefix('wsss_nb.').replace('.', '/')
 
-
+# %% ../../nbs/engine/listing.ipynb #e8f0b940
 def methods():
     "The localisers, with the options that they can be trained with"
     for name, place in METHODS.items():
@@ -43,8 +43,10 @@ def refiners():
     "The steps of refinement, with what they need besides an image and its maps"
     for name, place in REFINERS.items():
         step = step_of(name)
-        needs = f'a network of its own, from the stage {name}' if step.network else f'the {step.needs}' if step.needs else 'nothing'
-        yield name, step.about or sentence(step.run), f'needs {needs}; {len(settings_of(name))} settings', page_of(module_of(place))
+        own = f'a network of its own, from the stage {name}'
+        needs = own if step.network else f'the {step.needs}' if step.needs else 'nothing'
+        said = f'needs {needs}; {len(flat_settings(name))} settings'
+        yield name, step.about or sentence(step.run), said, page_of(module_of(place))
 
 # %% ../../nbs/engine/listing.ipynb #c93a3065
 def backbones():
@@ -52,7 +54,7 @@ def backbones():
     for name, make in BACKBONES.items():
         yield name, sentence(make), f'output stride {either(sorted(STRIDES[name]))}', page_of(make.__module__)
 
-
+# %% ../../nbs/engine/listing.ipynb #ea150000
 def heads():
     "The heads of segmentation networks, with the backbones that they stand on"
     for name, cls in HEADS.items():

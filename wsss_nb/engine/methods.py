@@ -16,7 +16,7 @@ import torch
 
 from ..base.calls import check_keywords, keywords_of, spelt
 from ..cams import Localiser
-from ..base.core import UserError, check_name, load_json, pick_device, seed_everything
+from ..base.core import UserError, check_name, pick_device, seed_everything
 from ..base.plugs import imported_from, module_in, own_file
 from ..data.sample import need_data
 from ..data.views import TrainingViews
@@ -24,6 +24,7 @@ from ..nets.deeplab import head_keywords, make_segmenter
 from ..nets.zoo import build
 from ..refine.steps import AFFINITIES, step_of
 from .checkpoint import load_net, read_checkpoint
+from .record import Run, is_made, stage_record
 from .train import Learner
 
 # %% ../../nbs/engine/methods.ipynb #410cdb54
@@ -87,7 +88,8 @@ def build_segmenter(
 ):
     "A segmentation network"
     of_head = dict(norm=norm, convs=convs, width=width, loss=loss, head_lr=head_lr, **further)
-    return make_segmenter(backbone, num_classes, head, **of_head, weights=weights, stride=stride, normalization=normalization)
+    of_trunk = dict(weights=weights, stride=stride, normalization=normalization)
+    return make_segmenter(backbone, num_classes, head, **of_head, **of_trunk)
 
 # %% ../../nbs/engine/methods.ipynb #b9641e3b
 def localiser_of(
@@ -130,11 +132,9 @@ def views_for(net, crop, **how):
 # %% ../../nbs/engine/methods.ipynb #74d47998
 def localiser_learner(
     data, method='cam', backbone='mobilenet_v2', weights='imagenet', stride=0, normalization='', options=None,
-    crop=321, long_side=(320, 640), seed=0,
-    cache=None,  # a folder for what a method prepares (the regions of ICD)
-    **settings,  # of the Learner
+    crop=321, long_side=(320, 640), seed=0, cache=None, **settings,  # of the Learner
 ):
-    "A Learner that trains a localiser on tags; `settings` are the Learner's, `cache` a folder for what a method prepares (the regions of ICD)"
+    "A Learner that trains a localiser on tags; `cache` is a folder for what a method prepares (the regions of ICD)"
     check_keywords('localiser_learner', settings, keywords_of(localiser_learner) + LEARNING)
     seed_everything(seed)
     made = dict(method=method, backbone=backbone, stride=stride, options=options or {})
@@ -156,11 +156,10 @@ def begin_with(backbone, other):
 # %% ../../nbs/engine/methods.ipynb #9374338c
 def segmenter_learner(
     data, backbone='mobilenet_v2', weights='imagenet', stride=0, normalization='',
-    head='', norm='', convs='', width=0, loss='plain', head_lr=0., crop=321, scale=(.75, 1.5), seed=0,
-    start=None,  # a trained backbone to begin with instead of `weights`
+    head='', norm='', convs='', width=0, loss='plain', head_lr=0., crop=321, scale=(.75, 1.5), seed=0, start=None,
     **settings,  # of the Learner, and further options of the head
 ):
-    "A Learner that trains a segmentation network on the masks of `data`; `start` is a trained backbone to begin with instead of `weights`"
+    "A Learner that trains a segmentation network on the masks of `data`; a trained backbone is given as `start`"
     known = dict.fromkeys([*keywords_of(segmenter_learner), *LEARNING, *head_keywords()])
     check_keywords('segmenter_learner', settings, known)
     if not need_data(data).has_masks: raise UserError(f'data: not all images of {data.where} have a mask to learn from; give WithMasks(data, folder) with the folder that write_masks wrote.')
@@ -175,7 +174,7 @@ def segmenter_learner(
 
 # %% ../../nbs/engine/methods.ipynb #53e7d68d
 def check_network(stage, p, num_classes):
-    "Raise where the network of a train or segment stage cannot be built with these parameters; nothing is computed or read"
+    "Raise where the network of a train or segment stage cannot be built so; nothing is computed or read"
     with torch.device('meta'):
         if stage == 'train': localiser_of(p, num_classes, **UNTRAINED)
         if stage == 'segment': segmenter_of(p, num_classes, **UNTRAINED)
@@ -184,12 +183,12 @@ def check_network(stage, p, num_classes):
 def record_of(folder, stage):
     "The folder of a checkpoint, and what it is of: from the folder of a stage, of a run or of a learner"
     folder = Path(folder).expanduser()
-    if (folder / 'stage.json').is_file(): return folder, load_json(folder / 'stage.json')
-    if (folder / 'run.json').is_file():
-        stages = load_json(folder / 'run.json')['stages']
+    if is_made(folder): return folder, stage_record(folder)
+    run = Run(folder)
+    if run.there:
+        stages = run.stages
         if stage not in stages: raise UserError(f'{folder}: this run has no {stage} stage (its stages: {", ".join(stages) or "none"}).')
-        folder = folder.parent / 'stages' / stages[stage]['folder']
-        return folder, load_json(folder / 'stage.json')
+        return run.stage(stage), stage_record(run.stage(stage))
     if not (folder / 'checkpoint.pt').is_file():
         raise UserError(f'{folder}: expected the folder of a {stage} stage, of a run or of a learner (localiser_learner(..., folder=...)), found {"no checkpoint.pt in it" if folder.is_dir() else "no folder"}.')
     made = read_checkpoint(folder / 'checkpoint.pt').get('made')
@@ -198,7 +197,7 @@ def record_of(folder, stage):
 
 # %% ../../nbs/engine/methods.ipynb #cb843268
 def load_trained(folder, stage, make, device='cpu'):
-    "The network that `make` builds from the parameters and the number of classes on record, with its weights, and the record"
+    "The network that `make` builds from what is on record (parameters, number of classes), trained, and the record"
     folder, made = record_of(folder, stage)
     if made['stage'] != stage: raise UserError(f'{folder}: expected the folder of a {stage} stage, this is one of {made["stage"]}.')
     p, classes = made['parameters'], made['results']['classes']
@@ -220,24 +219,23 @@ def load_segmenter(folder, device='cpu'):
 # %% ../../nbs/engine/methods.ipynb #b3d36b7b
 def localiser_behind(masks):
     "The folder of the train stage that stands behind a masks stage"
-    name = load_json(Path(masks) / 'stage.json')['inputs'].get('localiser')
+    name = stage_record(masks)['inputs'].get('localiser')
     if not name: raise UserError(f'weights: there is no localiser behind the masks in {masks}, they were given; name other weights.')
     return Path(masks).parent / name
 
 # %% ../../nbs/engine/methods.ipynb #05b90ce4
 def build_affinity(kind, localiser, weights='', normalization='', **options):
-    "The affinity network of that kind on the backbone of a trained localiser (a folder), or on other weights of its architecture"
+    "The affinity network of that kind on a trained localiser's backbone (a folder), or on other weights of its kind"
     network = step_of(check_name(kind, AFFINITIES, 'affinity')).network
     net, made = load_localiser(localiser)
-    p, backbone = made['parameters'], net.backbone.requires_grad_(True)
-    if weights: backbone = build(p['backbone'], weights=weights, stride=p['stride'] or None, normalization=normalization)
-    return network.make(backbone.train(), **options)
+    name, stride = made['parameters']['backbone'], made['parameters']['stride'] or None
+    backbone = build(name, weights=weights, stride=stride, normalization=normalization) if weights else net.backbone
+    return network.make(backbone.requires_grad_(True).train(), **options)
 
 # %% ../../nbs/engine/methods.ipynb #6efd1e4e
 def affinity_learner(
     data, kind, localiser, weights='', normalization='', crop=321, long_side=(320, 640), seed=0,
-    radius=0,  # of the pairs it learns from, 0 = the paper's
-    **settings,  # of the Learner
+    radius=0, **settings,  # of the pairs it learns from, 0 = the paper's; of the Learner
 ):
     "A Learner that trains an affinity network on the labels of `data`"
     check_keywords('affinity_learner', settings, keywords_of(affinity_learner) + LEARNING)
@@ -248,5 +246,5 @@ def affinity_learner(
 
 def load_affinity(folder, device='cpu'):
     "A trained affinity network and its record, from the folder of a psa or irn stage"
-    kind = check_name(load_json(Path(folder) / 'stage.json')['stage'], AFFINITIES, 'affinity')
+    kind = check_name(stage_record(folder)['stage'], AFFINITIES, 'affinity')
     return load_trained(folder, kind, lambda p, k: build_affinity(kind, p['localiser']), device)

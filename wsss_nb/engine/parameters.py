@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ..base.basics import UserError, check_name, shipped
-from ..refine.steps import AFFINITIES, REFINERS, settings_of, short
+from ..refine.steps import AFFINITIES, REFINERS, flat_settings, short_name
 
 # %% ../../nbs/engine/parameters.ipynb #0057cea6
 STAGES = ('train', *AFFINITIES, 'masks', 'segment', 'evaluate', 'report')
@@ -59,9 +59,9 @@ def own_parameters(kind):
     "The parameters of a stage that shares its notebook: those of others left out, with the defaults that are its own"
     known = notebook_parameters(stage_notebook(kind))
     others = tuple(f'{k}: ' for k in SHARED if k != kind)
-    mine = {k: (v, c.removeprefix(f'{kind}: ')) for k, (v, c) in known.items() if k != 'kind' and not c.startswith(others)}
-    own = AFFINITIES[kind]
-    return {k: (own[k], c.partition(';')[0]) if k in own else (v, c) for k, (v, c) in mine.items()}
+    mine, own = {k: v for k, v in known.items() if k != 'kind' and not v[1].startswith(others)}, AFFINITIES[kind]
+    said = lambda k, c: c.partition(';')[0] if k in own else c.removeprefix(f'{kind}: ')
+    return {k: (own.get(k, v), said(k, c)) for k, (v, c) in mine.items()}
 
 
 def parameters_of(
@@ -72,8 +72,8 @@ def parameters_of(
     if stage in SHARED: return own_parameters(stage)
     known = dict(notebook_parameters(stage_notebook(stage)))
     for s in steps if stage == 'masks' else ():
-        if s not in REFINERS and '.py' not in str(s) or any(k.startswith(f'{short(s)}_') for k in known): continue
-        known.update({k: (v, f'of the step {s}') for k, v in settings_of(s).items()})
+        if s not in REFINERS and '.py' not in str(s) or any(k.startswith(f'{short_name(s)}_') for k in known): continue
+        known.update({k: (v, f'of the step {s}') for k, v in flat_settings(s).items()})
     return known
 
 

@@ -14,7 +14,7 @@ from .splits import saliency_maps
 from ..refine.chain import refine
 from ..refine.masks import write_maps
 from ..refine.signed import write_salient
-from ..refine.steps import REFINERS, given_to, network_of, settings_of, short, step_of
+from ..refine.steps import REFINERS, given_to, network_of, flat_settings, short_name, step_of
 
 # %% ../../nbs/engine/refining.ipynb #416c6005
 def write_step(
@@ -30,12 +30,12 @@ def write_step(
     load = load_affinity if s.network else load_localiser if s.needs else None
     net = load(network, p['device'])[0] if load else None
     if s.whole: s.run(net, data, maps, out, workers=p['workers'], **settings)
-    else: write_maps(data, maps, out, lambda image, m: s.run(net, image, m, **settings), f'{short(step)}, image')
+    else: write_maps(data, maps, out, lambda image, m: s.run(net, image, m, **settings), f'{short_name(step)}, image')
 
 # %% ../../nbs/engine/refining.ipynb #8172a3c6
 def pixel_settings(steps, p):
     "The parameters of the masks stage that belong to these steps, which need an image and its maps alone"
-    names = [k for s in steps for k in settings_of(s)]
+    names = [k for s in steps for k in flat_settings(s)]
     return {k: tuple(v) if isinstance(v := p[k], list) else v for k in names}
 
 
@@ -75,7 +75,7 @@ def through_networks(stage, split, maps):
             continue
         if before: maps = through_pixels(stage, data, before, maps)
         asked = dict(network=stage.parts['inputs'][network]) if s.needs or s.network else {}
-        out = place_of(stage, short(step), [step], maps=maps.name, settings=given_to(step, p), **asked)
+        out = place_of(stage, short_name(step), [step], maps=maps.name, settings=given_to(step, p), **asked)
         write_step(step, p[network], data, maps, out, p)
         stage.release(out)
         maps, before = out, []
@@ -86,7 +86,7 @@ def disagreements():
     "Where the parameters of the masks stage differ from what the registered steps declare: a line for each"
     known, out = notebook_parameters(stage_notebook('masks')), []
     for step in REFINERS:
-        theirs, ours = settings_of(step), {k: v for k, (v, _) in known.items() if k.startswith(f'{step}_')}
+        theirs, ours = flat_settings(step), {k: v for k, (v, _) in known.items() if k.startswith(f'{step}_')}
         if not ours: continue  # it brings its settings itself, when a recipe asks for it
         out += [f'{k}: a parameter of masks, but no setting of {step}' for k in ours if k not in theirs]
         out += [f'{k}: a setting of {step}, but no parameter of masks' for k in theirs if k not in ours]

@@ -23,7 +23,8 @@ def given_by(f, x):
 def two_images():
     "A batch of two images of noise, with tags among three classes"
     images = torch.linspace(0, 1, 2 * 3 * 64 * 64).view(2, 3, 64, 64)
-    return dict(image=images, labels=torch.tensor([[1., 0, 0], [0, 1, 1]]), valid=torch.ones(2, 64, 64, dtype=torch.bool),
+    labels, valid = torch.tensor([[1., 0, 0], [0, 1, 1]]), torch.ones(2, 64, 64, dtype=torch.bool)
+    return dict(image=images, labels=labels, valid=valid,
                 name=['a', 'b'], progress=0., step=0, per_epoch=1)
 
 # %% ../../nbs/engine/trial.ipynb #15cc76de

@@ -111,23 +111,25 @@ SERVERS = {}  # what counts at the start -> (process, its socket)
 def setting(env):
     "What a kernel with this environment must have in common with the process that it is forked from"
     files = [(str(p), p.stat().st_mtime_ns) for p in sorted(Path(wsss_nb.__file__).parent.rglob('*.py'))]
-    return sha256(repr((sorted((k, v) for k, v in env.items() if k.startswith(AT_START)), files)).encode()).hexdigest()
+    return sha256(repr((sorted((k, v) for k, v in env.items() if k.startswith(AT_START)), files)).encode()).hexdigest()[:16]
 
 
 def server(env):
     "The socket of a server for kernels with this environment, started if there is none; None where nothing can fork"
     if sys.platform != 'linux' or env.get('WSSS_WARM') == '0': return None
     key = setting(env)
+    given = Path(env.get('WSSS_WARM', ''))  # of the process that started this one
+    if given.name == key and given.is_socket(): return str(given)
     if key not in SERVERS or SERVERS[key][0].poll() is not None:
         folder = tempfile.mkdtemp(prefix='wsss-warm-')
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f'{folder}/socket')
+            listener.bind(f'{folder}/{key}')
             listener.listen(64)
             file = listener.fileno()
             code = f'import socket\nfrom wsss_nb.engine.warm import _serve\n_serve(socket.socket(fileno={file}))'
             files = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[file])
             process = subprocess.Popen([sys.executable, '-c', code], env=env, start_new_session=True, **files)
-        SERVERS[key] = process, f'{folder}/socket'
+        SERVERS[key] = process, f'{folder}/{key}'
     return SERVERS[key][1]
 
 

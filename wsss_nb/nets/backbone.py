@@ -34,7 +34,9 @@ class Backbone(nn.Module):
     def set_normalization(self, name):
         "Normalise the input the way called `name`"
         mean, std = NORMALIZATIONS[check_name(name, NORMALIZATIONS, 'normalization')]
-        with torch.no_grad(): self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1)), self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
+        with torch.no_grad():
+            self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
+            self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
 
     def parts(self):
         "Part name -> its modules, in the order in which they run"

@@ -38,7 +38,8 @@ class LightDeepLab(Segmenter):
     ):
         super().__init__(backbone, num_classes, loss, head_lr)
         self.early = early_map(backbone)
-        self.from_top, self.from_early = conv_block(backbone.channels[-1], width, 1, norm=norm), conv_block(backbone.channels[self.early], 32, 1, norm=norm)
+        self.from_top = conv_block(backbone.channels[-1], width, 1, norm=norm)
+        self.from_early = conv_block(backbone.channels[self.early], 32, 1, norm=norm)
         self.join, self.classify = conv_block(width + 32, width, 3, norm=norm), nn.Conv2d(width, num_classes + 1, 1)
 
     def logits(self, images):
@@ -89,14 +90,15 @@ class DeepLabV2(Segmenter):
     def forward(self, batch):
         pyramid = [self.logits(at_scale(batch['image'], s)) for s in self.scales]
         largest = torch.stack([at_size(scores, pyramid[0].shape[2:]) for scores in pyramid]).amax(0)
-        return dict(loss=sum(self.compare(scores, batch['mask']) for scores in (*pyramid, largest)), background=self.background(largest, batch['mask']))
+        loss = sum(self.compare(scores, batch['mask']) for scores in (*pyramid, largest))
+        return dict(loss=loss, background=self.background(largest, batch['mask']))
 
 # %% ../../nbs/nets/deeplab.ipynb #b1d26bfb
 def without_last(backbone):
     "MobileNetV2 without the 1x1 convolution to 1280 channels; any other backbone as it is"
     if backbone.names[-1] != 'last': return backbone
     backbone.features = backbone.features[:18]
-    backbone.names, backbone.channels, backbone.strides = backbone.names[:-1], backbone.channels[:-1], backbone.strides[:-1]
+    for k in ('names', 'channels', 'strides'): setattr(backbone, k, getattr(backbone, k)[:-1])
     return backbone
 
 
@@ -120,8 +122,9 @@ class DeepLabV3Plus(Segmenter):
 
 # %% ../../nbs/nets/deeplab.ipynb #199ecd95
 HEADS = dict(light=LightDeepLab, largefov=LargeFOV, v1=DeepLabV1, v2=DeepLabV2, v3plus=DeepLabV3Plus)
-NATURAL = dict(vgg16='largefov', resnet38='v1', resnet50='v2', resnet101='v2', mobilenet_v2='v3plus', tiny='light')  # the head of each backbone's paper
-SHAPES = dict(vgg16=dict(fc6_dilation=12), resnet50=dict(dilate=True), resnet101=dict(dilate=True), mobilenet_v2=dict(dilate=True))
+NATURAL = dict(vgg16='largefov', resnet38='v1', resnet50='v2', resnet101='v2',
+               mobilenet_v2='v3plus', tiny='light')  # the head of each backbone's paper
+SHAPES = dict(vgg16=dict(fc6_dilation=12), **{k: dict(dilate=True) for k in ('resnet50', 'resnet101', 'mobilenet_v2')})
 NORMS = ('batch', 'group', 'sync')
 
 
@@ -129,7 +132,7 @@ def rates_of(net):
     "The rate of every convolution"
     return [m.dilation for m in net.modules() if isinstance(m, nn.Conv2d)]
 
-
+# %% ../../nbs/nets/deeplab.ipynb #98879c4a
 def check_shape(backbone, head):
     "Raise unless a network that was built elsewhere has the rates that the head wants"
     shape = SHAPES.get(backbone.name, {}) if head != 'light' else {}
@@ -187,7 +190,7 @@ def make_segmenter(
     width=0,  # channels of the head, 0 = its own
     loss='plain',  # plain or balanced
     head_lr=0.,  # factor for the learning rate of the head, 0 = its paper's
-    **options,  # further ones of the head; and of `build`, if the backbone is a name: weights, stride, normalization, batch_norm
+    **options,  # of the head; and of `build`, if the backbone is a name: weights, stride, normalization, batch_norm
 ):
     "A segmentation network"
     named = isinstance(backbone, str)
@@ -199,5 +202,6 @@ def make_segmenter(
     if options and not named: raise UserError(f'{next(iter(options))}: the backbone is built already; give its name instead, or leave this to `build`.')
     given = head_options(cls, head, norm=norm, convs=convs, width=width, **own)
     if not named: check_stride(backbone.strides[-1], head), check_shape(backbone, head)
-    net = cls(backbone_for(head, name, **options) if named else backbone, num_classes, loss=loss, head_lr=head_lr, **given)
+    trunk = backbone_for(head, name, **options) if named else backbone
+    net = cls(trunk, num_classes, loss=loss, head_lr=head_lr, **given)
     return synchronised(net) if norm == 'sync' else net

@@ -41,8 +41,9 @@ def onnx_model(whole, **about):
     except ImportError as e: raise not_installed(e.name, 'onnx', 'export') from None
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        program = torch.onnx.export(whole, (torch.rand(2, 3, 97, 131),), dynamo=True, verbose=False, input_names=['image'], output_names=[whole.output],
-                                    dynamic_shapes=dict(image={0: 'batch', 2: 'height', 3: 'width'}))
+        program = torch.onnx.export(
+            whole, (torch.rand(2, 3, 97, 131),), dynamo=True, verbose=False, input_names=['image'],
+            output_names=[whole.output], dynamic_shapes=dict(image={0: 'batch', 2: 'height', 3: 'width'}))
     model = program.model_proto
     onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in about.items()})
     onnx.checker.check_model(model)
@@ -53,14 +54,16 @@ def difference(model, whole, shapes=SHAPES):
     "The largest difference between onnxruntime and torch, or None where onnxruntime is not installed"
     try: import onnxruntime
     except ImportError: return None
-    session, generator, worst = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider']), torch.Generator().manual_seed(0), 0.
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    generator, worst = torch.Generator().manual_seed(0), 0.
     for b, h, w in shapes:
         x = torch.rand(b, 3, h, w, generator=generator)
         with torch.no_grad(): expected = whole(x).numpy()
-        worst = max(worst, float(np.abs(session.run(None, {'image': x.numpy()})[0] - expected).max() / max(1, np.abs(expected).max())))
+        off = np.abs(session.run(None, {'image': x.numpy()})[0] - expected).max()
+        worst = max(worst, float(off / max(1, np.abs(expected).max())))
     return worst
 
-
+# %% ../../nbs/nets/export.ipynb #4c7fdbec
 class Exported(NamedTuple):
     "An ONNX file and how far it is from torch"
     path: Path
@@ -77,7 +80,8 @@ def write_onnx(
     **about,  # whatever else shall be in the metadata
 ):
     "Write a network as an ONNX file, compared with torch"
-    whole, classes = Whole(copy.deepcopy(net).cpu().float().eval(), check_name(output, OUTPUTS, 'output')), ['background', *classes]
+    whole = Whole(copy.deepcopy(net).cpu().float().eval(), check_name(output, OUTPUTS, 'output'))
+    classes = ['background', *classes]
     model = onnx_model(whole, classes=classes, input='RGB in [0,1], float [batch,3,height,width]', **about)
     off = difference(model, whole)
     if off is not None and not off < 1e-3: raise UserError(f'export: {out} was not written: onnxruntime and torch differ by {off:.2g}; try another version of onnxruntime or torch, and tell us.')

@@ -24,7 +24,7 @@ def norm_layer(
     "A normalisation with scale and shift"
     return nn.GroupNorm(8, channels) if kind == 'group' else nn.BatchNorm2d(channels)
 
-
+# %% ../../nbs/nets/heads.ipynb #faaa57f4
 def conv_block(
     cin, cout, kernel,
     rate=1,  # of an atrous convolution
@@ -43,7 +43,7 @@ def separable(cin, cout, kernel, rate=1, norm='group'):
 
 CONVS = dict(plain=conv_block, separable=separable)
 
-
+# %% ../../nbs/nets/heads.ipynb #45deeb6c
 def classifier(cin, cout, kernel=1, rate=1):
     "The last convolution: small random weights, so that all classes begin equal"
     conv = nn.Conv2d(cin, cout, kernel, padding=rate * (kernel // 2), dilation=rate)
@@ -74,7 +74,7 @@ class ImagePool(nn.Module):
             raise UserError('batch_size: batch norm of the image pooling needs two images or more per process, got 1; use a larger batch_size, or norm=group.') from None
         return mean.expand(-1, -1, *x.shape[2:])
 
-
+# %% ../../nbs/nets/heads.ipynb #1b3d12c5
 class ASPP(nn.Module):
     "V3's pyramid: 1x1, three atrous convolutions and the image's mean side by side, then a 1x1"
     def __init__(

@@ -20,7 +20,8 @@ class MobileNetV2(Backbone):
         stride=16,  # of the last map: 8, 16 or 32
         dilate=False,  # replace the strides that are taken out by dilation
     ):
-        super().__init__('mobilenet_v2', ('layer1', 'layer2', 'layer3', 'layer4', 'last'), (24, 32, 96, 320, 1280), [min(s, stride) for s in (4, 8, 16, 32, 32)])
+        super().__init__('mobilenet_v2', ('layer1', 'layer2', 'layer3', 'layer4', 'last'), (24, 32, 96, 320, 1280),
+                         [min(s, stride) for s in (4, 8, 16, 32, 32)])
         from torchvision.models import mobilenet_v2  # two seconds, for those who need it
         self.features = mobilenet_v2().features
         holes = 1

@@ -16,10 +16,12 @@ class ResNet(Backbone):
         stride=16,  # of the last map: 8, 16 or 32
         dilate=False,  # replace the strides that are taken out by dilation
     ):
-        super().__init__(name, [f'layer{i}' for i in range(1, 5)], (256, 512, 1024, 2048), [min(s, stride) for s in (4, 8, 16, 32)])
+        names, strides = [f'layer{i}' for i in range(1, 5)], [min(s, stride) for s in (4, 8, 16, 32)]
+        super().__init__(name, names, (256, 512, 1024, 2048), strides)
         from torchvision.models import resnet  # two seconds, for those who need it
         flat = [s > stride for s in (8, 16, 32)]
-        body = resnet.ResNet(resnet.Bottleneck, depths, num_classes=1, replace_stride_with_dilation=flat if dilate else None)
+        holes = flat if dilate else None
+        body = resnet.ResNet(resnet.Bottleneck, depths, num_classes=1, replace_stride_with_dilation=holes)
         for part in ('conv1', 'bn1', 'relu', 'maxpool', *self.names): setattr(self, part, getattr(body, part))
         for part in [p for p, f in zip(self.names[1:], flat) if f and not dilate]:
             first = getattr(self, part)[0]
@@ -29,7 +31,7 @@ class ResNet(Backbone):
         "The stem and four layers"
         return {'stem': [self.conv1, self.bn1, self.relu, self.maxpool], **{n: [getattr(self, n)] for n in self.names}}
 
-
+# %% ../../nbs/nets/resnet.ipynb #92407e15
 def resnet50(stride=16, dilate=False):
     "ResNet-50 as a Backbone"
     return ResNet('resnet50', [3, 4, 6, 3], stride, dilate)

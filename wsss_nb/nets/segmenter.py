@@ -40,7 +40,8 @@ def mask_loss(
 # %% ../../nbs/nets/segmenter.ipynb #807e24b4
 def at_size(scores, size):
     "Scores at another size, bilinear"
-    return scores if scores.shape[2:] == tuple(size) else F.interpolate(scores, size, mode='bilinear', align_corners=False)
+    if scores.shape[2:] == tuple(size): return scores
+    return F.interpolate(scores, size, mode='bilinear', align_corners=False)
 
 
 def labels_at(mask, size):
@@ -55,7 +56,7 @@ class Segmenter(nn.Module):
     "A backbone with a head: scores of every class for every pixel"
     goes_on = tuple(BACKBONES)  # backbones
     strides = ()  # output strides it works at, its own first; () = any
-    multipliers = (1., 1., 1., 1.)  # of the learning rate: kernels and biases of the backbone, kernels and biases of the head
+    multipliers = (1., 1., 1., 1.)  # of the learning rate: kernels and biases of the backbone, and of the head
     kernels_alone_decay = True
     thins_labels = False  # whether labels are brought to the size of the scores, or scores to that of the labels
 
@@ -93,7 +94,9 @@ def predict_views(
     "Probabilities [B,K+1,H,W], fused over scales and mirror images"
     check_name(fusion, FUSIONS, 'fusion')
     views = dict(images=images, device=next(self.parameters()).device, max_side=max_side)
-    if fusion == 'mean': return multi_scale(lambda x: self.logits(x).softmax(1), scales=scales, flip=flip, **views) / (len(scales) * (2 if flip else 1))
+    if fusion == 'mean':
+        total = multi_scale(lambda x: self.logits(x).softmax(1), scales=scales, flip=flip, **views)
+        return total / (len(scales) * (2 if flip else 1))
     straight, mirrored = self.logits, lambda x: self.logits(x.flip(-1)).flip(-1)
     best = None
     for s in scales:

@@ -59,7 +59,8 @@ def balanced_mask_loss(
 ):
     "Balanced cross-entropy of each image, 0 where its labels miss a class or the background: [B]"
     (b, c), known = scores.shape[:2], target != 255
-    counts = torch.bincount((target + c * torch.arange(b, device=target.device).view(-1, 1, 1))[known], minlength=b * c).view(b, c)
+    of_image = c * torch.arange(b, device=target.device).view(-1, 1, 1)
+    counts = torch.bincount((target + of_image)[known], minlength=b * c).view(b, c)
     n = counts.sum(1, keepdim=True)
     weight = ((n - counts) / (1 + n)).to(scores).gather(1, target.where(known, 0).flatten(1))
     loss = F.cross_entropy(scores, target, ignore_index=255, reduction='none').flatten(1)
@@ -76,7 +77,8 @@ class ConvHead(nn.Module):
     def __init__(self, channels, strides, num_classes, norm='batch', width=256):
         super().__init__()
         check_name(norm, ('batch', 'group'), 'norm')
-        self.layers = nn.Sequential(conv_block(channels[-1], width, 3, norm=norm), conv_block(width, width, 3, norm=norm), nn.Conv2d(width, num_classes, 1))
+        self.layers = nn.Sequential(conv_block(channels[-1], width, 3, norm=norm),
+                                    conv_block(width, width, 3, norm=norm), nn.Conv2d(width, num_classes, 1))
 
     def forward(self, maps): return self.layers(maps[-1])
 
@@ -88,9 +90,12 @@ class SingleStageHead(nn.Module):
         check_name(norm, ('batch', 'group'), 'norm')
         self.psi, self.early = psi, max(i for i, s in enumerate(strides) if s <= 4 or i == 0)
         early = channels[self.early]
-        self.aspp, self.skip, self.merge = ASPP(channels[-1], rates, width, norm), conv_block(early, 48, 1, norm=norm), conv_block(width + 48, width, 3, norm=norm)
-        self.shallow, self.cue, self.mixed = conv_block(early, width, 1, norm=norm), nn.Conv2d(width, 2 * width, 1), conv_block(width, width, 1, norm=norm)
-        self.classify = nn.Sequential(conv_block(width, width, 3, norm=norm), nn.Dropout(.5), nn.Conv2d(width, num_classes, 1))
+        self.aspp, self.skip = ASPP(channels[-1], rates, width, norm), conv_block(early, 48, 1, norm=norm)
+        self.merge = conv_block(width + 48, width, 3, norm=norm)
+        self.shallow, self.cue = conv_block(early, width, 1, norm=norm), nn.Conv2d(width, 2 * width, 1)
+        self.mixed = conv_block(width, width, 1, norm=norm)
+        self.classify = nn.Sequential(conv_block(width, width, 3, norm=norm), nn.Dropout(.5),
+                                      nn.Conv2d(width, num_classes, 1))
 
     def gate(self, deep, shallow):
         "In training a random mixture whose mean is `deep`"

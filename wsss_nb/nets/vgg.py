@@ -16,7 +16,8 @@ from .backbone import Backbone
 def decimate_fc(state):
     "fc6 and fc7 out of torchvision's `classifier.0` and `classifier.3`, where a file has them"
     w6, w7 = state.get('classifier.0.weight'), state.get('classifier.3.weight')
-    if w6 is None or w7 is None or w6.shape != (4096, 512 * 49) or not (w6.isfinite().all() and w7.isfinite().all()): return {}
+    if w6 is None or w7 is None or w6.shape != (4096, 512 * 49): return {}
+    if not (w6.isfinite().all() and w7.isfinite().all()): return {}
     return {'fc6.weight': w6.view(4096, 512, 7, 7)[::4, :, ::3, ::3], 'fc6.bias': state['classifier.0.bias'][::4],
             'fc7.weight': w7[::4, ::4, None, None], 'fc7.bias': state['classifier.3.bias'][::4]}
 
@@ -30,7 +31,8 @@ class VGG16(Backbone):
         fc6_dilation=1,  # 1 for class activation maps, 12 for LargeFOV segmentation
         dropout=.5,  # after fc6 and after fc7
     ):
-        super().__init__('vgg16', [f'conv{i}' for i in range(1, 6)] + ['fc6', 'fc7'], (64, 128, 256, 512, 512, 1024, 1024), (1, 2, 4, 8) + (stride,) * 3)
+        super().__init__('vgg16', [f'conv{i}' for i in range(1, 6)] + ['fc6', 'fc7'],
+                         (64, 128, 256, 512, 512, 1024, 1024), (1, 2, 4, 8) + (stride,) * 3)
         from torchvision.models.vgg import cfgs, make_layers  # two seconds, for those who need it
         self.features = make_layers(cfgs['D'], batch_norm=False)
         for i, s in zip((4, 9, 16, 23, 30), (2, 2, 2, stride // 8, 1)): self.features[i] = nn.MaxPool2d(3, s, padding=1)
@@ -46,7 +48,8 @@ class VGG16(Backbone):
         "conv1 to conv5 as slices of `features`, then fc6 and fc7"
         ends = (0, 4, 9, 16, 23, 30)
         convs = {f'conv{i + 1}': list(self.features[ends[i]:ends[i + 1]]) for i in range(5)}
-        return {**convs, 'fc6': [self.features[30], self.average, self.fc6, self.relu], 'fc7': [self.drop6, self.fc7, self.relu, self.drop7]}
+        fc6 = [self.features[30], self.average, self.fc6, self.relu]
+        return {**convs, 'fc6': fc6, 'fc7': [self.drop6, self.fc7, self.relu, self.drop7]}
 
     def convert(self, state):
         "torchvision's dense layers become fc6 and fc7"

@@ -19,17 +19,21 @@ from .resnet38 import read_params
 
 # %% ../../nbs/nets/weights.ipynb #5459339a
 OTHERS = (
-    dict(file='mobilenetv2_1.0_imagenet_qat.npz', net='mobilenet_v2', normalization='tf', sha256='f92dee088112f817193ac0e6f2d0d9ca7033b97300185b31aa20c35782561ea7', url='',
-         source="MobileNetV2 1.0 out of google-coral's test_data (Apache-2.0), under torchvision's names; trained at sizes 32k+1"),
+    dict(file='mobilenetv2_1.0_imagenet_qat.npz', net='mobilenet_v2', normalization='tf',
+         sha256='f92dee088112f817193ac0e6f2d0d9ca7033b97300185b31aa20c35782561ea7', url='',
+         source="MobileNetV2 1.0 out of google-coral's test_data (Apache-2.0), under torchvision's names; "
+                "trained at sizes 32k+1"),
     dict(file='ilsvrc-cls_rna-a1_cls1000_ep-0001.params', net='resnet38', normalization='imagenet', sha256='', url='',
-         source="model A1 of 'Wider or Deeper' (github.com/itijyou/ademxapp), to which the README of AffinityNet (github.com/jiwoon-ahn/psa) links; no checksum was published"),
+         source="model A1 of 'Wider or Deeper' (github.com/itijyou/ademxapp), to which the README of AffinityNet "
+                "(github.com/jiwoon-ahn/psa) links; no checksum was published"),
 )
 
 
 def torchvision_file(net, w):
     "The row of one of torchvision's weights"
-    file, caffe = Path(w.url).name, 'std' in w.transforms.keywords  # the one file that divides by 1/255 was made by Caffe
-    return dict(file=file, net=net, normalization='caffe' if caffe else 'imagenet', sha256=re.search('-([0-9a-f]{8})[.]', file)[1], url=w.url, source=f'torchvision {w}')
+    file, caffe = Path(w.url).name, 'std' in w.transforms.keywords  # the one that divides by 1/255 was made by Caffe
+    return dict(file=file, net=net, normalization='caffe' if caffe else 'imagenet',
+                sha256=re.search('-([0-9a-f]{8})[.]', file)[1], url=w.url, source=f'torchvision {w}')
 
 
 def known_files():
@@ -55,7 +59,7 @@ def imagenet_file(net):
         raise UserError(f"weights: could not download {known['url']} ({e}); get that file on another machine and put it into {folder}, or give its path as weights.") from None
     return path
 
-
+# %% ../../nbs/nets/weights.ipynb #8399bdb0
 def find_file(
     net,  # name of the network
     spec,  # 'imagenet' or a path
@@ -64,7 +68,8 @@ def find_file(
     if spec == 'imagenet': return imagenet_file(net)
     path = Path(spec).expanduser()
     if path.is_file(): return path
-    near = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()]) if path.parent.is_dir() else f' There is no folder {path.parent}.'
+    near = f' There is no folder {path.parent}.'
+    if path.parent.is_dir(): near = nearest(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])
     raise UserError(f"weights: expected '' (random), 'imagenet' or a file; there is no file {spec!r}.{near}")
 
 # %% ../../nbs/nets/weights.ipynb #74b3b659
@@ -101,7 +106,7 @@ def read_torch(path):
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
         raise UserError(f'weights: {path} is damaged or cut off ({str(e).splitlines()[0][:90] if str(e) else type(e).__name__}); get it again.') from None
 
-
+# %% ../../nbs/nets/weights.ipynb #e7861787
 def read_npz(path):
     "The arrays of an .npz; pickled objects are refused"
     try:
@@ -117,12 +122,15 @@ def read_safetensors(path):
     except SafetensorError as e: raise UserError(f'weights: {path} is not a readable .safetensors file ({e}); get it again.') from None
 
 
-READERS = {'.pth': read_torch, '.pt': read_torch, '.tar': read_torch, '.npz': read_npz, '.safetensors': read_safetensors, '.params': read_params}
+READERS = {**dict.fromkeys(('.pth', '.pt', '.tar'), read_torch), '.npz': read_npz,
+           '.safetensors': read_safetensors, '.params': read_params}
 
 # %% ../../nbs/nets/weights.ipynb #55d764b0
 def unwrap(x, path):
     "The {name: tensor} inside a checkpoint"
-    while isinstance(x, dict) and (inner := next((k for k in ('state_dict', 'model_state_dict', 'model', 'net') if isinstance(x.get(k), dict)), None)): x = x[inner]
+    names = ('state_dict', 'model_state_dict', 'model', 'net')
+    inner = lambda x: next((k for k in names if isinstance(x.get(k), dict)), '')
+    while isinstance(x, dict) and (k := inner(x)): x = x[k]
     if not isinstance(x, dict) or not x: raise UserError(f'weights: {path} holds no parameters by name, but a {type(x).__name__}; save a state_dict.')
     x = {str(k): torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in x.items()}
     odd = next((k for k, v in x.items() if not isinstance(v, torch.Tensor)), None)
@@ -140,9 +148,11 @@ def read_weights(path):
     return unwrap(READERS[path.suffix.lower()](path), path)
 
 # %% ../../nbs/nets/weights.ipynb #e3776ff2
-TELLING = (('conv1a.weight', 'resnet38'), ('layer3.35.conv3.weight', 'ResNet-152'), ('layer3.22.conv3.weight', 'resnet101'), ('layer3.5.conv3.weight', 'resnet50'),
-           ('layer1.0.conv2.weight', 'a ResNet of basic blocks'), ('layer4.1.conv2.0.weight', 'tiny'), ('features.18.1.running_var', 'mobilenet_v2'),
-           ('features.40.weight', 'VGG16 with batch norm'), ('features.34.weight', 'VGG19'), ('features.28.weight', 'vgg16'))
+TELLING = (('conv1a.weight', 'resnet38'), ('layer3.35.conv3.weight', 'ResNet-152'),
+           ('layer3.22.conv3.weight', 'resnet101'), ('layer3.5.conv3.weight', 'resnet50'),
+           ('layer1.0.conv2.weight', 'a ResNet of basic blocks'), ('layer4.1.conv2.0.weight', 'tiny'),
+           ('features.18.1.running_var', 'mobilenet_v2'), ('features.40.weight', 'VGG16 with batch norm'),
+           ('features.34.weight', 'VGG19'), ('features.28.weight', 'vgg16'))
 
 
 def compare(net, state):
@@ -151,8 +161,10 @@ def compare(net, state):
     lacks = [k for k in own if k not in state and k not in ('mean', 'std') and not k.endswith('num_batches_tracked')]
     extra = [k for k in state if k not in own]
     shaped = [k for k in own if k in state and own[k].shape != state[k].shape]
-    return dict(missing=[k for k in lacks if not k.startswith(net.optional)], unexpected=[k for k in extra if not k.startswith(net.heads)], misshaped=shaped,
-                dropped=[k for k in extra if k.startswith(net.heads)], random=[k for k in lacks if k.startswith(net.optional)])
+    return dict(missing=[k for k in lacks if not k.startswith(net.optional)],
+                unexpected=[k for k in extra if not k.startswith(net.heads)], misshaped=shaped,
+                dropped=[k for k in extra if k.startswith(net.heads)],
+                random=[k for k in lacks if k.startswith(net.optional)])
 
 
 def check_fit(net, state, path):
@@ -160,10 +172,13 @@ def check_fit(net, state, path):
     found, own = compare(net, state), net.state_dict()
     broken = [k for k, v in state.items() if k in own and not v.isfinite().all()]
     if broken: raise UserError(f'weights: {path} holds NaN or infinity in {broken[0]} ({len(broken)} parameters); get it again.')
-    wrong = [f'{what} {found[what][0]} ({len(found[what])} in all)' for what in ('missing', 'unexpected', 'misshaped') if found[what]]
-    if found['random'] and not wrong: warnings.warn(f"weights: {path} has nothing for {', '.join(found['random'])}; they start from random weights.", stacklevel=2)
+    bad = [what for what in ('missing', 'unexpected', 'misshaped') if found[what]]
+    wrong = [f'{what} {found[what][0]} ({len(found[what])} in all)' for what in bad]
+    lacking = ', '.join(found['random'])
+    if lacking and not wrong: warnings.warn(f'weights: {path} has nothing for {lacking}; they start from random weights.', stacklevel=2)
     if not wrong: return found
-    if found['misshaped']: wrong[-1] += f", {list(state[found['misshaped'][0]].shape)} where {list(own[found['misshaped'][0]].shape)} is expected"
+    first = next(iter(found['misshaped']), None)
+    if first: wrong[-1] += f', {list(state[first].shape)} where {list(own[first].shape)} is expected'
     of = next((f' It looks like {n}.' for k, n in TELLING if k in state and n != net.name), '')
     good = sum(k in state and state[k].shape == v.shape for k, v in own.items())
     raise UserError(f"weights: {path} does not fit {net.name}: {good} of {len(own)} names match; first {'; '.join(wrong)}.{of} "
@@ -180,17 +195,19 @@ def load_weights(net,
     if not spec:
         where, name = ('argument', normalization) if normalization else ('default', 'imagenet')
         net.set_normalization(name)
-        net.origin = dict(weights='', file='', sha256='', source='random', normalization=name, normalization_from=where, dropped=[], random=['all'])
+        net.origin = dict(weights='', file='', sha256='', source='random', normalization=name,
+                          normalization_from=where, dropped=[], random=['all'])
         return net
     path = find_file(net.name, spec)
     checksum, known = identify(path, wanted or sha256)
     state = net.convert(read_weights(path))
     found = check_fit(net, state, path)
     own = 'its own' if 'mean' in state and 'std' in state else ''
-    choices = (('argument', normalization), ('file', own), ('list of known files', known.get('normalization', '')), ('default', 'imagenet'))
+    listed = known.get('normalization', '')
+    choices = (('argument', normalization), ('file', own), ('list of known files', listed), ('default', 'imagenet'))
     where, name = next(c for c in choices if c[1])
     net.load_state_dict({k: v for k, v in state.items() if k in net.state_dict()}, strict=False)
     if where != 'file': net.set_normalization(name)
-    net.origin = dict(weights=spec, file=Path(path).name, sha256=checksum, source=known.get('source', ''), normalization=name,
-                      normalization_from=where, dropped=found['dropped'], random=found['random'])
+    net.origin = dict(weights=spec, file=Path(path).name, sha256=checksum, source=known.get('source', ''),
+                      normalization=name, normalization_from=where, dropped=found['dropped'], random=found['random'])
     return net

@@ -17,8 +17,10 @@ from .vgg import VGG16
 from .weights import load_weights
 
 # %% ../../nbs/nets/zoo.ipynb #21c698db
-BACKBONES = dict(vgg16=VGG16, resnet50=resnet50, resnet101=resnet101, resnet38=ResNet38, mobilenet_v2=MobileNetV2, tiny=Tiny)
-STRIDES = dict(vgg16=(8, 16), resnet50=(16, 8, 32), resnet101=(16, 8, 32), resnet38=(8,), mobilenet_v2=(16, 8, 32), tiny=(8,))  # the default first
+BACKBONES = dict(vgg16=VGG16, resnet50=resnet50, resnet101=resnet101, resnet38=ResNet38,
+                 mobilenet_v2=MobileNetV2, tiny=Tiny)
+STRIDES = dict(vgg16=(8, 16), resnet50=(16, 8, 32), resnet101=(16, 8, 32), resnet38=(8,),
+               mobilenet_v2=(16, 8, 32), tiny=(8,))  # the default first
 
 
 def build(
@@ -31,7 +33,8 @@ def build(
 ):
     "The backbone of that name with its weights loaded"
     make, strides = BACKBONES[check_name(name, BACKBONES, 'backbone')], STRIDES[name]
-    for option in options: check_name(option, [p for p in inspect.signature(make).parameters if p != 'stride'] or ['none'], f'option of {name}')
+    known = [p for p in inspect.signature(make).parameters if p != 'stride'] or ['none']
+    for option in options: check_name(option, known, f'option of {name}')
     if stride not in (None, *strides): raise UserError(f'stride: {name} has the output strides {", ".join(map(str, sorted(strides)))}, got {stride!r}.')
     if batch_norm: check_name(batch_norm, ('frozen', 'live'), 'batch_norm')
     net = load_weights(make(stride=stride or strides[0], **options), weights, normalization)

@@ -22,23 +22,18 @@ from ..data.views import as_tensor
 from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize, within
 from ..refine.chain import probabilities, with_threshold
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
+from ..refine.steps import Step
 from ..base.workers import parallel
+from ..refine.steps import Step
 
 # %% ../../nbs/papers/ccmr.ipynb #624a3c4e
-def distances(
-    f,  # colours [3,h,w]
-    p,  # prototypes [P,3]
-):
-    "Euclidean distance of every pixel to every prototype: [P,h,w]"
+def distances(f, p):
+    "Euclidean distance of every pixel of f [3,h,w] to every prototype p [P,3]: [P,h,w]"
     return (f - p[..., None, None]).square().sum(1).sqrt()
 
 
-def prototypes(
-    f,  # colours [3,h,w]
-    mask,  # [P,h,w]
-    eps=1e-6,
-):
-    "Mean colour of each channel (Eq. 1-2): [P,3]"
+def prototypes(f, mask, eps=1e-6):
+    "Mean colour (of f [3,h,w]) of each channel of the mask [P,h,w] (Eq. 1-2): [P,3]"
     m = mask / (eps + mask.sum((1, 2), keepdim=True))  # Eq. 1
     return (m[:, None] * f).sum((2, 3)) / (eps + m.sum((1, 2))[:, None])  # Eq. 2
 
@@ -234,13 +229,10 @@ def refine_file(job):
 
 
 def write_ccmr(
-    net,  # not asked: the image and the maps are enough
-    data,  # a Data
-    maps_folder,  # with its <image id>.npz
-    out,  # for <image id>.npz
+    net, data,  # the network is not asked: images and maps are enough
+    maps_folder, out,  # with its <image id>.npz, and for new ones
     workers=0,  # processes, 0 = one per core
-    threshold=.25,  # score of the background where it has no map
-    iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # see ccmr
+    threshold=.25, iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # of the background without a map; see ccmr
 ):
     "Write the maps, refined by prototypes and neighbours, of every image that has none yet"
     todo, settings = missing(data, out, '.npz'), dict(iters=iters, scale=scale, dilations=tuple(dilations))
@@ -248,8 +240,5 @@ def write_ccmr(
     jobs = ((data.image(i), maps(f'{data.names[i]}.npz'), Path(out) / f'{data.names[i]}.npz', settings) for i in todo)
     for _ in parallel(refine_file, jobs, 'CCMR, image', len(todo), workers): pass
 
-# %% ../../nbs/papers/ccmr.ipynb #b05acb8d
-from ..refine.steps import Step
 
-CCMR = Step(write_ccmr, whole=True, about='Prototypes of the classes in colour, and alike neighbours',
-            settings=('threshold', 'iters', 'scale', 'dilations'))
+CCMR = Step(write_ccmr, whole=True, about='Prototypes of the classes in colour, and alike neighbours')

@@ -19,7 +19,7 @@ from torch import nn
 from ..cams import Localiser, multilabel_loss
 from ..base.core import UserError, check_name, check_shapes
 from ..base.processes import count
-from ..refine.correlation import PixelCorrelation, fit
+from ..refine.correlation import PixelCorrelation, fit_size
 
 # %% ../../nbs/papers/ecsnet.ipynb #8dfe8b5a
 def minmax_cam(
@@ -200,7 +200,7 @@ def passes(self: EcsNet, image, labels, valid):
     o, size, ids = self.o, image.shape[2:], torch.arange(256, device=image.device)
     # maps of classes in no image of the batch are 0, and left out
     here = F.pad(labels.sum(0), (1, 0), value=1.).nonzero()[:, 0]
-    cams = lambda heat: fit(minmax_cam(heat.detach().relu(), labels)[:, here], size)
+    cams = lambda heat: fit_size(minmax_cam(heat.detach().relu(), labels)[:, here], size)
     heat, refined = self.maps(self.shrunk(image))
     region = erased_region(cams(heat), o['delta']) & valid if o['erase'] else torch.zeros_like(valid)
     unit = max(size) / 448

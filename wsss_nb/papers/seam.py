@@ -14,7 +14,7 @@ from torch import nn
 
 from ..cams import Localiser, multilabel_loss
 from ..base.core import UserError, check_name
-from ..refine.correlation import PixelCorrelation, fit
+from ..refine.correlation import PixelCorrelation, fit_size
 
 # %% ../../nbs/papers/seam.ipynb #365d5579
 def rescaled(
@@ -32,7 +32,7 @@ def er_loss(
     small,  # [B,K+1,h',w'] of the shrunk image
 ):
     "Mean difference over the classes, at the small size"
-    return (fit(large, small.shape[2:]) - small)[:, 1:].abs().mean()  # Eq. 1
+    return (fit_size(large, small.shape[2:]) - small)[:, 1:].abs().mean()  # Eq. 1
 
 # %% ../../nbs/papers/seam.ipynb #8301e55c
 def strongest(
@@ -97,8 +97,8 @@ def seam_losses(self: Seam, batch):
     small = [max(1, round(n * o['scale'])) for n in image.shape[2:]]
     (h1, e1), (h2, e2) = self.maps(image), self.maps(F.interpolate(image, small, mode='bilinear', align_corners=True))
     large, little = rescaled(h1) * present, rescaled(h2) * present
-    e_large, e_little = fit(rescaled(e1) * present, h2.shape[2:]), rescaled(e2) * present
-    large = fit(large, h2.shape[2:])
+    e_large, e_little = fit_size(rescaled(e1) * present, h2.shape[2:]), rescaled(e2) * present
+    large = fit_size(large, h2.shape[2:])
     cls = sum(multilabel_loss(h[:, 1:].mean((2, 3)), labels) for h in (h1, h2)) / 2
     er = er_loss(large, little)
     crossed = (little, e_large), (large, e_little)

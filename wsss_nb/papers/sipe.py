@@ -87,14 +87,20 @@ def one_hot(seeds, channels, mask=1.):
     return F.one_hot(seeds, channels).movedim(-1, 1) * mask
 
 
-def prototypes(features, seeds):
+def prototypes(
+    features,  # [B,D,h,w]
+    seeds,  # one-hot [B,K+1,h,w]
+):
     "P [B,K+1,D] of features [B,D,h,w] and one-hot seeds [B,K+1,h,w], up to a factor per class"
     same_grid('seeds', seeds, features)
     sums = torch.bmm(seeds.flatten(2).to(features), features.flatten(2).transpose(1, 2))
     return sums / features[0, 0].numel()  # Eq. 6
 
 # %% ../../nbs/papers/sipe.ipynb #0aa66c02
-def is_cam(features, prototypes):
+def is_cam(
+    features,  # [B,D,h,w]
+    prototypes,  # [B,K+1,D]
+):
     "The IS-CAM [B,K+1,h,w] of features [B,D,h,w] and prototypes [B,K+1,D]"
     check_shapes('is_cam', features=(features, 'B D h w'))
     if prototypes.ndim != 3 or prototypes.shape[::2] != features.shape[:2]: raise UserError(f'prototypes: expected [{len(features)},K+1,{features.shape[1]}] for features {list(features.shape)}, got {list(prototypes.shape)}.')

@@ -22,6 +22,7 @@ from ..base.workers import parallel
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..nets.shallow import shallow_features, shallow_layer
 from ..refine.svm import check_svm, decide, kernel_gamma, narrowest_margins, need, self_enhanced_svm, train_cycles
+from ..refine.steps import Step
 
 _all_ = ['self_enhanced_svm', 'shallow_features', 'shallow_layer']  # parts of the method that have pages of their own
 
@@ -220,15 +221,12 @@ def one_svm(job):
 
 # %% ../../nbs/papers/svm.ipynb #d070548f
 def write_svm(
-    net,  # a trained Localiser
-    data,  # a Data
-    maps_folder,  # with its <image id>.npz
-    out,  # for <image id>.npz
+    net, data,  # a trained Localiser, and a Data
+    maps_folder, out,  # with its <image id>.npz, and for new ones
     workers=0,  # processes, 0 = one per core
     t_fg=0.2, t_bg=0.05, t_s=0.2, per_class=2500, cycles=5, C=1.0, kernel='rbf', gamma='scale',  # see svm_maps
     layer='',  # stage of the features, '' = layer1 or the first with stride 4
-    seed=0,
-    max_side=1024,  # images with a longer side are shown with this one
+    seed=0, max_side=1024,  # images with a longer side are shown with this one
 ):
     "Write the SVM's score maps of every image that has none yet; notes go to notes.txt there, and are returned"
     settings = dict(t_fg=t_fg, t_bg=t_bg, t_s=t_s, per_class=per_class, cycles=cycles, C=C, kernel=kernel, gamma=gamma)
@@ -247,8 +245,6 @@ def write_svm(
         with open(out / 'notes.txt', 'a', encoding='utf-8') as f: f.writelines(f'{name}: {n}\n' for n in notes)
     return found
 
-# %% ../../nbs/papers/svm.ipynb #c70d69f0
-from ..refine.steps import Step
 
 SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',), about='An SVM for each image, on shallow features',
            settings=('t_fg', 't_bg', 't_s', 'per_class', 'cycles', 'layer'))

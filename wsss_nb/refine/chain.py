@@ -15,7 +15,7 @@ from ..base.plugs import module_of
 from ..data.sample import ScoreMaps, as_image, maps_with_keys
 from .crf import PRESETS, check_maps, crf_from_labels, dense_crf
 from .pamr import pamr
-from .steps import REFINERS, Step, given_to, settings_of, step_of
+from .steps import REFINERS, Step, given_to, flat_settings, step_of
 from .superpixels import region_mean, superpixels
 
 # %% ../../nbs/refine/chain.ipynb #51a930d9
@@ -100,7 +100,7 @@ def pixel_step(name):
 
 def settings_known(steps=()):
     "The flat names of the settings of this page's steps, and of those that are named"
-    return list(dict.fromkeys(k for s in (*STEPS, *steps) for k in settings_of(s)))
+    return list(dict.fromkeys(k for s in (*STEPS, *steps) for k in flat_settings(s)))
 
 
 def check_steps(steps, settings=()):

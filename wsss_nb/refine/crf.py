@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..base.core import UserError, check_name, not_installed, pick_device
+from ..base.core import UserError, as_array, check_name, not_installed, pick_device
 from ..base.workers import parallel
 from .lattice import Lattice
 
@@ -45,7 +45,7 @@ PRESETS = {
 
 # %% ../../nbs/refine/crf.ipynb #d1f517be
 def check_image(image_u8, size=None, what='maps'):
-    "The image as contiguous, writable uint8 [H,W,3] (pydensecrf refuses others), of the given (H, W) where there is one to compare with"
+    "The image as contiguous, writable uint8 [H,W,3] (pydensecrf refuses others), of this (H, W) if one is given"
     image = np.asarray(image_u8)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(f'image_u8: expected RGB uint8 [H,W,3], got {image.dtype} {list(image.shape)}; a tensor in [0,1] needs (255 * x).round() and its channels last.')
@@ -53,10 +53,10 @@ def check_image(image_u8, size=None, what='maps'):
         raise UserError(f'{what}: expected the size of the image, {image.shape[0]} x {image.shape[1]}, got {size[0]} x {size[1]}; resize to the image first.')
     return np.require(image, requirements=['C', 'W'])
 
-
+# %% ../../nbs/refine/crf.ipynb #da3d7541
 def check_maps(maps, image_u8, what='probs'):
     "Maps as float32 [C,H,W] in 0..1 and the image, both checked"
-    maps = np.asarray(maps.detach().cpu() if torch.is_tensor(maps) else maps)
+    maps = as_array(maps)
     if maps.ndim != 3 or maps.dtype.kind != 'f' or not maps.size:
         raise UserError(f'{what}: expected floating-point maps [C,H,W] with the background in channel 0, got {maps.dtype} {list(maps.shape)}.')
     image = check_image(image_u8, maps.shape[1:], what)
@@ -130,7 +130,8 @@ def mean_field(
 ):
     "Probabilities [B,C,H,W] after mean-field inference in torch, on the device of `probs`"
     check_name(preset, PRESETS, 'crf_preset')
-    if images.ndim != 4 or probs.ndim != 4 or images.shape[1] != 3 or images.shape[0] != probs.shape[0] or images.shape[2:] != probs.shape[2:]:
+    shape, other = images.shape, probs.shape
+    if not len(shape) == len(other) == 4 or shape[1] != 3 or (shape[0], *shape[2:]) != (other[0], *other[2:]):
         raise UserError(f'mean_field: expected images [B,3,H,W] and probs [B,C,H,W] of one size, got {list(images.shape)} and {list(probs.shape)}; resize to the images first.')
     if not probs.isfinite().all(): raise UserError('probs: some values are NaN or infinite; look at the stage that made these maps.')
     return infer_torch(images.to(probs), -probs.clamp(1e-5, 1).log(), preset, iters)
@@ -140,13 +141,14 @@ def pick_backend(backend='auto'):
     "`pydensecrf` where it is installed, otherwise `torch`"
     check_name(backend, ('auto', 'pydensecrf', 'torch'), 'crf_backend')
     if backend == 'torch': return backend
+    what = 'crf_backend=pydensecrf (crf_backend=torch needs nothing)'
     try: import pydensecrf.densecrf  # noqa: F401
     except ImportError:
-        if backend == 'pydensecrf': raise not_installed('pydensecrf2', 'crf', 'crf_backend=pydensecrf (crf_backend=torch needs nothing)') from None
+        if backend == 'pydensecrf': raise not_installed('pydensecrf2', 'crf', what) from None
         return 'torch'
     return 'pydensecrf'
 
-
+# %% ../../nbs/refine/crf.ipynb #715e7946
 def infer(image, unary, preset, iters, backend, device):
     "Mean field by either backend: probabilities [C,H,W]"
     if iters < 0: raise UserError(f'crf_iters: expected 0 or more, got {iters}.')
@@ -178,7 +180,7 @@ def check_labels(label_map, num_classes):
     if wrong.size: raise UserError(f'label_map: expected 0..{num_classes - 1} or 255, got {wrong[0]}; num_classes counts the background.')
     return labels
 
-
+# %% ../../nbs/refine/crf.ipynb #60127883
 def crf_from_labels(
     image_u8,  # uint8 [H,W,3]
     label_map,  # [H,W] integers 0..num_classes-1, 255 = could be anything

@@ -6,8 +6,8 @@ Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Int
 
 # %% auto #0
 __all__ = ['IRN', 'path', 'along', 'boundary_weights', 'boundary_walk', 'boundary_labels', 'pair_boundary', 'boundary_loss',
-           'displacement_loss', 'irn_losses', 'stages', 'lateral', 'fit', 'IRNet', 'mean_shift', 'prepared', 'refine',
-           'boundary_of', 'shifted']
+           'displacement_loss', 'irn_losses', 'stages', 'lateral', 'fitted', 'IRNet', 'mean_shift', 'prepared',
+           'refine', 'boundary_of']
 
 # %% ../../nbs/refine/irn.ipynb #270061dc
 "Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019"
@@ -28,7 +28,8 @@ from .walk import at_sources, batched, directions, ends, from_grid, mean_where, 
 # %% ../../nbs/refine/irn.ipynb #c4984b90
 def path(dy, dx):
     "The displacements of the pixels on the line from (0, 0) to (dy, dx), dy >= 0"
-    return [(y, x) for y in range(dy + 1) for x in range(min(0, dx), max(0, dx) + 1) if (dy * x - dx * y)**2 < dy * dy + dx * dx]
+    box = [(y, x) for y in range(dy + 1) for x in range(min(0, dx), max(0, dx) + 1)]
+    return [(y, x) for y, x in box if (dy * x - dx * y)**2 < dy * dy + dx * dx]
 
 # %% ../../nbs/refine/irn.ipynb #8322bc8c
 def along(x, dy, dx):
@@ -41,7 +42,8 @@ def along(x, dy, dx):
 def boundary_weights(boundary, radius, beta):
     "a_ij^beta for the walk: [B,displacements,h,w]"
     out = boundary.new_zeros(len(boundary), len(directions(radius)), *boundary.shape[-2:])
-    for i, d in enumerate(directions(radius)): ends(out[:, i], *d)[0].copy_((1 - reduce(torch.maximum, along(boundary, *d)))**beta)
+    for i, d in enumerate(directions(radius)):
+        ends(out[:, i], *d)[0].copy_((1 - reduce(torch.maximum, along(boundary, *d)))**beta)
     return out
 
 # %% ../../nbs/refine/irn.ipynb #6ef50cf8
@@ -113,7 +115,8 @@ def irn_losses(boundary, field, mask, radius=10):
     bg, fg, neg = pair_labels(mask, radius)
     positive, negative = boundary_loss(boundary, bg, fg, neg, radius)
     in_fg, in_bg = displacement_loss(field, bg, fg, radius)
-    return dict(loss=(positive + negative) / 2 + (in_fg + in_bg) / 2, positive=positive, negative=negative, displacement_fg=in_fg, displacement_bg=in_bg)
+    return dict(loss=(positive + negative) / 2 + (in_fg + in_bg) / 2, positive=positive, negative=negative,
+                displacement_fg=in_fg, displacement_bg=in_bg)
 
 # %% ../../nbs/refine/irn.ipynb #65ac2cf4
 def stages(backbone, image):
@@ -131,7 +134,7 @@ def lateral(cin, cout):
     return nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.GroupNorm(max(1, min(16, cout // 8)), cout))
 
 
-def fit(x, size):
+def fitted(x, size):
     "ReLU of the map, resized"
     return F.relu(x if x.shape[-2:] == size else F.interpolate(x, size, mode='bilinear', align_corners=False))
 
@@ -157,7 +160,8 @@ class IRNet(nn.Module):
         self.arrows = nn.ModuleList(lateral(c, w) for c, w in zip(channels, widths))
         self.join = lateral(sum(widths[i] for i in self.coarse), width) if self.coarse else None
         fine = sum(w for i, w in enumerate(widths) if i not in self.coarse)
-        self.last = nn.Sequential(lateral(fine + (width if self.coarse else 0), width), nn.ReLU(), nn.Conv2d(width, 2, 1, bias=False))
+        self.last = nn.Sequential(lateral(fine + (width if self.coarse else 0), width), nn.ReLU(),
+                                  nn.Conv2d(width, 2, 1, bias=False))
         self.register_buffer('mean_displacement', torch.zeros(1, 2, 1, 1))
 
     def train(self, mode=True):
@@ -170,11 +174,11 @@ class IRNet(nn.Module):
         "Boundary logits [B,h,w] and the displacement field [B,2,h,w] in cells"
         with torch.no_grad(): x = stages(self.backbone, image)
         size = x[self.at].shape[-2:]
-        logits = self.edge(torch.cat([fit(f(m), size) for f, m in zip(self.edges, x)], 1))
+        logits = self.edge(torch.cat([fitted(f(m), size) for f, m in zip(self.edges, x)], 1))
         y = [f(m) for f, m in zip(self.arrows, x)]
-        middle = x[self.coarse[0]].shape[-2:] if self.coarse else size
-        joined = [fit(self.join(torch.cat([fit(y[i], middle) for i in self.coarse], 1)), size)] if self.coarse else []
-        field = self.last(torch.cat([fit(m, size) for i, m in enumerate(y) if i not in self.coarse] + joined, 1))
+        coarse = [fitted(y[i], x[self.coarse[0]].shape[-2:]) for i in self.coarse]
+        joined = [fitted(self.join(torch.cat(coarse, 1)), size)] if coarse else []
+        field = self.last(torch.cat([fitted(m, size) for i, m in enumerate(y) if i not in self.coarse] + joined, 1))
         return logits[:, 0].float(), field.float()
 
     def forward(self, batch):
@@ -184,8 +188,9 @@ class IRNet(nn.Module):
 
     def groups(self):
         "Parameter groups: the boundary head at the learning rate, the displacement head at ten times it"
-        edge, arrows = [*self.edges.parameters(), *self.edge.parameters()], [self.arrows, self.join, self.last]
-        return [dict(params=edge, lr_mult=1.), dict(params=[p for m in arrows if m is not None for p in m.parameters()], lr_mult=10.)]
+        edge = [*self.edges.parameters(), *self.edge.parameters()]
+        arrows = [p for m in (self.arrows, self.join, self.last) if m is not None for p in m.parameters()]
+        return [dict(params=edge, lr_mult=1.), dict(params=arrows, lr_mult=10.)]
 
     @torch.no_grad()
     def predict(self, images):
@@ -197,7 +202,7 @@ class IRNet(nn.Module):
 # %% ../../nbs/refine/irn.ipynb #7aafdd2a
 @torch.no_grad()
 def mean_shift(net, data, batch_size=8):
-    "Measure the field's mean over the images of `data`; the network subtracts it from now on"
+    "Measure the field's mean over the images of `data`, which the network subtracts from now on, and say it"
     net.eval()
     total, device = 0, net.mean_displacement.device
     bar = Progress([], 'mean displacement, image', total=len(data))
@@ -206,6 +211,7 @@ def mean_shift(net, data, batch_size=8):
         bar.step(len(batch))
     bar.close()
     net.mean_displacement.copy_((total / len(data)).view(1, 2, 1, 1))
+    return f'mean displacement (down, right): {[round(float(v), 3) for v in net.mean_displacement.flatten()]}'
 
 # %% ../../nbs/refine/irn.ipynb #11d548f2
 def prepared(net, image_u8, maps, power):
@@ -222,9 +228,7 @@ def refine(
     maps,  # ScoreMaps of the size of the image, normalised, with or without a background
     threshold=.25,  # the score of the background where it has no map
     power=1.,  # of the maps before the walk
-    radius=5,
-    beta=10,
-    log2_steps=8,
+    radius=5, beta=10, log2_steps=8,  # of boundary_walk
 ):
     "The maps after the walk, with the background in front: ScoreMaps"
     size, keys = check_image(image_u8).shape[:2], np.asarray(maps.keys)
@@ -241,11 +245,6 @@ def boundary_of(net, image):
     return net.predict(image)[0][0].cpu().numpy()
 
 
-def shifted(net, data):
-    "What was found to be the field's mean, which is subtracted from now on"
-    mean_shift(net, data)
-    return f'mean displacement (down, right): {[round(float(v), 3) for v in net.mean_displacement.flatten()]}'
-
-
-IRN = Step(refine, settings=('threshold', 'power', 'beta', 'log2_steps'), about='A random walk of the maps within learnt boundaries',
-           network=Network(IRNet, boundary_labels, ('fg', 'bg'), boundary_of, 'boundary', after=shifted))
+IRN = Step(refine, settings=('threshold', 'power', 'beta', 'log2_steps'),
+           about='A random walk of the maps within learnt boundaries',
+           network=Network(IRNet, boundary_labels, ('fg', 'bg'), boundary_of, 'boundary', after=mean_shift))

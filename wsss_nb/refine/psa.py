@@ -20,7 +20,8 @@ from ..data.sample import ScoreMaps
 from ..data.views import as_tensor
 from .crf import check_image, check_maps, dense_crf
 from .steps import Network, Step
-from .walk import at_sources, batched, check_radius, directions, from_grid, mean_where, pair_labels, pair_map, to_grid, walk
+from .walk import at_sources, batched, check_radius, directions, from_grid
+from .walk import mean_where, pair_labels, pair_map, to_grid, walk
 
 # %% ../../nbs/refine/psa.ipynb #7b1328ed
 def alike(a, b):
@@ -81,7 +82,8 @@ def confident_labels(
     if not len(keys): return np.zeros(image.shape[:2], np.uint8)
     if 0 in keys: raise UserError(f'maps: expected class maps without a background, got keys {keys.tolist()}; PSA makes two backgrounds of its own.')
     cams, image = check_maps(maps.maps, image, 'maps')
-    fg, bg = (np.append(0, keys)[dense_crf(image, with_power_background(cams, a), preset, **crf).argmax(0)] for a in alphas)
+    seen = [dense_crf(image, with_power_background(cams, a), preset, **crf).argmax(0) for a in alphas]
+    fg, bg = (np.append(0, keys)[winner] for winner in seen)
     return np.where(bg == 0, 0, np.where(fg == 0, 255, fg)).astype(np.uint8)
 
 # %% ../../nbs/refine/psa.ipynb #808171f3
@@ -94,7 +96,8 @@ def affinity_losses(
     "The losses of equation (4) as a dict"
     w, (bg, fg, neg) = pair_affinity(features, radius), pair_labels(mask, radius)
     positive, negative = -(w + eps).log(), -(1 + eps - w).log()
-    out = dict(background=mean_where(positive, bg), foreground=mean_where(positive, fg), negative=mean_where(negative, neg))
+    out = dict(background=mean_where(positive, bg), foreground=mean_where(positive, fg),
+               negative=mean_where(negative, neg))
     return dict(loss=out['background'] / 4 + out['foreground'] / 4 + out['negative'] / 2, **out)
 
 # %% ../../nbs/refine/psa.ipynb #119e1423
@@ -103,7 +106,7 @@ def used_stages(strides, stride=8):
     n, fine = len(strides), [i for i, s in enumerate(strides) if s <= stride]
     return [fine[-1] if fine and strides[n - 3] > stride else n - 3, n - 2, n - 1]
 
-
+# %% ../../nbs/refine/psa.ipynb #e85df706
 class AffinityNet(nn.Module):
     "Affinity features on three stages of a backbone"
     def __init__(
@@ -130,7 +133,8 @@ class AffinityNet(nn.Module):
         maps = [maps[i] for i in self.used]
         size = maps[self.at].shape[-2:]
         sides = [F.elu(f(m)) for f, m in zip(self.sides, maps)]
-        sides = [m if m.shape[-2:] == size else F.interpolate(m, size, mode='bilinear', align_corners=False) for m in sides]
+        fit = lambda m: m if m.shape[-2:] == size else F.interpolate(m, size, mode='bilinear', align_corners=False)
+        sides = [fit(m) for m in sides]
         return F.elu(self.mix(torch.cat(sides, 1)))
 
     def forward(self, batch):
@@ -140,8 +144,9 @@ class AffinityNet(nn.Module):
 
     def groups(self):
         "Parameter groups: the backbone at the learning rate, the new layers at `head_lr` times it"
+        old = [p for p in self.backbone.parameters() if p.requires_grad]
         new = [*self.sides.parameters(), *self.mix.parameters()]
-        return [dict(params=[p for p in self.backbone.parameters() if p.requires_grad], head=False), dict(params=new, head=True)]
+        return [dict(params=old, head=False), dict(params=new, head=True)]
 
 # %% ../../nbs/refine/psa.ipynb #626400fc
 @torch.no_grad()
@@ -162,7 +167,8 @@ def refine(
     if keys[0] != 0: keys, cams = np.append(0, keys), with_power_background(cams, alpha)
     device = net.mix.weight.device
     features = net.eval().features(as_tensor(image)[None].to(device)).float()
-    walked = affinity_walk(to_grid(torch.from_numpy(cams)[None].to(device), net.stride), features, radius, beta, log2_steps, border)
+    seeds = to_grid(torch.from_numpy(cams)[None].to(device), net.stride)
+    walked = affinity_walk(seeds, features, radius, beta, log2_steps, border)
     return ScoreMaps(keys, from_grid(walked, size, net.stride)[0].cpu().numpy())
 
 # %% ../../nbs/refine/psa.ipynb #62e2c68e
@@ -174,5 +180,6 @@ def unlikeness(net, image):
     return 1 - (alike(here, right) * alike(here, below))[0].cpu().numpy()
 
 
-PSA = Step(refine, settings=('alpha', 'beta', 'log2_steps', 'border'), about='A random walk of the maps along learnt affinities',
+PSA = Step(refine, settings=('alpha', 'beta', 'log2_steps', 'border'),
+           about='A random walk of the maps along learnt affinities',
            network=Network(AffinityNet, confident_labels, ('alphas',), unlikeness, 'unlike'))

@@ -27,15 +27,16 @@ def regions_under(
     size,  # (h, w) of the scores
 ):
     "The regions that each cell sees: ids [B,4,hw], numbered afresh, and their weights [4,hw]"
-    axes = [torch.arange(n, dtype=torch.float64, device=regions.device) * (m - 1) / max(n - 1, 1) for n, m in zip(size, regions.shape[1:])]
-    low = [a.long() for a in axes]
-    (y0, x0), (y1, x1) = low, [(l + 1).clamp(max=m - 1) for l, m in zip(low, regions.shape[1:])]
+    places = lambda n, m: torch.arange(n, dtype=torch.float64, device=regions.device) * (m - 1) / max(n - 1, 1)
+    axes = [places(n, m) for n, m in zip(size, regions.shape[1:])]
+    y0, x0 = low = [a.long() for a in axes]
+    y1, x1 = [(l + 1).clamp(max=m - 1) for l, m in zip(low, regions.shape[1:])]
     fy, fx = (a - l for a, l in zip(axes, low))
     ids = torch.stack([regions[:, y][:, :, x].flatten(1) for y in (y0, y1) for x in (x0, x1)], 1)
     weight = torch.stack([torch.outer(y, x).flatten() for y in (1 - fy, fy) for x in (1 - fx, fx)])
     return torch.unique(ids, return_inverse=True)[1], weight
 
-
+# %% ../../nbs/refine/signed.ipynb #6519e3ca
 def region_averages(x, ids, weight):
     "Mean of x [B,C,hw] over each region: [B,C,R]"
     n = int(ids.max()) + 1
@@ -48,9 +49,10 @@ def region_averages(x, ids, weight):
 
 def to_cells(values, ids, weight):
     "Every cell gets the values [B,C,R] of the regions that it sees: [B,C,hw]"
-    return sum(values.gather(2, i[:, None].expand(-1, values.shape[1], -1)) * w for i, w in zip(ids.unbind(1), weight.to(values)))
+    seen = lambda i: values.gather(2, i[:, None].expand(-1, values.shape[1], -1))
+    return sum(seen(i) * w for i, w in zip(ids.unbind(1), weight.to(values)))
 
-
+# %% ../../nbs/refine/signed.ipynb #e6b2fc89
 def superpixel_mean(
     scores,  # [B,K,h,w]
     regions,  # [B,H,W] integers, of the same size or another
@@ -78,7 +80,8 @@ def superpixel_vote(
 def write_regions(job):
     "The regions of one image to a file (a function of a module, so that processes can share the work)"
     path, image, features, settings = job
-    with whole_file(path) as f: Image.fromarray(superpixels(image, features, **settings).astype(np.uint16)).save(f, format='PNG')
+    regions = superpixels(image, features, **settings).astype(np.uint16)
+    with whole_file(path) as f: Image.fromarray(regions).save(f, format='PNG')
 
 
 def read_regions(folder, data, i):
@@ -87,7 +90,7 @@ def read_regions(folder, data, i):
     if not path.exists(): raise UserError(f'{path}: no superpixels for this image; make them with keep_regions (ICD: Icd.prepare) on these data.')
     return np.asarray(Image.open(path)).astype(np.int32)
 
-
+# %% ../../nbs/refine/signed.ipynb #1be959ff
 def keep_regions(
     data,
     folder,  # for <image id>.png
@@ -96,9 +99,11 @@ def keep_regions(
     **settings,  # of `superpixels`
 ):
     "Write the superpixels of every image that has none yet; returns (data, i) -> regions [H,W]"
+    def job(i):
+        image = data.image(i)
+        return Path(folder) / f'{data.names[i]}.png', image, features_of(image), settings
     todo = missing(data, folder, '.png')
-    jobs = ((Path(folder) / f'{data.names[i]}.png', image, features_of(image), settings) for i, image in ((i, data.image(i)) for i in todo))
-    for _ in parallel(write_regions, jobs, 'superpixels, image', len(todo), workers): pass
+    for _ in parallel(write_regions, map(job, todo), 'superpixels, image', len(todo), workers): pass
     return partial(read_regions, folder)
 
 # %% ../../nbs/refine/signed.ipynb #3489bd42
@@ -117,7 +122,7 @@ def claims_of(icd, threshold=0., mode='official'):
     if mode == 'official': return unit > max(threshold, 1e-5), (unit < -threshold).all(0)
     return unit > threshold, (unit <= -threshold).all(0)
 
-
+# %% ../../nbs/refine/signed.ipynb #249f071b
 def seeds(
     icd,  # [K',H,W], signed scores of the classes that are present
     cam,  # [K',H,W], their raw CAM
@@ -141,7 +146,7 @@ def seeds(
 
 # %% ../../nbs/refine/signed.ipynb #73ef5bcb
 def seed_maps(icd, cam, present, mode='official', threshold=0.):
-    "The seed as ScoreMaps with the background in front, whose argmax it is; with a last key 255 where pixels are undecided"
+    "The seed as ScoreMaps, background first, whose argmax it is; with a last key 255 where pixels are undecided"
     if not len(present): return ScoreMaps(np.zeros(1, np.int64), np.ones((1, *icd.shape[1:]), np.float32))
     seed, ids = seeds(icd, cam, present, mode, threshold), torch.as_tensor(present, device=icd.device).view(-1, 1, 1)
     p, undecided = .5 + .498 * F.softsign(icd) + .001 * icd.sign(), (seed == 255)[None]

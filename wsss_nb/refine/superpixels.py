@@ -30,7 +30,7 @@ def corners(size, cells):
     low = np.floor(at).astype(int).clip(0, max(cells - 2, 0))
     return low, np.minimum(low + 1, cells - 1), at - low
 
-
+# %% ../../nbs/refine/superpixels.ipynb #67b4a3f4
 def region_features(
     features,  # [D,h,w], any size
     regions,  # [H,W] integers 0..n-1
@@ -54,7 +54,7 @@ def check_regions(regions, features, max_regions):
     if not np.isfinite(features).all(): raise UserError('features: some values are NaN or infinite; look at the network that made them.')
     if max_regions < 1: raise UserError(f'max_regions: expected at least 1, got {max_regions}.')
 
-
+# %% ../../nbs/refine/superpixels.ipynb #bbb3ba4e
 def similarities(gram, size):
     "Cosine + 1 - size fraction between all regions; nothing is similar to itself or to a region without pixels"
     square = np.maximum(gram.diagonal(), 1e-24)
@@ -62,6 +62,7 @@ def similarities(gram, size):
     s[size == 0] = s[:, size == 0] = -np.inf
     np.fill_diagonal(s, -np.inf)
     return s
+
 
 def merged_row(gram, size, a, b):
     "Add region b to a in the inner products; the similarities of the union to all that are left"
@@ -103,10 +104,11 @@ def segments(image_u8, method='felzenszwalb', scale=75, min_size=75, sigma=.8, c
     "Felzenszwalb's or SLIC's regions: [H,W] integers from 0 on"
     image = np.asarray(image_u8)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size: raise UserError(f'image_u8: expected RGB uint8 [H,W,3], got {image.dtype} {list(image.shape)}.')
-    if check_name(method, ('felzenszwalb', 'slic'), 'superpixels') == 'slic': return slic(image, n_segments=count, start_label=0).astype(np.int32)
+    check_name(method, ('felzenszwalb', 'slic'), 'superpixels')
+    if method == 'slic': return slic(image, n_segments=count, start_label=0).astype(np.int32)
     return felzenszwalb(image, scale=scale, sigma=sigma, min_size=min_size).astype(np.int32)
 
-
+# %% ../../nbs/refine/superpixels.ipynb #8d5bcbd3
 def pad_regions(
     regions,  # [H,W] integers
     valid,  # bool [H,W]
@@ -117,7 +119,7 @@ def pad_regions(
     out[valid] = inside.ravel()
     return out
 
-
+# %% ../../nbs/refine/superpixels.ipynb #caf50248
 def superpixels(
     image_u8,  # uint8 [H,W,3]
     features=None,  # [D,h,w] of any size, to merge by; None = do not merge

@@ -84,7 +84,7 @@ def vote(
         votes[:, j] += ~d
     return classes[votes.argmax(1)]
 
-
+# %% ../../nbs/refine/svm.ipynb #a941a1d3
 def decide(
     svm,  # a Machine
     x,  # [n,D] what it was trained on
@@ -103,7 +103,7 @@ def one_class(cls):
     "The machine of a single class"
     return Machine(np.array([cls]), np.zeros(0, int), np.zeros((0, 0)), np.zeros(0))
 
-
+# %% ../../nbs/refine/svm.ipynb #bae9eb1c
 def train_cycles(
     x,  # [n,D]
     y,  # [n]

@@ -19,7 +19,8 @@ from ..base.processes import count
 # %% ../../nbs/refine/walk.ipynb #cdc6c946
 def directions(radius=5):
     "The displacements (dy, dx) shorter than `radius`, one of each opposite pair, in reading order"
-    return [(y, x) for y in range(radius) for x in range(1 - radius, radius) if (y, x) > (0, 0) and x * x + y * y < radius**2]
+    box = [(y, x) for y in range(radius) for x in range(1 - radius, radius)]
+    return [(y, x) for y, x in box if (y, x) > (0, 0) and x * x + y * y < radius**2]
 
 
 def ends(x, dy, dx):
@@ -29,7 +30,7 @@ def ends(x, dy, dx):
 
 # %% ../../nbs/refine/walk.ipynb #8c511c8b
 def pair_map(weight, x, radius):
-    "weight(first, last) of all pairs, at the pixel where the pair begins, 0 where it leaves the map: [B,displacements,h,w]"
+    "weight(first, last) of all pairs where they begin, 0 where they leave the map: [B,displacements,h,w]"
     out = x.new_zeros(len(x), len(directions(radius)), *x.shape[-2:])
     for i, d in enumerate(directions(radius)): ends(out[:, i], *d)[0].copy_(weight(*ends(x, *d)))
     return out
@@ -60,7 +61,8 @@ def chebyshev(
     tail,  # the largest error on [-1,1]
 ):
     "The coefficients c_0, c_1 ... of equation (2), as many as it takes"
-    c = [(2 if j else 1) * math.comb(steps, (steps - j) // 2) / 2**steps if (steps - j) % 2 == 0 else 0. for j in range(steps + 1)]
+    at = lambda j: (2 if j else 1) * math.comb(steps, (steps - j) // 2) / 2**steps if (steps - j) % 2 == 0 else 0.
+    c = [at(j) for j in range(steps + 1)]
     rest = list(accumulate(reversed(c)))[::-1]
     return [x for x, r in zip(c, rest) if r > tail]
 
@@ -102,7 +104,7 @@ def batched(cam, guide, radius, log2_steps, what):
     if guide.shape[0] != maps.shape[0]: raise UserError(f'cam and {what}: expected one batch size, got {maps.shape[0]} and {guide.shape[0]}.')
     return maps, guide.to(maps)
 
-
+# %% ../../nbs/refine/walk.ipynb #9e0573b4
 @torch.no_grad()
 def walk(
     maps,  # [B,C,h,w]
@@ -114,7 +116,8 @@ def walk(
     b, c, h, w = maps.shape
     x = power(transition(weights, radius), maps.permute(0, 2, 3, 1).reshape(-1, c), 2**log2_steps)
     x = x.view(b, h, w, c).permute(0, 3, 1, 2)
-    return torch.minimum(torch.maximum(x, maps.amin((2, 3), keepdim=True)), maps.amax((2, 3), keepdim=True)).contiguous()
+    least, most = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    return torch.minimum(torch.maximum(x, least), most).contiguous()
 
 # %% ../../nbs/refine/walk.ipynb #efcafdb9
 def to_grid(maps, stride):

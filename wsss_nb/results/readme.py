@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MARKED', 'LINK', 'from_root', 'prose', 'front_page', 'with_tables', 'all_placed', 'pages', 'places', 'out_of_step',
-           'write_tables', 'compared', 'show_published']
+           'write_tables', 'compared', 'published_rows', 'show_published']
 
 # %% ../../nbs/results/readme.ipynb #fb454658
 import json, re
 
 from ..base.core import UserError, load_json, nearest, whole_file
+from ..base.page import table
 from .quoted import Tables
 from ..base.basics import PACKAGE
 from ..engine.record import Run
@@ -48,7 +49,7 @@ def all_placed(texts, tables):
     there = {m[1] for text in texts for m in MARKED.finditer(text)}
     for name in set(tables) - there: raise UserError(f'table {name!r}: it is in tables.yaml, but no page has a place for it: <!-- table: {name} --> with <!-- /table --> in nbs/index.ipynb or a notebook of nbs/results.')
 
-
+# %% ../../nbs/results/readme.ipynb #359045d5
 def pages():
     "The notebooks that show tables: the first page and those of nbs/results"
     return [PACKAGE.parent / 'nbs/index.ipynb', *sorted((PACKAGE.parent / 'nbs/results').glob('*.ipynb'))]
@@ -77,7 +78,8 @@ def write_tables(folder=''):
     notebooks = {path: load_json(path) for path in pages()}
     all_placed(map(prose, notebooks.values()), tables)
     for nb in notebooks.values():
-        for c in (c for c in nb['cells'] if c['cell_type'] == 'markdown'):
+        for c in nb['cells']:
+            if c['cell_type'] != 'markdown': continue
             c['source'] = with_tables(''.join(c['source']), tables).splitlines(keepends=True)
     made = {path: json.dumps(nb, indent=1, ensure_ascii=False) + '\n' for path, nb in notebooks.items()}
     made[PACKAGE.parent / 'README.md'] = front_page(notebooks[pages()[0]])
@@ -94,6 +96,14 @@ def compared(tables, sentences):
     same = texts[PACKAGE.parent / 'README.md'] == front_page(load_json(pages()[0]))
     return out or ([] if same else ['README.md: it is not what nbs/index.ipynb makes'])
 
+# %% ../../nbs/results/readme.ipynb #a1b9f333
+def published_rows(t):
+    "Name, code and how many numbers of it the pages show, for each published run and grid"
+    for name in [*t.names, *t.grids]:
+        shows = sum(kind == 'run' and what.startswith(f'{name} ') for kind, what in t.used)
+        code = [Run(t.folder / name).made['code']] if name in t.names else t.grids[name]['code']
+        yield [name, ', '.join(code), shows]
+
 
 def show_published(write=False, folder='', say=print):
     "List what is published, and what of the pages is out of step; 1 if anything is"
@@ -101,10 +111,7 @@ def show_published(write=False, folder='', say=print):
     t = Tables(folder)
     tables, sentences = t.tables(), t.sentences()
     wrong = wrong or compared(tables, sentences)
-    for name in [*t.names, *t.grids]:
-        shows = sum(kind == 'run' and what.startswith(f'{name} ') for kind, what in t.used)
-        code = Run(t.folder / name).made['code'] if name in t.names else ', '.join(t.grids[name]['code'])
-        say(f'{name:40} {code:18} {shows} numbers on the pages')
+    say(table([['published', 'code', 'numbers on the pages'], *published_rows(t)]))
     runs, papers = (sum(k == kind for k, _ in set(t.used)) for kind in ('run', 'paper'))
     say(f'{runs} numbers from runs, {papers} out of papers')
     for line in wrong: say(f'out of step: {line}')

@@ -29,7 +29,7 @@ def show_page(path):
 # %% ../../nbs/verbs/demo.ipynb #de78aa84
 def run_demo(names, runs=''):
     "Execute recipes side by side, in the threads that each would have if all were at work"
-    from wsss_nb.base.core import environment
+    from wsss_nb.base.basics import environment
     from wsss_nb.base.workers import cores
     from wsss_nb.engine.execute import THREADS
     from wsss_nb.engine.recipes import read_recipe

@@ -47,11 +47,11 @@ def do_list(a):
     if a.what:
         from wsss_nb.engine.listing import lines_of
         return print(*lines_of(a.what), sep='\n')
+    from wsss_nb.base.page import table
     from wsss_nb.engine.record import runs_folder
     from wsss_nb.engine.run import list_runs
-    rows = list_runs(a.runs)
-    if not rows: print(f'no runs in {runs_folder(a.runs)}')
-    for r in rows: print(f'{r["name"]:24} {r["state"]:20} {r["seconds"]:7.0f} s  {r["numbers"]}')
+    rows = [[r['name'], r['state'], f'{r["seconds"]:.0f} s', r['numbers']] for r in list_runs(a.runs)]
+    print(table([['run', 'state', 'time', 'mIoU'], *rows]) if rows else f'no runs in {runs_folder(a.runs)}')
 
 
 @verb('report', 'write one page about some runs',

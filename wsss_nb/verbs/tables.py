@@ -50,8 +50,9 @@ def do_table(a):
 def do_tables(a):
     "The papers' tables with how much of each is done; or write the recipes of their rows"
     from wsss_nb.results.table_recipes import write_recipes
-    from wsss_nb.results.tables import columns_of, overview
-    print(f'{write_recipes()} recipes written' if a.write else columns_of(overview(a.runs)))
+    from wsss_nb.base.page import table
+    from wsss_nb.results.tables import overview
+    print(f'{write_recipes()} recipes written' if a.write else table(overview(a.runs)))
 
 
 @verb('grid', 'run every localiser through every refiner, and write one page',
@@ -72,9 +73,9 @@ def do_grid(a):
 @verb('publish', 'copy what finished runs have on record into runs/published, without paths of this machine',
       arg('names', nargs='+', metavar='run', help='runs, or folders with their run.json and metrics.json'),
       arg('--as', dest='name', default='', metavar='NAME', help='what the run is called there'),
-      arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published'),
-      arg('--pages', default='all', metavar='STAGES', help='executed notebooks of a run on the embedded set: all, none, or some (evaluate,masks) without pictures (default: all)'),
-      RUNS, group='keepers')
+      arg('--pages', default='all', metavar='STAGES', help='executed notebooks of a run on the embedded set: all, none, '
+          'or some (evaluate,masks) without pictures (default: all)'),
+      arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published'), RUNS, group='keepers')
 def do_publish(a):
     "Copy what finished runs have on record, without paths of this machine"
     from wsss_nb.results.published import publish_all
