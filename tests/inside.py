@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 from matplotlib import pyplot
 
-from wsss_nb.base.core import environment
+from wsss_nb.base.basics import environment
 from wsss_nb.engine import stage, warm
 from wsss_nb.engine.execute import StageFailed
 from wsss_nb.engine.key import notebook_code

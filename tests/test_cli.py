@@ -86,7 +86,7 @@ sys.exit(', '.join({'torch', 'numpy', 'matplotlib', 'distributed'} & set(sys.mod
     ('run cam_synthetic -p stages=train --dry-run', "recipe, stages: expected a list such as [train, masks], got 'train'."),
     ('run cam_synthetic -p seed=1 -p seed.x=3', '-p seed.x=3: seed is 1 in this recipe, and has no parts'),
     ('run cam_synthetic -p =3', '-p =3: expected name=value'),
-    ('list cam', "list: unknown 'cam'."),
+    ('list cam', "list: unknown name 'cam'. Known: methods, refiners, backbones, heads."),
     ('run a.yaml', "recipe: unknown name 'a'"),
     ('run no/a.yaml', 'no/a.yaml: no such recipe'),
     ('run cam_synthetic -p epochs', '-p epochs: expected name=value'),
@@ -340,7 +340,7 @@ def test_a_table_prints_the_names_of_its_recipe(rows, monkeypatch, capsys):
     from wsss_nb.results import report
     monkeypatch.setattr(report, 'make_report', lambda *a: 'page')
     report.finish_table([rows / 'runs/t.CRF_from_labels', rows / 'runs/t.plain_one'], rows / 'runs')
-    assert [l[:24].strip() for l in capsys.readouterr().out.splitlines()[1:3]] == ['CRF from labels', 'plain_one']
+    assert [re.split(r'  +', l)[0] for l in capsys.readouterr().out.splitlines()[1:3]] == ['CRF from labels', 'plain_one']
 
 
 # -- own methods

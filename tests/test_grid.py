@@ -67,7 +67,7 @@ def test_a_cell_that_fails_leaves_the_others_and_says_why(small):
     assert re.search(r'<td class="none failed" title="psa failed.*?"><a href="../grid-synthetic.sipe.psa.none.1/cell.html">failed</a></td>', page) and f'<li>failed: {failed["why"]}' in page
     cell = (runs / failed['run'] / 'cell.html').read_text()
     assert '<a href="psa.html">psa</a> (failed)' in cell and (runs / failed['run'] / 'psa.html').exists() and 'PSA makes two backgrounds' in cell
-    assert re.search(r'^\| SIPE \| .* \| failed \|$', next(t for t in said if t.startswith('|  | none | PSA |')), re.M)
+    assert re.search(r'^\| SIPE \| .* \| failed \|$', next(t for t in said if t.startswith('| | none | PSA |')), re.M)
 
 
 def test_the_page_the_tables_and_the_file_say_what_the_runs_say(small):
@@ -178,7 +178,7 @@ def test_a_grid_is_published_and_the_readme_made_from_it(small, tmp_path, capsys
     entry = dict(grid='grid-synthetic', segmenter='none', over=dict(classes='bg+8', images=6))
     tables = lambda **more: (tmp_path / 'tables.yaml').write_text(json.dumps(dict(tables=dict(g=dict(entry, **more))))) and Tables(tmp_path)
     t = tables()
-    assert t.tables()['g'] == next(s for s in said if s.startswith('|  | none | PSA |')) and len(t.used) == 5
+    assert t.tables()['g'] == next(s for s in said if s.startswith('| | none | PSA |')) and len(t.used) == 5
     with pytest.raises(UserError, match='g: masks: images of the published number is 6, but the table says 7'): tables(over=dict(images=7)).tables()
     with pytest.raises(UserError, match="no published grid is called 'grid-synth'. Did you mean 'grid-synthetic'"): tables(grid='grid-synth').tables()
 

@@ -15,6 +15,7 @@ import torch
 
 import wsss_nb
 from wsss_nb import cams, metrics
+from wsss_nb.base.arguments import VERBS
 from wsss_nb.base.core import UserError, check_shapes
 from wsss_nb.papers import ccmr, ecsnet, icd, sipe, svm
 from wsss_nb.refine import crf, irn, pamr, psa, superpixels
@@ -130,6 +131,7 @@ def uses():
             names = [part.name] if isinstance(part, (ast.FunctionDef, ast.ClassDef)) else [n.id for t in getattr(part, 'targets', []) for n in ast.walk(t) if isinstance(n, ast.Name)]
             found = {original(*x) if isinstance(x, tuple) else x for x in mentioned(part, {**own, **absolute(imports(part))})}
             for n in names: out.setdefault((module, n), set()).update(found)
+    out['wsss_nb.cli', 'main'] |= {place(v.does) for v in VERBS.values()}  # it calls what the verbs registered
     return out
 
 

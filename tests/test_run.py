@@ -29,7 +29,7 @@ from wsss_nb.engine.methods import build_localiser, check_network
 from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_notebook
 from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, resolved, rows_of, stage_parameters
 from wsss_nb.engine.record import Run
-from wsss_nb.engine.sheet import Sheet, runs_of
+from wsss_nb.engine.sheet import RunsStopped, Sheet, runs_of
 from wsss_nb.engine.warm import own_kernel
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
@@ -224,8 +224,8 @@ def test_a_run_that_is_interrupted_names_the_command_that_goes_on(small, tmp_pat
 
 def test_of_many_runs_that_stop_the_same_command_goes_on():
     errors = dict(a=StageFailed('train failed'), b=StageFailed('oh'))
-    assert str(R.RunsStopped(errors, 3)) == '2 of 3 runs stopped (a, b): train failed; the same command goes on from here'
-    assert str(R.RunsStopped(dict(a=StageFailed('oh')), 1)) == 'oh; mend what is said there and go on with: wsss resume a (or, with other parameters, with your wsss run and -p)'
+    assert str(RunsStopped(errors, 3)) == '2 of 3 runs stopped (a, b): train failed; the same command goes on from here'
+    assert str(RunsStopped(dict(a=StageFailed('oh')), 1)) == 'oh; mend what is said there and go on with: wsss resume a (or, with other parameters, with your wsss run and -p)'
 
 
 # -- strictness

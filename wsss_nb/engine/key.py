@@ -73,8 +73,14 @@ def plug_code(plug, known, what):
     return digest(text, digest_of(imported(text)))
 
 
-def method_code(method): return plug_code(method, METHODS, 'method')
-def step_code(step): return plug_code(step, REFINERS, 'refine')
+def method_code(method):
+    "The code of a method, or the text of its file"
+    return plug_code(method, METHODS, 'method')
+
+
+def step_code(step):
+    "The code of a step of refinement, or the text of its file"
+    return plug_code(step, REFINERS, 'refine')
 
 # %% ../../nbs/engine/key.ipynb #566327b3
 def code_digest(stage, p):

@@ -50,8 +50,7 @@ def same_grid(name, x, features):
 # %% ../../nbs/papers/sipe.ipynb #632583c8
 @torch.no_grad()
 def structure_similarity(
-    features,  # [B,D,h,w]
-    cam,  # [B,K+1,h,w]
+    features, cam,  # [B,D,h,w] and [B,K+1,h,w]
     block=0,  # pixels at a time, 0 = what suits the device
 ):
     "C of Eq. 3-4: IoU of each pixel's structure map with each CAM, [B,K+1,h,w]"
@@ -74,8 +73,7 @@ def weighted(x, bg_weight):
 
 
 def locate_seeds(
-    features,  # [B,D,h,w]
-    cam,  # [B,K+1,h,w]: background first, absent classes zero
+    features, cam,  # [B,D,h,w] and [B,K+1,h,w]: background first, absent classes zero
     bg_weight=0.5,  # factor of the background's IoU
 ):
     "The class of each pixel by Eq. 3-5: int64 [B,h,w]; ties go to the smaller id"
@@ -87,14 +85,18 @@ def one_hot(seeds, channels, mask=1.):
     return F.one_hot(seeds, channels).movedim(-1, 1) * mask
 
 
-def prototypes(features, seeds):
+def prototypes(
+    features, seeds,  # [B,D,h,w], and one-hot [B,K+1,h,w]
+):
     "P [B,K+1,D] of features [B,D,h,w] and one-hot seeds [B,K+1,h,w], up to a factor per class"
     same_grid('seeds', seeds, features)
     sums = torch.bmm(seeds.flatten(2).to(features), features.flatten(2).transpose(1, 2))
     return sums / features[0, 0].numel()  # Eq. 6
 
 # %% ../../nbs/papers/sipe.ipynb #0aa66c02
-def is_cam(features, prototypes):
+def is_cam(
+    features, prototypes,  # [B,D,h,w] and [B,K+1,D]
+):
     "The IS-CAM [B,K+1,h,w] of features [B,D,h,w] and prototypes [B,K+1,D]"
     check_shapes('is_cam', features=(features, 'B D h w'))
     if prototypes.ndim != 3 or prototypes.shape[::2] != features.shape[:2]: raise UserError(f'prototypes: expected [{len(features)},K+1,{features.shape[1]}] for features {list(features.shape)}, got {list(prototypes.shape)}.')
@@ -103,8 +105,7 @@ def is_cam(features, prototypes):
 
 # %% ../../nbs/papers/sipe.ipynb #a2d22e04
 def gsc_loss(
-    cam,  # [B,K+1,h,w]
-    is_cam,  # [B,K+1,h,w]
+    cam, is_cam,  # both [B,K+1,h,w]
     max_normalise=True,  # False: Eq. 10 to the letter
 ):
     "Mean absolute difference of the general and the specific maps"
@@ -224,8 +225,7 @@ def reading_of(self: Sipe, reading):
     "All settings of the reading, checked, with those of the training where none is given"
     for k in reading: check_name(k, self.reading, 'reading of sipe')
     given = {k: v for k, v in {**self.reading, **reading}.items() if v != ''}
-    r = {**self.options, **given}
-    r['seed_feature'] = given.get('seed_feature', r['feature'])
+    r = {**self.options, 'seed_feature': given.get('feature', self.options['feature']), **given}
     check_words(**{k: v for k, v in r.items() if k in CHOICES})
     return r
 
