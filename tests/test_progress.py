@@ -12,7 +12,7 @@ import pytest
 
 from wsss_nb.engine import execute
 from wsss_nb.base import tell
-from wsss_nb.base.tell import LINE, File, Log, Progress, at_work, fitted, place, written
+from wsss_nb.base.tell import LINE, File, Log, Progress, at_work, cut_to, place, written
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = '''
@@ -128,7 +128,7 @@ def test_several_jobs_stand_side_by_side_and_what_is_only_said_alone_is_left_out
 
 @pytest.mark.parametrize('width', range(25, 60))
 def test_side_by_side_each_job_gets_its_share(width):
-    text = fitted('cam_synthetic train 40/125  loss 1.2345 · sipe_synthetic masks 3/100 · a · b', width)
+    text = cut_to('cam_synthetic train 40/125  loss 1.2345 · sipe_synthetic masks 3/100 · a · b', width)
     assert len(text) <= width and text.count(' · ') == 3
     parts = text.split(' · ')
     assert parts[0].startswith('ca') and parts[1].startswith('si') and parts[2][0] == 'a'

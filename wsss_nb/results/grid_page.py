@@ -68,8 +68,7 @@ def best_of(row):
 def gains_row(made, places):
     "The last row: what each refiner adds on the mean; none where there is nothing to compare"
     found = gains(made, places)
-    row = ['mean gain', *(short(found[r], sign='+') if r in found else None for r in made['refiners'])]
-    return [row] if found else []
+    return [['mean gain', *(short(found[r], sign='+') if r in found else None for r in made['refiners'])]] if found else []
 
 # %% ../../nbs/results/grid_page.ipynb #b6c22e39
 def grid_rows(made, segmenter):
@@ -95,8 +94,7 @@ def name_of(made, c):
     "A cell in words"
     parts = [made['localisers'][c['localiser']], made['refiners'][c['refiner']]]
     if c['segmenter'] != 'none': parts.append(made['segmenters'][c['segmenter']])
-    if len(made['seeds']) > 1 and c['seed'] is not None: parts.append(f'seed {c["seed"]}')
-    return ' · '.join(parts)
+    return ' · '.join(parts + [f'seed {c["seed"]}'] * (len(made['seeds']) > 1 and c['seed'] is not None))
 
 
 def reasons(made):
@@ -110,8 +108,8 @@ def reasons(made):
 
 def time_text(made):
     "What sharing saved"
-    t, minutes = made['times'], lambda s: f'{s / 60:.1f} minutes'
-    if not t['cells']: return 'No cell is done yet.'
+    if not (t := made['times'])['cells']: return 'No cell is done yet.'
+    minutes = lambda s: f'{s / 60:.1f} minutes'
     by = ', '.join(f'{v["count"]} {k} in {v["seconds"] / 60:.1f}' for k, v in t['stages'].items())
     return (f'{t["cells"]} cells are done. They name {t["named"]} stages, {t["distinct"]} are different. '
             f'One by one they would have taken {minutes(t["alone"])} at least, shared they took {minutes(t["shared"])} ({by}).')
@@ -196,17 +194,15 @@ def map_html(made, segmenter):
     def row(l):
         best = best_of(places[l])
         return one_after_the_other(place_html(places[l].get(r), min(found), max(found), best) for r in made['refiners'])
-    rows = [(name, row(l)) for l, name in made['localisers'].items()]
-    return filled(GRID_MAP, refiners=made['refiners'].values(), rows=rows, last=gains_row(made, places))
+    rows, last = [(name, row(l)) for l, name in made['localisers'].items()], gains_row(made, places)
+    return filled(GRID_MAP, refiners=made['refiners'].values(), rows=rows, last=last)
 
 
 def grid_html(made):
     "The page of a grid"
-    section = '<h2>{{ name }}</h2>{{ map }}'
-    maps = [filled(section, name=name, map=map_html(made, s)) for s, name in made['segmenters'].items()]
-    why = reasons(made)
-    about, without = filled('<p>{{ about }}</p>', about=made['about']), [filled(WITHOUT, why=why)] if why else []
-    time = filled('<h2>Time</h2><p>{{ t }}</p>', t=time_text(made))
+    maps = [filled('<h2>{{ n }}</h2>{{ map }}', n=n, map=map_html(made, s)) for s, n in made['segmenters'].items()]
+    about, why = filled('<p>{{ about }}</p>', about=made['about']), reasons(made)
+    without, time = [filled(WITHOUT, why=why)] if why else [], filled('<h2>Time</h2><p>{{ t }}</p>', t=time_text(made))
     return page(made['title'], one_after_the_other([about, filled(LEGEND), *maps, *without, time]), MAP, wide=True)
 
 # %% ../../nbs/results/grid_page.ipynb #b30b9475

@@ -19,7 +19,7 @@ from ..engine.execute import StageFailed, run_notebook
 from ..engine.parameters import stage_notebook
 from ..engine.record import Run, all_runs, is_made, runs_folder, stage_record, worded
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
-from .report_numbers import classes_of, numbers_of
+from .report_numbers import classes_of, shown_numbers
 from .report_pictures import masks_of, pictures
 from ..base.show import plot_curves
 
@@ -137,7 +137,7 @@ def provenance_of(report):
 
 class RunReport(Runs):
     "What is known of some runs, as pieces of a page"
-    notes, summary, table, classes, links = notes_of, summary_of, numbers_of, classes_of, links_of
+    notes, summary, table, classes, links = notes_of, summary_of, shown_numbers, classes_of, links_of
     masks_of, pictures, curves, provenance = masks_of, pictures, curves_of, provenance_of
 
 # %% ../../nbs/results/report.ipynb #0c76d955
