@@ -29,7 +29,7 @@ def test_wsss_alone_and_each_verb_are_helped(capsys):
     alone = capsys.readouterr().out
     assert main(['--help']) == 0 and capsys.readouterr().out == alone
     order = [line.split('  ')[1] for line in alone.splitlines() if line.startswith('  ')]
-    assert order[:5] == ['run', 'resume', 'list', 'report', 'verify'] and order[-3:] == ['prune', 'publish', 'published'] and set(order) == set(A.VERBS)
+    assert order[:5] == ['run', 'resume', 'list', 'report', 'verify'] and order[-4:] == ['prune', 'bench', 'publish', 'published'] and set(order) == set(A.VERBS)
     for name in A.VERBS:
         assert main([*name.split(), '--help']) == 0
         assert A.VERBS[name].text[1:] in ' '.join(capsys.readouterr().out.split())
