@@ -23,10 +23,10 @@ near = lambda a, b: a.dtype == torch.float64 and torch.allclose(a, b, rtol=0, at
 def test_golden_maps_and_labels():
     cam = P.minmax_cam(g['heat'], g['label'])
     assert near(cam, g['cam'])
-    up = C.fit(cam, (33, 41))
+    up = C.fit_size(cam, (33, 41))
     assert near(up, g['cam_up']) and near(up.amax(1), g['score_up']) and torch.equal(P.erased_region(up, float(G['delta'])), g['erased'])
     for d in (.4, .6, .8): assert torch.equal(P.erased_region(up, d), g[f'erased_delta{d}'])
-    up2 = C.fit(P.minmax_cam(g['heat2'], g['label']), (33, 41))
+    up2 = C.fit_size(P.minmax_cam(g['heat2'], g['label']), (33, 41))
     assert near(up2, g['cam2_up'])
     for t in (.5, .6, .7, .8, .9):
         got = P.reliable_labels(up2, g['erased'], t)
@@ -36,7 +36,7 @@ def test_golden_maps_and_labels():
 
 def test_golden_erasing_losses_and_overlay():
     assert near(P.blur_erase(g['image'], g['erased'], float(G['blur_sigma']), int(G['blur_radius'])), g['image_erased'])
-    assert near(C.fit(g['refined'], (33, 41)), g['refined_up'])
+    assert near(C.fit_size(g['refined'], (33, 41)), g['refined_up'])
     for refined in (g['refined'], g['refined_up']): assert near(P.segmentation_loss(refined, g['reliable_label']), g['ce_mean'][0])
     scores = [g[k][..., None, None] for k in ('o_cam', 'o2_cam', 'o_pro', 'o2_pro')]
     assert near(P.class_loss(g['label'], scores[0]), g['l_cls_o_cam'][0]) and near(P.class_loss(g['label'], *scores) / 2, g['L_cls'][0])
