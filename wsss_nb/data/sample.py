@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..base.basics import is_plain
 from ..base.core import UserError, as_array, digest, nearest
 from .maps import ScoreMaps, load_maps, maps_with_keys, save_maps
 from .pixels import few, image_size, read_image, read_mask, save_mask, to_rgb, upright
@@ -51,6 +52,7 @@ def check_records(records, classes, where):
     if not records: raise UserError(f'{where}: the split has no images; check its list, or name another split.')
     seen = {}
     for r in records:
+        if not all(map(is_plain, r.name.split('/'))): raise UserError(f'{where}: an image is called {r.name!r}; expected a name, or names of folders with / between them: what is made of it lies under that name.')
         if r.name in seen: raise UserError(f'{where}: two images are called {r.name!r}: {seen[r.name].image} and {r.image}; rename one of them.')
         seen[r.name] = r
         if not set(r.tags or ()) <= set(range(1, len(classes) + 1)): raise UserError(f'{where}: tags of {r.name!r} are {r.tags}, expected ids 1..{len(classes)}.')
