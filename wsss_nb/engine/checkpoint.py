@@ -18,7 +18,7 @@ def fits_checksums(path):
     try:
         with zipfile.ZipFile(path) as z: bad = z.testzip()
     except Exception as e: bad = ' '.join(str(e).split())[:90] or type(e).__name__  # whatever zipfile raises
-    if bad: raise UserError(f'{path}: damaged, its checksums do not fit ({bad}).')
+    if bad: raise UserError(f'{path} is damaged, its checksums do not fit ({bad}).')
 
 
 def read_checkpoint(path):
