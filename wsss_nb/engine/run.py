@@ -14,11 +14,13 @@ from pathlib import Path
 from ..base.core import whole_file
 from .execute import StageFailed, is_locked, locked
 from .gallery import is_page_of, odd_masks, write_masks_page
+from .domains import check_free_name
 from .methods import check_network
 from .parameters import parameters_of
 from .recipes import read_recipe, resolved
 from .record import Run, all_runs, is_made, runs_folder, stage_record
 from .splits import open_split, splits_of
+from .trial import check_weights
 from .stage import INPUTS, Stage, execute, needed
 from .batches import Batches, few_steps
 
@@ -102,7 +104,8 @@ def make_run(
     shown=True,  # leave a page of the masks, and say how to go on where it is interrupted
 ):
     "Execute the stages of a recipe that were not made yet; returns the run's folder"
-    recipe, run, done = resolved(recipe), Run(runs_folder(runs) / name), {}  # a mistake is told before a folder is made
+    recipe, run, done = resolved(recipe), Run(runs_folder(runs) / check_free_name(name, 'name of the run')), {}
+    for p in recipe.stages.values(): check_weights(p)  # a mistake is told before a folder is made
     with locked(run.folder, f'run {name}'):
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
         for s in lined_up(recipe, runs):
@@ -179,6 +182,7 @@ def plan(recipe, runs=''):
     for s in lined_up(recipe, runs):
         data = {k: s.data(k) for k in splits_of(s.params)}
         check_network(s.stage, s.params, len(next(iter(data.values())).classes) if data else 1)
+        check_weights(s.params)
         yield f'{s.stage}: {work_of(s, data)}'
         if 'epochs' in s.params:
             short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.stage}.epochs')

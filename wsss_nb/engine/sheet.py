@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..base.basics import UserError, nearest
 from .execute import StageFailed
+from .domains import check_free_name
 from .recipes import read_recipe, resolved, rows_of
 from .record import runs_folder, worded
 from .run import make_run, plan, plan_without_data, stopped
@@ -19,7 +20,7 @@ from .scale import side_by_side
 # %% ../../nbs/engine/sheet.ipynb #50db68c4
 def runs_of(name, options=(), run_name='', rows=()):
     "Run -> recipe: one, or one for each row (or these rows) of a recipe that is a table; every name and type checked"
-    recipe, run_name = read_recipe(name, options), run_name or Path(name).stem
+    recipe, run_name = read_recipe(name, options), check_free_name(run_name or Path(name).stem, 'name of the run')
     there = rows_of(recipe)
     known, wanted = [worded(k, r) for k, r in there.items()], [r.replace(' ', '_') for r in rows]
     for r, row in zip(rows, wanted):

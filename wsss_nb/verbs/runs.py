@@ -22,7 +22,7 @@ def do_run(a):
     from wsss_nb.base.processes import launching
     from wsss_nb.engine.run import where_masks
     from wsss_nb.engine.sheet import Sheet, runs_of
-    if a.dry_run: return Sheet(runs_of(a.recipe, a.p, rows=a.row), a.runs).dry()
+    if a.dry_run: return Sheet(runs_of(a.recipe, a.p, a.name, a.row), a.runs).dry()
     sheet = Sheet(runs_of(a.recipe, a.p, a.name, a.row), a.runs)
     with launching(a.launch): folders = sheet.run(a.jobs, a.scheduler)
     if not a.report:
