@@ -37,8 +37,8 @@ def test_a_channel_without_a_prototype_only_fills_up():
 def test_parts_of_a_batch_do_not_show(monkeypatch):
     image, mask, present = drawn(5)
     whole = B.pamr_at_once(image, mask, 3, (1, 2)), B.ccmr_at_once(image, mask, present, 3, 20., (1, 2), True, 1e-6)
-    sizes, real = [], B.padded
-    monkeypatch.setattr(B, 'padded', lambda x, *args: sizes.append(len(x)) or real(x, *args))
+    sizes, real = [], B.bordered
+    monkeypatch.setattr(B, 'bordered', lambda x, *args: sizes.append(len(x)) or real(x, *args))
     monkeypatch.setattr(B, 'NUMBERS', 2 * 16 * 13 * 17 + 1)
     parts = B.pamr_at_once(image, mask, 3, (1, 2)), B.ccmr_at_once(image, mask, present, 3, 20., (1, 2), True, 1e-6)
     assert set(sizes) == {2, 1} and all(torch.equal(a, b) for a, b in zip(whole, parts))
@@ -53,7 +53,7 @@ def test_the_border_of_a_rectangle_is_repeated():
     valid = torch.zeros(3, 6, 8, dtype=torch.bool)
     valid[0, 1:5, 2:7] = valid[1, 5:, :1] = True  # the third has no rectangle
     x = torch.rand(3, 2, 6, 8)
-    around = B.padded(x, 4, B.border(valid, 4))
+    around = B.bordered(x, 4, B.border(valid, 4))
     assert torch.equal(around[0, :, 1:13, 2:15], pad(x[0, :, 1:5, 2:7], 4))
     assert (around[1] == x[1, :, 5, 0, None, None]).all() and around.shape == (3, 2, 14, 16)
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from ..base.core import UserError
-from .scales import resized_there
 
 # %% ../../nbs/data/views.ipynb #c0d2f990
 def resize_image(
@@ -120,7 +119,9 @@ def pair_views(
 ):
     "The images at that scale, float [B,3,h,w], followed by their mirror images where `flip` says so"
     h, w = (max(1, round(n * scale)) for n in images[0].shape[:2])
-    if torch.device(device).type == 'cuda': x = resized_there(images, (h, w), device)
+    if torch.device(device).type == 'cuda':
+        from wsss_nb.data.scales import resized_there
+        x = resized_there(images, (h, w), device)
     else: x = torch.stack([as_tensor(resize_image(i, (h, w))) for i in images]).to(device)
     return torch.cat([x, x.flip(-1)]) if flip else x
 
