@@ -137,8 +137,9 @@ def choices():
     from wsss_nb.nets.segmenter import FUSIONS
     from wsss_nb.nets.zoo import BACKBONES
     from wsss_nb.refine.crf import PRESETS
+    from wsss_nb.engine.arithmetic import PRECISIONS
     from wsss_nb.engine.train import SCHEDULES
-    return dict(backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=('auto', 'fp32', 'bf16'), loss=('plain', 'balanced'),
+    return dict(backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=PRECISIONS, channels_last=('auto', 'true', 'false'), loss=('plain', 'balanced'),
                 crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=tuple(REFINERS),
                 keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', *CONVS), fusion=FUSIONS)
 
