@@ -226,3 +226,11 @@ def test_the_checkpoint_of_a_card_goes_on_elsewhere():
     here.load_state_dict(same_form(card.state_dict(), here))
     assert not here.param_groups[0]['fused'] and here.state[w]['step'] == 1
     here.step()
+
+
+def test_a_training_on_a_cpu_after_one_on_a_card():
+    from accelerate.state import AcceleratorState, PartialState
+    whole = learner().fit()
+    for state in (AcceleratorState, PartialState): state._shared_state['device'] = torch.device('cuda')  # as if the last one had been there
+    l = learner()
+    assert l.fit() == whole and l.accelerator.device.type == 'cpu' and next(l.raw_net.parameters()).device.type == 'cpu'

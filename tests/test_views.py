@@ -78,7 +78,7 @@ def test_a_view_is_what_it_was_when_it_travelled_as_floats(crop, long_side):
 def test_a_batch_is_finished_as_each_of_its_views():
     data, views = synthetic('train', n=6), TrainingViews(48, long_side=(30, 90), masks=True)
     lines = Views(data, views, seed=3)
-    cut = [lines[0, i] for i in range(6)]
+    cut = [lines.cut((0, i)) for i in range(6)]
     assert cut[0]['pixels'].dtype == torch.uint8 and sum(v.numel() * v.element_size() for k, v in cut[0].items() if torch.is_tensor(v)) < 2 * 48 * 48 * 3
     batch = lines.finish(torch.utils.data.default_collate(cut))
     from wsss_nb.base.core import rng
@@ -181,14 +181,14 @@ def test_views_of_kept_photographs_are_the_same(tmp_path, photographs):
     data = tagged([*photographs[:2], read_image(photographs[2])], [['cat']] * 3)
     plain, kept = (Views(data, TrainingViews(90, long_side=(80, 200)), 1, f) for f in (None, tmp_path / 'kept'))
     for key in [(e, i) for e in range(3) for i in range(3)]:
-        assert all(torch.equal(plain[key][k], kept[key][k]) for k in ('pixels', 'window', 'labels'))
+        assert all(torch.equal(plain.cut(key)[k], kept.cut(key)[k]) for k in ('pixels', 'window', 'labels'))
     assert len(D.weighed(tmp_path / 'kept')) == 2  # the third is in memory
 
 
 def test_pictures_drawn_in_memory_and_masks_of_others_go_through(tmp_path):
     drawn = synthetic('train', n=2)
     lines = Views(drawn, TrainingViews(32, long_side=(32, 40)), 0, tmp_path / 'kept')
-    assert lines[0, 0]['pixels'].shape == (32, 32, 3) and not (tmp_path / 'kept').exists()
+    assert lines.cut((0, 0))['pixels'].shape == (32, 32, 3) and not (tmp_path / 'kept').exists()
     (tmp_path / 'images').mkdir()
     Image.fromarray(noise(0, 200, 300, 3)).save(tmp_path / 'images' / 'a.png')
     (tmp_path / 'tags.csv').write_text('image,tags\na,cat\n')

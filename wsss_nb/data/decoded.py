@@ -92,7 +92,7 @@ def touched(file):
 
 
 def weighed(folder):
-    "[(when it was last used, bytes, file)] of the kept files, the oldest first; remains of killed processes are deleted"
+    "[(last use, bytes, file)] of the kept files, the oldest first; remains of killed processes are deleted"
     for f in folder.glob('*/.*.part'): f.unlink(missing_ok=True)
     files = [(s.st_mtime, s.st_size, f) for f in folder.glob('*/*') for s in [f.stat()]]
     return sorted(files, key=lambda f: f[:2])

@@ -54,14 +54,17 @@ class Done(NamedTuple):
 # %% ../../nbs/engine/reading.ipynb #f272f28d
 class Reads(torch.utils._python_dispatch.TorchDispatchMode):
     "Counts operations whose result the processor needs to go on"
-    waits = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive', 'equal', 'is_nonzero')
+    waits = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique2', 'unique_dim', 'unique_consecutive',
+             'equal', 'is_nonzero')
+
     def __init__(self):
         super().__init__()
         self.seen = []
 
     def __torch_dispatch__(self, f, types, args=(), kwargs=None):
         name = f.overloadpacket.__name__
-        by_mask = name in ('index', 'index_put', 'index_put_') and any(torch.is_tensor(i) and i.dtype == torch.bool for i in args[1])
+        at = args[1] if name in ('index', 'index_put', 'index_put_') else ()
+        by_mask = any(torch.is_tensor(i) and i.dtype == torch.bool for i in at)
         if name in self.waits or by_mask: self.seen.append(name)
         return f(*args, **(kwargs or {}))
 

@@ -20,8 +20,8 @@ from ..base.core import random_state, seed_everything, set_random_state
 from ..base.processes import fit_in, share_norms
 from ..base.workers import worker_context
 from ..data.sample import as_images
-from .arithmetic import Arithmetic, same_form, update
-from .batches import Batches, Views, few_steps, probed
+from .arithmetic import Arithmetic, choose_again, same_form, update
+from .batches import AsTheyTravel, Batches, Views, few_steps, probed
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 from .reading import READ_EVERY, Callback, Done, Losses, NanGuard, OnlyBackground, read
@@ -79,8 +79,10 @@ class Learner:
         "The network on its device, with its optimiser"
         self.device = pick_device(given.device)
         parts = DistributedDataParallelKwargs(find_unused_parameters=True)  # a loss may leave out some, for some steps
-        self.accelerator = Accelerator(cpu=self.device.type == 'cpu', gradient_accumulation_steps=given.accumulate,
-                                       step_scheduler_with_optimizer=False, kwargs_handlers=[parts])
+        choose_again(self.device)
+        self.accelerator = Accelerator(
+            cpu=self.device.type == 'cpu', gradient_accumulation_steps=given.accumulate, device_placement=False,
+            step_scheduler_with_optimizer=False, kwargs_handlers=[parts])
         if self.accelerator.num_processes > 1: self.device = self.accelerator.device
         self.arithmetic = Arithmetic(self.device, given.precision, given.channels_last)
         net = self.raw_net = share_norms(given.net).to(self.device, memory_format=self.arithmetic.layout)
@@ -163,7 +165,7 @@ def loader_of(learner, workers=0):
     own = dict(num_workers=workers, multiprocessing_context=worker_context() if workers else None)
     order, generator = learner.order(learner.step), torch.Generator().manual_seed(learner.seed)
     pinned = learner.device.type == 'cuda'
-    return DataLoader(learner.views, batch_sampler=order, pin_memory=pinned, generator=generator, **own)
+    return DataLoader(AsTheyTravel(learner.views), batch_sampler=order, pin_memory=pinned, generator=generator, **own)
 
 
 def batches_of(learner):
