@@ -216,3 +216,12 @@ def test_the_first_steps_choose_and_every_batch_comes_once():
         seen.append(batch)
         at[0] += 1
     assert seen == list(range(12)) and asked[0] == 0 and asked[1:] == chosen
+
+
+def test_what_is_kept_decoded_can_be_pruned(tmp_path, photographs):
+    from wsss_nb.engine.run import delete_unused, unused
+    D.Decoded(tmp_path / '.decoded').read(photographs[0])
+    (folder, size), = unused(tmp_path).items()
+    assert folder.name == '.decoded' and size > 180_000
+    delete_unused(tmp_path)
+    assert not folder.exists() and not unused(tmp_path)
