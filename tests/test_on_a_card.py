@@ -234,3 +234,19 @@ def test_a_training_on_a_cpu_after_one_on_a_card():
     for state in (AcceleratorState, PartialState): state._shared_state['device'] = torch.device('cuda')  # as if the last one had been there
     l = learner()
     assert l.fit() == whole and l.accelerator.device.type == 'cpu' and next(l.raw_net.parameters()).device.type == 'cpu'
+
+
+def test_pixels_that_share_their_scores_stay_finite_in_float16():
+    from wsss_nb.refine.correlation import correlate
+    maps, features = torch.full((1, 3, 56, 56), 40.) * torch.tensor([1., .5, 0.]).view(1, 3, 1, 1), torch.rand(1, 8, 56, 56)
+    with torch.autocast('cpu', torch.float16): half = correlate(maps, features)
+    assert half.isfinite().all() and torch.allclose(half.float(), correlate(maps, features), rtol=.01)  # 56 x 56 of them add up to more than float16 holds
+
+
+@pytest.mark.parametrize('name', ['segment', 'segment balanced', 'psa', 'irn'])
+def test_networks_of_other_stages_stay_finite_in_float16(name):
+    net = NETS[name]().train()
+    batch = dict(training_batch(net, random_labels(4, 3)), mask=torch.randint(0, 4, (4, 64, 64)))
+    with torch.autocast('cpu', torch.float16): half = net(batch)
+    whole = net(batch)
+    assert all(torch.as_tensor(v).isfinite() for v in half.values()) and torch.isclose(half['loss'], whole['loss'], rtol=.02)

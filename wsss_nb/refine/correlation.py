@@ -24,6 +24,8 @@ def correlate(
 
     def columns(part):
         a = (z.mT @ part).relu()
+        if a.dtype == torch.float16:  # which no large sum fits into
+            return m @ (a / (a.sum(1, dtype=torch.float32, keepdim=True) + eps))
         return m @ a / (a.sum(1, keepdim=True) + eps)
 
     return torch.cat([columns(part) for part in z.split(block, 2)], 2).view_as(maps)
