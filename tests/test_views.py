@@ -204,7 +204,9 @@ def test_as_many_workers_as_the_step_needs():
     assert enough_workers(.12, .15, 50, 16, False) == 0  # over before they have started
 
 
-def test_the_first_steps_choose_and_every_batch_comes_once():
+@pytest.mark.parametrize('may', [True, False])
+def test_the_first_steps_choose_and_every_batch_comes_once(may, monkeypatch):
+    monkeypatch.setattr('wsss_nb.engine.batches.cores', lambda: 4)
     at, asked, chosen = [0], [], []
     def loader(n):
         asked.append(n)
@@ -212,10 +214,18 @@ def test_the_first_steps_choose_and_every_batch_comes_once():
             time.sleep(.02)
             yield k
     seen = []
-    for batch in probed(loader, 1000, lambda: None, False, 1, chosen.append):
+    for batch in probed(loader, 1000, lambda: None, False, chosen.append, may=lambda: may):
         seen.append(batch)
         at[0] += 1
-    assert seen == list(range(12)) and asked[0] == 0 and asked[1:] == chosen
+    assert seen == list(range(12)) and asked == [0, *chosen] and (chosen[0] > 0) == may
+
+
+def test_views_that_cannot_travel_stay_here():
+    import threading
+    data = synthetic('train', n=2)
+    assert Views(data, TrainingViews(32), 0).travel()
+    data.lock = threading.Lock()
+    assert not Views(data, TrainingViews(32), 0).travel()
 
 
 def test_what_is_kept_decoded_can_be_pruned(tmp_path, photographs):

@@ -57,6 +57,11 @@ class Views(torch.utils.data.Dataset):
     def __setstate__(self, state): vars(self).update(pickle.loads(state['by_value']))
     def kept(self, data, i): return data.decoded(i, self.store)
 
+    def travel(self):
+        "Whether other processes can be given these views, each a copy of its own: what is in memory below 1 GiB"
+        try: return len(self.__getstate__()['by_value']) < 2**30
+        except UserError: return False
+
     def __getitem__(self, key):
         view = {k: v[None] if torch.is_tensor(v) else v for k, v in self.cut(key).items()}
         return {k: v[0] if torch.is_tensor(v) else v for k, v in self.finish(view).items()}
@@ -98,8 +103,9 @@ def probed(
     left,  # steps
     wait,  # until the device has done its work
     on_cpu,
+    chosen,  # gets the number
     share=1,  # processes of the training on this machine
-    chosen=print,  # gets the number
+    may=lambda: True,  # whether there can be others at all
 ):
     "Batches, prepared by as many processes as the first steps show to be needed"
     clocked, last = [], perf_counter()
@@ -112,7 +118,7 @@ def probed(
     if left <= PROBED: return chosen(0)
     views, step = (sorted(t)[len(t) // 2] for t in zip(*clocked[1:]))
     n = enough_workers(views, step, left - PROBED, cores() // share, on_cpu)
-    chosen(n)
+    chosen(n := n if n and may() else 0)
     yield from loader(n)
 
 # %% ../../nbs/engine/batches.ipynb #35e2502b

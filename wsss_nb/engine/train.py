@@ -174,7 +174,8 @@ def batches_of(learner):
     on_cpu, share = learner.device.type == 'cpu', learner.accelerator.num_processes
     wait = lambda: learner.device.type == 'cuda' and torch.cuda.synchronize(learner.device)
     chosen = lambda n: setattr(learner, 'workers', n)
-    return probed(lambda n: loader_of(learner, n), learner.steps - learner.step, wait, on_cpu, share, chosen)
+    return probed(lambda n: loader_of(learner, n), learner.steps - learner.step, wait, on_cpu, chosen,
+                  share, learner.views.travel)
 
 # %% ../../nbs/engine/train.ipynb #467fe703
 def go_on(self: Learner, bar):
