@@ -6,9 +6,11 @@
 __all__ = ['PRECISIONS', 'HALF', 'capability', 'precision_on', 'asked_for', 'Arithmetic', 'update', 'same_form', 'choose_again']
 
 # %% ../../nbs/engine/arithmetic.ipynb #1e97a0d4
+import warnings
 from contextlib import contextmanager
 
 import torch
+warnings.filterwarnings('ignore', message='IProgress not found')  # accelerate asks tqdm for a widget that nobody needs
 from accelerate.state import AcceleratorState, PartialState
 
 from ..base.core import check_name
