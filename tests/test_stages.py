@@ -106,14 +106,14 @@ def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path)
     from wsss_nb.base.core import save_json
     from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_behind, segmenter_learner
     data, train, masks = synthetic('train', n=8), tmp_path / 'stages/train-a', tmp_path / 'stages/masks-a'
-    learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, folder=train)
+    learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, device='cpu', folder=train)
     learner.fit()
     save_json(train / 'stage.json', dict(stage='train', parameters=dict(method='cam', backbone='tiny', stride=0, options={}), results=dict(classes=data.classes)))
     save_json(masks / 'stage.json', dict(stage='masks', inputs=dict(localiser=train.name)))
     start = load_localiser(localiser_behind(masks))[0].backbone
     assert all(torch.equal(v, learner.raw_net.backbone.state_dict()[k]) for k, v in start.state_dict().items())
-    net = segmenter_learner(data, 'tiny', 'localiser', start=start, crop=48, epochs=1).raw_net
-    fresh = segmenter_learner(data, 'tiny', '', crop=48, epochs=1).raw_net
+    net = segmenter_learner(data, 'tiny', 'localiser', start=start, crop=48, epochs=1, device='cpu').raw_net
+    fresh = segmenter_learner(data, 'tiny', '', crop=48, epochs=1, device='cpu').raw_net
     assert all(torch.equal(v, net.backbone.state_dict()[k]) for k, v in start.state_dict().items()) and not net.backbone.frozen_norm
     assert not torch.equal(net.backbone.layer1[0].weight, fresh.backbone.layer1[0].weight)
     assert net.backbone.layer1[0].weight.data_ptr() != start.layer1[0].weight.data_ptr()  # a copy

@@ -20,7 +20,9 @@ from ..base.basics import UserError, check_name
 class Word:
     "A word; `N` at its end stands for a whole number"
     text: str
-    def allows(self, v): return type(v) is str and bool(re.fullmatch(re.escape(self.text).replace('N', r'\d{1,3}') if self.text.endswith(':N') else re.escape(self.text), v))
+    def allows(self, v):
+        known = re.escape(self.text[:-1]) + r'\d{1,3}' if self.text == 'N' or self.text.endswith(':N') else re.escape(self.text)
+        return type(v) is str and bool(re.fullmatch(known, v))
     def says(self): return self.text or "''"
 
 
@@ -151,5 +153,5 @@ def check_domain(
     domain = domain_in(comment)
     if domain is None or domain.allows(value): return value
     words = [p.text for p in domain.parts if isinstance(p, Word)]
-    if type(value) is str and len(words) == len(domain.parts) and not any(w.endswith(':N') for w in words): check_name(value, words, name)
+    if type(value) is str and len(words) == len(domain.parts) and not any(w == 'N' or w.endswith(':N') for w in words): check_name(value, words, name)
     raise UserError(f'{name}: expected {domain.says()}, got {value!r}.')

@@ -103,6 +103,7 @@ def typed(
 ):
     "`value` if it has the type of the default and is allowed"
     kind, value, name = type(default), of_type(value, type(default)), re.sub(r'^\w+\.data_', 'data.', name)
+    if default == 'auto' and type(value) in (int, bool): value = str(value).lower()  # workers=2, channels_last=true
     if type(value) is not kind:
         raise UserError(f'{name}: expected {kind.__name__} (the default is {default!r}), got {type(value).__name__} {value!r}' + (f'; a list is written [{value}].' if kind is list and str(value).isidentifier() else '.'))
     return check_domain(name, value, comment)
