@@ -123,6 +123,9 @@ class Learner:
         net, place = type(self.raw_net).__name__, f'on {self.device}' + (f', in {self.folder}' if self.folder else '')
         return f'Learner: {net} on {self.views.data}; {self.step} of {self.steps} steps, {place}'
 
+    @property
+    def plan(self): return f'{self.steps} steps of {self.order(0).size}'
+
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
     def predict(self, images, **kwargs): return self.raw_net.eval().predict(as_images(images)[0], **kwargs)
 
