@@ -87,7 +87,8 @@ def of_kind(names):
 AT_LEAST_1, ABOVE_0 = ('at least 1', lambda v: v >= 1), ('a number above 0', lambda v: 0 < v < float('inf'))
 DEVICE = 'auto, cpu, mps, cuda or cuda:N', lambda v: bool(re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', v))
 COUNTS = ('epochs', 'batch_size', 'accumulate', 'validate_every', 'map_batch', 'test_batch', 'max_side', 'crop')
-DOMAINS = {**dict.fromkeys(COUNTS, AT_LEAST_1), 'lr': ABOVE_0, 'device': DEVICE}  # parameter -> what is allowed
+DOMAINS = {**dict.fromkeys(COUNTS, AT_LEAST_1), 'lr': ABOVE_0, 'device': DEVICE,
+           'steps': ('0 or more', lambda v: v >= 0)}  # parameter -> what is allowed
 
 # %% ../../nbs/engine/parameters.ipynb #6cd88931
 def of_type(value, kind):

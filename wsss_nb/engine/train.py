@@ -20,7 +20,7 @@ from ..base.core import random_state, seed_everything, set_random_state
 from ..base.processes import fit_in, share_norms
 from ..base.workers import worker_context
 from ..data.sample import as_images
-from .batches import Batches, Views, few_steps
+from .batches import Batches, Views, few_steps, rounds
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 
@@ -66,6 +66,7 @@ class Learner:
         data,  # a Data
         view,  # (data, i, rng) -> dict of tensors: one training view
         epochs=5,
+        steps=0,  # instead of epochs: as many rounds as make so many
         batch_size=16,  # images of a step, over all processes
         lr=0.1,  # of the backbone
         head_lr=10.,  # factor for new layers
@@ -112,6 +113,7 @@ class Learner:
     def line_up(self, given):
         "The views of the data in their order, and the schedule over all steps"
         n, seed = len(given.data), given.seed
+        given.epochs = rounds(n, given.batch_size, given.epochs, given.steps)
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.views = Views(given.data, given.view, seed)
         self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, *share)
