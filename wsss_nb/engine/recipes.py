@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_option', 'with_options', 'with_more', 'method_in',
            'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'choices', 'check_choices', 'check_method',
-           'default_stages', 'flat', 'at_hand', 'first_of', 'stage_parameters', 'Resolved', 'resolved']
+           'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved', 'resolved']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
 import copy, functools, re
@@ -198,7 +198,7 @@ def at_hand(backbone):
     return bool(find_spec('timm') and package_file(backbone))
 
 
-def first_of(backbones):
+def first_at_hand(backbones):
     "The first backbone that is at hand, or the last; a single name as it is"
     if not isinstance(backbones, list) or not backbones: return backbones
     return next((b for b in backbones[:-1] if str(b).startswith('timm:') and at_hand(b)), backbones[-1])
@@ -216,7 +216,7 @@ def stage_parameters(recipe):
     everywhere = sorted({p for s in STAGES for p in known[s]})
     out = {s: {k: copy.deepcopy(v) for k, (v, _) in known[s].items()} for s in stages}
     for (stage, name), value in sorted(flat(recipe).items(), key=lambda kv: kv[0][0] != ''):
-        if name == 'backbone': value = first_of(value)
+        if name == 'backbone': value = first_at_hand(value)
         if stage: check_name(name, known[stage], f'recipe, {stage}')
         elif name not in everywhere: raise UserError(f'recipe: unknown name {name!r}.{nearest(name, [*everywhere, *STAGES, *WORDS, "data"])}')
         for s in out:

@@ -65,8 +65,7 @@ class Learner:
         net,  # its forward turns a batch into a dict of losses with `loss`
         data,  # a Data
         view,  # (data, i, rng) -> dict of tensors: one training view
-        epochs=5,
-        steps=0,  # instead of epochs: as many rounds as make so many
+        epochs=5, steps=0,  # rounds over the data; or, instead, as many as make so many steps
         batch_size=16,  # images of a step, over all processes
         lr=0.1,  # of the backbone
         head_lr=10.,  # factor for new layers
