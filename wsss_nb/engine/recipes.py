@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_option', 'with_options', 'with_more', 'method_in',
            'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'check_names', 'check_choices',
-           'check_method', 'default_stages', 'flat', 'stage_parameters', 'Resolved', 'resolved', 'runs_of']
+           'check_method', 'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved',
+           'resolved', 'runs_of']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
 import copy, functools, re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
@@ -187,6 +189,18 @@ def flat(recipe):
         else: out['', key] = value
     return out
 
+# %% ../../nbs/engine/recipes.ipynb #c5b7cb43
+def at_hand(backbone):
+    "Whether a backbone of timm and its packaged weights are installed"
+    from wsss_nb.nets.from_timm import package_file
+    return bool(find_spec('timm') and package_file(backbone))
+
+
+def first_at_hand(backbones):
+    "The first backbone that is at hand, or the last; a single name as it is"
+    if not isinstance(backbones, list) or not backbones: return backbones
+    return next((b for b in backbones[:-1] if str(b).startswith('timm:') and at_hand(b)), backbones[-1])
+
 # %% ../../nbs/engine/recipes.ipynb #b605913a
 def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked. `resolved` keeps them"
@@ -200,6 +214,7 @@ def stage_parameters(recipe):
     everywhere = sorted({p for s in STAGES for p in known[s]})
     out = {s: {k: copy.deepcopy(v) for k, (v, _) in known[s].items()} for s in stages}
     for (stage, name), value in sorted(flat(recipe).items(), key=lambda kv: kv[0][0] != ''):
+        if name == 'backbone': value = first_at_hand(value)
         if stage: check_name(name, known[stage], f'recipe, {stage}')
         elif name not in everywhere: raise UserError(f'recipe: unknown name {name!r}.{nearest(name, [*everywhere, *STAGES, *WORDS, "data"])}')
         for s in out:

@@ -21,7 +21,7 @@ from ..base.processes import fit_in, share_norms
 from ..base.workers import worker_context
 from ..data.sample import as_images
 from .arithmetic import Arithmetic, choose_again, same_form, update
-from .batches import AsTheyTravel, Batches, Views, few_steps, probed
+from .batches import AsTheyTravel, Batches, Views, few_steps, probed, rounds
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 from .reading import READ_EVERY, Callback, Done, Losses, NanGuard, OnlyBackground, read
@@ -49,7 +49,7 @@ class Learner:
         net,  # its forward turns a batch into a dict of losses with `loss`
         data,  # a Data
         view,  # (data, i, rng) -> dict of tensors: one training view
-        epochs=5,
+        epochs=5, steps=0,  # rounds over the data; or, instead, as many as make so many steps
         batch_size=16,  # images of a step, over all processes
         lr=0.1,  # of the backbone
         head_lr=10.,  # factor for new layers
@@ -95,6 +95,7 @@ class Learner:
     def line_up(self, given):
         "The views of the data in their order, and the schedule over all steps"
         n, seed = len(given.data), given.seed
+        given.epochs = rounds(n, given.batch_size, given.epochs, given.steps)
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.views = Views(given.data, given.view, seed, given.decoded)
         self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, *share)
@@ -111,6 +112,7 @@ class Learner:
     def chosen(self):
         "What was chosen for this machine, for the record"
         return dict(self.arithmetic.said, workers=self.workers, read_every=self.read_every)
+    def plan(self): return f'{self.steps} steps of {self.order(0).size}'
 
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
     def predict(self, images, **kwargs): return self.raw_net.eval().predict(as_images(images)[0], **kwargs)
