@@ -112,6 +112,8 @@ class Learner:
     def chosen(self):
         "What was chosen for this machine, for the record"
         return dict(self.arithmetic.said, workers=self.workers, read_every=self.read_every)
+
+    @property
     def plan(self): return f'{self.steps} steps of {self.order(0).size}'
 
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
