@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 from ..base.core import Progress, UserError, check_name, make_folder, pick_device, plain, whole_file
 from ..base.core import random_state, seed_everything, set_random_state
 from ..base.processes import fit_in, share_norms
+from ..base.until import TimeUp
 from ..base.workers import worker_context
 from ..data.sample import as_images
 from .batches import Batches, Views, few_steps
+from .loggers import Loggers
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 
@@ -81,13 +83,13 @@ class Learner:
         workers=0,  # processes that prepare batches
         folder=None,  # where the checkpoint lives; none is written if not given
         save_seconds=60.,  # between checkpoints
-        callbacks=(),
+        callbacks=(), log='',  # trackers of accelerate that hear the losses, between commas: tensorboard, wandb ...
         settings=None,  # what the checkpoint is stamped with; another stamp is refused
     ):
         self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         given = SimpleNamespace(**self.given)
         self.put_in_place(given), self.line_up(given)
-        self.callbacks, self.step, self.history = [NanGuard(), OnlyBackground(), *callbacks], 0, History()
+        self.callbacks, self.step, self.history = [NanGuard(), OnlyBackground(), *callbacks, *([Loggers(log)] if log else [])], 0, History()
         self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
         self.settings = plain(settings or {})
 
@@ -182,12 +184,16 @@ def fit(self: Learner):
     bar, saved = Progress(loader, 'training, step', total=self.steps), time.monotonic()
     bar.start_at(self.step)
     self.raw_net.train()
-    for batch in bar:
-        losses = self.one_step(batch)
-        self.history.append(dict(step=self.step, epoch=self.step / self.per_epoch, **losses))
-        bar.note(f'loss {losses["loss"]:.4f}')
-        between = self.folder and self.step < self.steps and self.accelerator.sync_gradients
-        if between and time.monotonic() - saved >= self.save_seconds: self.save(); saved = time.monotonic()
+    try:
+        for batch in bar:
+            losses = self.one_step(batch)
+            self.history.append(dict(step=self.step, epoch=self.step / self.per_epoch, **losses))
+            bar.note(f'loss {losses["loss"]:.4f}')
+            between = self.folder and self.step < self.steps and self.accelerator.sync_gradients
+            if between and time.monotonic() - saved >= self.save_seconds: self.save(); saved = time.monotonic()
+    except TimeUp:
+        if self.folder and self.accelerator.sync_gradients: self.save()
+        raise
     self.raw_net.eval()
     for c in self.callbacks: c.after_fit(self)
     if self.folder: self.save()

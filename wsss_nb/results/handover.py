@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..base.core import Progress, UserError, check_name, make_folder, not_installed, whole_file
+from ..base.core import Progress, UserError, check_name, make_folder, whole_file
 from ..base.plugs import imported_from
 from ..data.folder import by_id, class_names, find_images
 from ..data.pixels import few, need_folder
