@@ -116,7 +116,7 @@ def test_processes_and_the_library_find_it_too(mine, monkeypatch):
     ('masks.refine=[your.py:blur]', "refine: your.py: no such file; 'your.py:blur' is a file, relative to"),
     ('masks.blur_sigma=wide', "masks.blur_sigma: expected float (the default is 2.0), got str 'wide'."),
     ('masks.blur_sgima=1.0', "recipe, masks: unknown name 'blur_sgima'. Did you mean 'blur_sigma'"),
-    ('masks.refine=[FILE:blur, crff]', "masks.refine: unknown name 'crff'. Did you mean 'crf'? Known: crf, pamr, superpixels, psa, irn, svm, ccmr."),
+    ('masks.refine=[FILE:blur, crff]', "masks.refine: unknown name 'crff'. Did you mean 'crf'? Known: crf, pamr, superpixels, psa, irn, svm, ccmr, prompt."),
 ])
 def test_what_is_wrong_with_it_is_told_before_anything_runs(mine, option, text):
     file = str(mine / 'mine.py')

@@ -12,6 +12,7 @@ import shlex, time
 from pathlib import Path
 
 from ..base.core import whole_file
+from ..base.until import TimeUp, check_time
 from .execute import StageFailed, locked
 from .gallery import is_page_of, odd_masks, write_masks_page
 from .domains import check_free_name
@@ -97,7 +98,10 @@ def make_stage_of(
 ):
     "Make a stage, and say how long it took and what one should know of it"
     began, notebook = time.monotonic(), s.folder / f'{s.stage}.ipynb'
-    try: make(s, say)
+    try: check_time(), make(s, say)
+    except TimeUp as e:
+        how = 'the same command' if '.' in run.folder.name else going_on(run.folder)
+        raise TimeUp(f'run {run.folder.name} stopped in {s.stage}: {str(e).rstrip(".")}; what is done is kept, go on with: {how}') from None
     except StageFailed:
         if notebook.exists(): copy_whole(notebook, run.notebook(s.stage))
         raise

@@ -31,7 +31,7 @@ INPUTS = {  # stage -> parameter -> the stage that it names
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
-           'save_seconds', 'saliency'}
+           'save_seconds', 'saliency', 'log'}
 
 
 def needed(stage, p):

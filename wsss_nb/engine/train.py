@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 from ..base.core import Progress, UserError, check_name, make_folder, pick_device, plain, whole_file
 from ..base.core import random_state, seed_everything, set_random_state
 from ..base.processes import fit_in, share_norms
+from ..base.until import TimeUp
 from ..base.workers import worker_context
 from ..data.sample import as_images
 from .arithmetic import Arithmetic, choose_again, same_form, update
 from .batches import AsTheyTravel, Batches, Views, few_steps, probed, rounds
+from .loggers import Loggers
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 from .reading import READ_EVERY, Callback, Done, Losses, NanGuard, OnlyBackground, read
@@ -65,13 +67,14 @@ class Learner:
         workers='auto',  # processes that prepare batches; auto: as many as the step needs
         folder=None,  # where the checkpoint lives; none is written if not given
         save_seconds=60.,  # between checkpoints
-        callbacks=(),
+        callbacks=(), log='',  # trackers of accelerate that hear the losses, between commas: tensorboard, wandb ...
         settings=None,  # what the checkpoint is stamped with; another stamp is refused
         decoded=None,  # a folder that keeps photographs decoded
     ):
         self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         self.put_in_place(given := SimpleNamespace(**self.given)), self.line_up(given)
-        self.callbacks, self.step, self.history = [NanGuard(), OnlyBackground(), *callbacks], 0, History()
+        self.callbacks = [NanGuard(), OnlyBackground(), *callbacks, *([Loggers(log)] if log else [])]
+        self.step, self.history = 0, History()
         self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
         self.settings = plain(settings or {})
 
@@ -183,19 +186,26 @@ def batches_of(learner):
 
 # %% ../../nbs/engine/train.ipynb #467fe703
 def go_on(self: Learner, bar):
-    "Step after step, with checkpoints in between"
+    "Step after step, with checkpoints in between, and one where the time is up"
     saved, waiting = time.monotonic(), []
-    for batch in bar:
-        waiting.append(self.one_step(batch))
-        between = self.folder and self.step < self.steps and self.accelerator.sync_gradients
-        due = between and time.monotonic() - saved >= self.save_seconds
-        if due: self.read_up()
-        if self.unread: continue
+    def note():
         first = self.step - len(waiting) + 1
         self.history += [dict(step=k, epoch=k / self.per_epoch, **losses) for k, losses in enumerate(waiting, first)]
         waiting.clear()
-        bar.note(f'loss {self.history[-1]["loss"]:.4f}')
-        if due: self.save(); saved = time.monotonic()
+    try:
+        for batch in bar:
+            waiting.append(self.one_step(batch))
+            between = self.folder and self.step < self.steps and self.accelerator.sync_gradients
+            due = between and time.monotonic() - saved >= self.save_seconds
+            if due: self.read_up()
+            if self.unread: continue
+            note()
+            bar.note(f'loss {self.history[-1]["loss"]:.4f}')
+            if due: self.save(); saved = time.monotonic()
+    except TimeUp:
+        self.read_up(), note()
+        if self.folder and self.accelerator.sync_gradients: self.save()
+        raise
 
 
 def fit(self: Learner):

@@ -19,14 +19,14 @@ from ..base.core import UserError, check_name, digest, load_json, make_folder, n
 from ..base.page import filled
 from ..base.workers import parallel
 from ..data.folder import by_id, find_images
-from ..data.sample import Sample, as_image, few, read_image, read_mask, save_mask
+from ..data.sample import Sample, as_image, few, read_mask, save_mask
 from ..data.tags import IMAGES, ids_of, image_id
 from ..engine.evaluate import likeliest, restricted
 from ..engine.methods import load_localiser, load_segmenter, record_of
+from .in_tiles import photograph, write_if_large
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
-from ..engine.gallery import figure, in_words, save_picture, write_gallery
-from ..base.show import overlay
+from ..engine.gallery import figure, in_words, save_picture, small_overlay, write_gallery
 from ..engine.record import Run, find_run, is_made, runs_folder
 from ..engine.run import tells_alone
 from ..engine.splits import open_split
@@ -146,7 +146,7 @@ def finish_picture(job):
     "CRF, mask and overlay of one picture (a function of a module, so that processes can share the work)"
     image, made, keep, crf, mask_file, overlay_file = job
     if keep is not None: made = likeliest(image, keep, made, crf)
-    if overlay_file: save_picture(overlay_file, overlay(image, made))
+    if overlay_file: save_picture(overlay_file, small_overlay(image, made, 2048))
     if keep is not None: save_mask(mask_file, made)
 
 
@@ -162,13 +162,14 @@ def begin_folder(predictor, out, settings, tags):
     return out
 
 # %% ../../nbs/results/predict.ipynb #7566a97f
-def left_to_do(predictor, pictures, out, tags, overlays, settings, failed):
+def left_to_do(predictor, pictures, out, tags, overlays, settings, failed, tile=None):
     "What `finish_picture` is given, picture by picture: the network's word, or the mask that lacks its overlay"
     for name, path in pictures.items():
         mask, over = out / f'masks/{name}.png', out / f'overlays/{name}.jpg' if overlays else None
         if fresh(mask, path) and (not over or fresh(over, path)): continue
-        try: image = read_image(path)
+        try: image = photograph(path)
         except UserError as e: failed[name] = str(e); continue
+        if not fresh(mask, path): write_if_large(predictor, image, mask, tags.get(name), settings, tile)
         if fresh(mask, path): keep, made = None, read_mask(mask)
         else: keep, made = restricted(predictor.scores(image, settings), tags.get(name))
         yield image, made, keep, settings['crf'], mask, over
@@ -181,12 +182,13 @@ def predict_files(
     tags=None,  # {image id: class names or ids}; pictures without an entry are predicted freely
     overlays=True,
     workers=0,  # processes for the CRF
+    tile=None,  # side of the tiles of large pictures, 0 = shrink them; None: tiles above 2048 pixels
     **settings,  # scales, flip, crf ...
 ):
     "Write mask and overlay of each picture that has none, and the page; returns {image id: why it could not be read}"
     settings, tags = predictor.chosen(settings), {k: predictor.ids(t) for k, t in (tags or {}).items()}
-    out, failed = begin_folder(predictor, out, settings, tags), {}
-    jobs = left_to_do(predictor, pictures, out, tags, overlays, settings, failed)
+    out, failed = begin_folder(predictor, out, settings if tile is None else dict(settings, tile=tile), tags), {}
+    jobs = left_to_do(predictor, pictures, out, tags, overlays, settings, failed, tile)
     for _ in parallel(finish_picture, jobs, 'predict, picture', len(pictures), workers if settings['crf'] else 1): pass
     write_page(out, [n for n in pictures if n not in failed], predictor, settings, overlays, failed)
     return failed

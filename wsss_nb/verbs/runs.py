@@ -6,7 +6,9 @@
 __all__ = ['do_run', 'do_resume', 'do_list', 'do_report', 'tell_verdict', 'do_verify', 'do_prune']
 
 # %% ../../nbs/verbs/runs.ipynb #606d787b
-from ..base.arguments import CHANGES, RUN, RUNS, WORKING, arg, choice, verb
+from ..base.arguments import CHANGES, RUN, RUNS, STOP, WORKING, arg, choice, verb
+from ..base.basics import UserError
+from ..base.until import stopping_after
 
 # %% ../../nbs/verbs/runs.ipynb #e0f7d107
 @verb('run', 'execute the stages of a recipe that were not made yet',
@@ -14,7 +16,7 @@ from ..base.arguments import CHANGES, RUN, RUNS, WORKING, arg, choice, verb
       arg('--row', action='append', default=[], help='a row of a recipe that is a table, such as "SIPE CRF"; '
           'may be given again (default: all)'),
       arg('--name', help="name of the run (default: the recipe's)"),
-      arg('--report', action=choice, default=True, help='write the page at the end'), *WORKING, computes=True)
+      arg('--report', action=choice, default=True, help='write the page at the end'), STOP, *WORKING, computes=True)
 def do_run(a):
     "Execute the stages of a recipe or of the rows of a table, here or on a cluster, and write the page"
     from wsss_nb.engine.recipes import runs_of
@@ -24,7 +26,8 @@ def do_run(a):
     from wsss_nb.engine.sheet import Sheet
     sheet = Sheet(recipes, a.runs)
     if a.dry_run: return sheet.dry()
-    with launching(a.launch): folders = sheet.run(a.jobs, a.scheduler)
+    if a.stop_after and (a.launch or a.jobs > 1 or a.scheduler): raise UserError('--stop-after: it goes with one stage at a time in one process; leave --launch, --jobs and --scheduler out.')
+    with launching(a.launch), stopping_after(a.stop_after): folders = sheet.run(a.jobs, a.scheduler)
     if not a.report:
         for line in where_masks(folders[0]) if len(folders) == 1 else (): print(line)
         return
@@ -32,14 +35,15 @@ def do_run(a):
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
 
 # %% ../../nbs/verbs/runs.ipynb #878bedd1
-@verb('resume', 'go on with a run that was stopped', RUN, RUNS, computes=True)
+@verb('resume', 'go on with a run that was stopped', RUN, STOP, RUNS, computes=True)
 def do_resume(a):
     "Go on with a run that was stopped"
     from wsss_nb.engine.record import Run
     Run.named(a.run, a.runs)
     from wsss_nb.results.report import finish_report
     from wsss_nb.engine.run import resume_run
-    finish_report(resume_run(a.run, a.runs), a.runs)
+    with stopping_after(a.stop_after): folder = resume_run(a.run, a.runs)
+    finish_report(folder, a.runs)
 
 # %% ../../nbs/verbs/runs.ipynb #38b43ef3
 @verb('list', 'show the runs: state, time, numbers; or what there is to choose from',
