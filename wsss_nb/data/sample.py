@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..base.basics import is_plain
@@ -96,6 +95,7 @@ class Records:
     @property
     def labels(self):
         "Multi-hot tags, float32 [N,K]"
+        import torch
         need_tags(self.records, self.where)
         out = torch.zeros(len(self), len(self.classes))
         for row, r in zip(out, self.records): row[[t - 1 for t in r.tags]] = 1
@@ -130,6 +130,10 @@ class Data(Records):
     def image(self, i):
         "The pixels, uint8 [H,W,3]"
         return read_image(self.records[self.index(i)].image)
+
+    def decoded(self, i, store):
+        "The pixels, to be read only, kept in a `decoded.Decoded` where they come from a file"
+        return self.image(i) if type(self).image is not Data.image else store.read(self.records[self.index(i)].image)
 
     def size(self, i):
         "(height, width) of the image, without reading its pixels"

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from ..base.basics import environment
 from ..base.core import UserError, disk_error, load_json, make_folder, not_installed
 from ..base.tell import at_work, seconds, written
+from ..base.until import TimeUp
 from .warm import own_kernel, private_sockets
 
 # %% ../../nbs/engine/execute.ipynb #be7655d7
@@ -103,6 +104,7 @@ def run_notebook(path, out, parameters, what, progress):
             pm.execute_notebook(str(path), str(running), parameters=parameters, kernel_name=kernel,
                                 progress_bar=False, log_output=False, **sockets)
     except pm.PapermillExecutionError as e:
+        if e.ename == 'TimeUp': raise TimeUp(e.evalue) from None
         cause = e.evalue.splitlines()[0] if e.evalue else ''
         raise StageFailed(f'{what} failed in cell {e.exec_count}: {"" if e.ename == "UserError" else e.ename + ": "}{cause} (executed notebook: {out})') from None
     except DeadKernelError: raise StageFailed(f'{what}: its kernel died, most often for lack of memory; lower batch_size or workers and start again, finished work is kept.') from None
