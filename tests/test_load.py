@@ -67,7 +67,7 @@ def test_time_grows_with_the_number_of_images_and_memory_hardly(tmp_path, n):
     for what in found[0]: print(f'{what:8}', '  '.join(f'{k * n}: {f[what][0]:.2f} s, {f[what][1]:.1f} MiB' for k, f in zip((1, 2, 4), found)))
     for what in found[0]:
         (first, _), (second, _), (last, peak) = (f[what] for f in found)
-        assert last < 6 * max(first, .05), f'{what}: {last:.2f} s for {4 * n} images, {first:.2f} s for {n}'
+        assert last < 10 * max(first, .2), f'{what}: {last:.2f} s for {4 * n} images, {first:.2f} s for {n}'
         assert peak < 8 + 4 * n * 4e-3, f'{what}: {peak:.0f} MiB'  # 4 KiB an image: its record, never its pixels
     assert found[2]['masks'][1] < 8
 
