@@ -15,8 +15,10 @@ from ..nets.weights import read_torch
 # %% ../../nbs/engine/checkpoint.ipynb #6c4ec6e2
 def fits_checksums(path):
     "Raise where a part of the file does not fit its checksum; torch itself does not look"
+    bad = ''
     try:
-        with zipfile.ZipFile(path) as z: bad = z.testzip()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z: bad = z.testzip()
     except Exception as e: bad = ' '.join(str(e).split())[:90] or type(e).__name__  # whatever zipfile raises
     if bad: raise UserError(f'{path} is damaged, its checksums do not fit ({bad}).')
 
@@ -25,7 +27,7 @@ def read_checkpoint(path):
     "A checkpoint of ours; nothing in the file is executed"
     if not Path(path).exists(): raise UserError(f'{path}: no such checkpoint; run the training first.')
     try:
-        if zipfile.is_zipfile(path): fits_checksums(path)
+        fits_checksums(path)
         state = read_torch(path)
     except UserError as e: raise UserError(f'{e} It is a checkpoint of ours: delete {Path(path).parent} and start the run again.') from None
     ours = isinstance(state, dict) and {'net', 'settings', 'step'} <= set(state)
