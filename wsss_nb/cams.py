@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .base.ahead import ReadAhead, ahead, telling
 from .base.calls import check_keywords, keywords_of, spelt
 from .base.core import Progress, UserError, check_name, check_shapes
-from .base.workers import trim_memory
+from .base.workers import keep_memory, trim_memory
 from .data.sample import ScoreMaps, as_images, missing, need_data, need_tags, save_maps
 from .data.tagged import label_matrix
 from .data.views import batches_of_one_size, multi_hot, multi_scale
@@ -220,12 +221,15 @@ def write_score_maps(
     todo = missing(data, folder, '.npz')
     bar = Progress([], 'score maps, image', total=len(data))
     bar.start_at(len(data) - len(todo))
-    for batch in batches_of_one_size(data, batch_size, todo):
-        images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
-        found = net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))
-        for s, maps in zip(batch, found): save_maps(Path(folder) / f'{s.name}.npz', *maps)
-        bar.step(len(batch))
-        trim_memory()
+    keep_memory(2**30)
+    def made():
+        for batch in batches_of_one_size(ReadAhead(data, todo), batch_size, todo):
+            images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
+            with telling('score maps', [s.name for s in batch]):
+                found = net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))
+            yield from ((Path(folder) / f'{s.name}.npz', *maps) for s, maps in zip(batch, found))
+            trim_memory()
+    for _ in ahead(lambda job: save_maps(*job), made()): bar.step(1)
     bar.close()
 
 # %% ../nbs/cams.ipynb #26fa21eb

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ..base.core import UserError, as_array, digest, nearest
@@ -90,6 +89,7 @@ class Records:
     @property
     def labels(self):
         "Multi-hot tags, float32 [N,K]"
+        import torch
         need_tags(self.records, self.where)
         out = torch.zeros(len(self), len(self.classes))
         for row, r in zip(out, self.records): row[[t - 1 for t in r.tags]] = 1

@@ -154,7 +154,10 @@ def pair_views(
 ):
     "The images at that scale, float [B,3,h,w], followed by their mirror images where `flip` says so"
     h, w = (max(1, round(n * scale)) for n in images[0].shape[:2])
-    x = torch.stack([as_tensor(resize_image(i, (h, w))) for i in images]).to(device)
+    if torch.device(device).type == 'cuda':
+        from wsss_nb.data.scales import resized_there
+        x = resized_there(images, (h, w), device)
+    else: x = torch.stack([as_tensor(resize_image(i, (h, w))) for i in images]).to(device)
     return torch.cat([x, x.flip(-1)]) if flip else x
 
 

@@ -8,19 +8,23 @@ __all__ = ['stage_warnings', 'going_on', 'masks_page', 'where_masks', 'lined_up'
            'plan', 'list_runs', 'unused', 'delete_unused']
 
 # %% ../../nbs/engine/run.ipynb #a620cf99
-import shlex, shutil, time
+import shlex, time
 from pathlib import Path
 
 from ..base.core import whole_file
-from .execute import StageFailed, is_locked, locked
+from .execute import StageFailed, locked
 from .gallery import is_page_of, odd_masks, write_masks_page
+from .domains import check_free_name
 from .methods import check_network
 from .parameters import parameters_of
 from .recipes import read_recipe, resolved
-from .record import Run, all_runs, is_made, runs_folder, stage_record
+from .record import Run, delete_unused, is_made, list_runs, runs_folder, stage_record, unused
 from .splits import open_split, splits_of
+from .trial import check_weights
 from .stage import INPUTS, Stage, execute, needed
 from .batches import Batches, few_steps
+
+_all_ = ['list_runs', 'unused', 'delete_unused']  # whoever makes runs also lists them and makes room
 
 # %% ../../nbs/engine/run.ipynb #516b21c4
 def stage_warnings(made):
@@ -102,7 +106,8 @@ def make_run(
     shown=True,  # leave a page of the masks, and say how to go on where it is interrupted
 ):
     "Execute the stages of a recipe that were not made yet; returns the run's folder"
-    recipe, run, done = resolved(recipe), Run(runs_folder(runs) / name), {}  # a mistake is told before a folder is made
+    recipe, run, done = resolved(recipe), Run(runs_folder(runs) / check_free_name(name, 'name of the run')), {}
+    for p in recipe.stages.values(): check_weights(p)  # a mistake is told before a folder is made
     with locked(run.folder, f'run {name}'):
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
         for s in lined_up(recipe, runs):
@@ -179,6 +184,7 @@ def plan(recipe, runs=''):
     for s in lined_up(recipe, runs):
         data = {k: s.data(k) for k in splits_of(s.params)}
         check_network(s.stage, s.params, len(next(iter(data.values())).classes) if data else 1)
+        check_weights(s.params)
         yield f'{s.stage}: {work_of(s, data)}'
         if 'epochs' in s.params:
             short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.stage}.epochs')
@@ -187,28 +193,3 @@ def plan(recipe, runs=''):
         yield from (f'  in        {k}: stages/{name}' for k, name in s.parts['inputs'].items())
         yield f'  out       stages/{s.folder.name}' + (', there already' if s.made else '')
         yield said_settings(s.stage, s.params)
-
-# %% ../../nbs/engine/run.ipynb #1fa1ca47
-def list_runs(runs=''):
-    "The runs that are there: name, folder, state, seconds and the headline numbers"
-    out = []
-    for r in all_runs(runs):
-        numbers = ', '.join(f'{n["what"]}/{n["split"]} {n["miou"]:.3f}' for n in r.numbers if n.get('miou') is not None)
-        state = 'running' if r.at_work else r.state
-        out.append(dict(name=r.name, folder=r.folder.name, state=state, seconds=r.made['seconds'], numbers=numbers))
-    return out
-
-# %% ../../nbs/engine/run.ipynb #8981a13b
-def unused(runs=''):
-    "The folders of the store that no run stands on, with their sizes in bytes"
-    store, used = runs_folder(runs) / 'stages', {v['folder'] for r in all_runs(runs) for v in r.stages.values()}
-    used = used.union(*(stage_record(store / n).get('uses', []) for n in used if is_made(store / n)))
-    once = runs_folder(runs) / 'verify'  # where `verify` left its runs
-    old = [f for f in (once, runs_folder(runs) / '.decoded') if f.is_dir() and not Run(f).there]
-    size = lambda folder: sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
-    return {f: size(f) for f in [*sorted(store.glob('*')), *old] if f.name not in used and not is_locked(f)}
-
-
-def delete_unused(runs=''):
-    "Delete the stages that no run stands on"
-    for f in unused(runs): shutil.rmtree(f)

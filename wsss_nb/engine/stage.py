@@ -61,7 +61,7 @@ def parameters_in(
     if stage in SHARED and 'kind' in plain: plain = of_kind(plain)
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
-    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
+    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default, comment) for k, (default, comment) in known.items()}
     check_choices(stage, p)
     return p
 

@@ -17,7 +17,7 @@ from ..base.core import UserError, load_json, whole_file
 from ..base.page import filled, one_after_the_other, page, table
 from ..engine.execute import StageFailed, run_notebook
 from ..engine.parameters import stage_notebook
-from ..engine.record import Run, all_runs, is_made, runs_folder, stage_record, worded
+from ..engine.record import Run, is_made, report_places, runs_folder, stage_record, worded
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
 from .report_numbers import classes_of, shown_numbers
 from .report_pictures import masks_of, pictures
@@ -27,20 +27,11 @@ from ..base.show import plot_curves
 class Runs:
     "Some runs as they lie on the disk: their records, their numbers, their stages"
     def __init__(self, runs, names=()):
-        self.folder = runs_folder(runs)
-        places = [self.place(n) for n in names] or [r.folder for r in all_runs(self.folder)]
-        if not places: raise UserError(f'report: there are no runs in {self.folder}; make one with: wsss run cam_synthetic')
-        places = list(dict.fromkeys(places))
+        self.folder, places = runs_folder(runs), report_places(runs, names)
         twice = lambda place: sum(p.name == place.name for p in places) > 1
         self.runs = [shown_record(Run(place), twice(place)) for place in places]
         alone = len(places) == 1 and places[0].parent == self.folder
         self.home = places[0] if alone else self.folder  # where the page goes if nothing else is said
-
-    def place(self, name):
-        "The folder of a run: of this folder of runs, or of another one by its path"
-        if Run(self.folder / name).there: return (self.folder / name).resolve()
-        try: return Run.named(name, self.folder).folder
-        except UserError as e: raise UserError(f'report: {e}') from None
 
     def numbers(self): return [(r, n) for r in self.runs for n in r['metrics'].get('numbers', [])]
     def ours(self): return [r for r in self.runs if r['place'].parent == self.folder]

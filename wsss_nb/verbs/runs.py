@@ -17,13 +17,13 @@ from ..base.arguments import CHANGES, RUN, RUNS, WORKING, arg, choice, verb
       arg('--report', action=choice, default=True, help='write the page at the end'), *WORKING, computes=True)
 def do_run(a):
     "Execute the stages of a recipe or of the rows of a table, here or on a cluster, and write the page"
-    from wsss_nb.engine.recipes import read_recipe
-    read_recipe(a.recipe, a.p)  # a wrong name is told before torch is imported
+    from wsss_nb.engine.recipes import runs_of
+    recipes = runs_of(a.recipe, a.p, a.name, a.row)  # a wrong name is told before torch is imported
     from wsss_nb.base.processes import launching
     from wsss_nb.engine.run import where_masks
-    from wsss_nb.engine.sheet import Sheet, runs_of
-    if a.dry_run: return Sheet(runs_of(a.recipe, a.p, rows=a.row), a.runs).dry()
-    sheet = Sheet(runs_of(a.recipe, a.p, a.name, a.row), a.runs)
+    from wsss_nb.engine.sheet import Sheet
+    sheet = Sheet(recipes, a.runs)
+    if a.dry_run: return sheet.dry()
     with launching(a.launch): folders = sheet.run(a.jobs, a.scheduler)
     if not a.report:
         for line in where_masks(folders[0]) if len(folders) == 1 else (): print(line)
@@ -35,6 +35,8 @@ def do_run(a):
 @verb('resume', 'go on with a run that was stopped', RUN, RUNS, computes=True)
 def do_resume(a):
     "Go on with a run that was stopped"
+    from wsss_nb.engine.record import Run
+    Run.named(a.run, a.runs)
     from wsss_nb.results.report import finish_report
     from wsss_nb.engine.run import resume_run
     finish_report(resume_run(a.run, a.runs), a.runs)
@@ -48,8 +50,7 @@ def do_list(a):
         from wsss_nb.engine.listing import lines_of
         return print(*lines_of(a.what), sep='\n')
     from wsss_nb.base.page import table
-    from wsss_nb.engine.record import runs_folder
-    from wsss_nb.engine.run import list_runs
+    from wsss_nb.engine.record import list_runs, runs_folder
     rows = [[r['name'], r['state'], f'{r["seconds"]:.0f} s', r['numbers']] for r in list_runs(a.runs)]
     print(table([['run', 'state', 'time', 'mIoU'], *rows]) if rows else f'no runs in {runs_folder(a.runs)}')
 
@@ -59,6 +60,8 @@ def do_list(a):
       arg('--out', metavar='DIR', help='folder for the page'), RUNS)
 def do_report(a):
     "Write one page about some runs"
+    from wsss_nb.engine.record import report_places
+    report_places(a.runs, a.names)
     from wsss_nb.results.report import make_report
     print(f'report: {make_report(a.names, a.runs, a.out)}')
 
@@ -69,6 +72,8 @@ def do_report(a):
       CHANGES, RUNS, computes=True)
 def do_verify(a):
     "Execute a recorded run again and print every metric that changed; 1 if any did"
+    from wsss_nb.engine.record import Run
+    Run.named(a.run, a.runs)
     from wsss_nb.engine.verify import verify_run
     count, changed = verify_run(a.run, a.runs, options=a.p, keep=a.keep)
     for k, (old, new) in list(changed.items())[:20]: print(f'{k:40} {old} -> {new}')
@@ -84,7 +89,7 @@ def do_verify(a):
       arg('--yes', action='store_true', help='delete them'), RUNS, group='upkeep')
 def do_prune(a):
     "Show the stages that no run stands on, and delete them with --yes"
-    from wsss_nb.engine.run import delete_unused, unused
+    from wsss_nb.engine.record import delete_unused, unused
     found = unused(a.runs)
     for f, size in found.items(): print(f'{f.name:28} {size / 2**20:8.1f} MiB')
     if a.yes: delete_unused(a.runs)
