@@ -27,7 +27,7 @@ from ..engine.methods import load_segmenter
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, write_gallery
-from ..base.show import overlay
+from ..base.pictures import overlay
 from ..engine.record import Run, find_run, is_made, runs_folder
 from ..engine.splits import open_split
 
