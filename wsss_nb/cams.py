@@ -132,6 +132,7 @@ class Localiser(nn.Module):
     "A network that is trained with image tags and gives a score map per class"
     reading = {}  # what is only decided at test time: setting -> default
     classes = None  # the names of the classes, once it has been trained or loaded
+    frozen_backbone = False  # whether it leaves its backbone as it is
 
     def __init__(self, backbone, num_classes):
         super().__init__()
@@ -144,6 +145,10 @@ class Localiser(nn.Module):
     def raw_maps(self, images, **reading):
         "Raw maps [B,K,h,w] of test views"
         raise NotImplementedError
+
+    def shown(self, images):
+        "The images (uint8, of one size) at the size that the method wants them"
+        return images
 
     def __init_subclass__(cls):
         super().__init_subclass__()
@@ -158,7 +163,8 @@ class Localiser(nn.Module):
         empty = lambda i: ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32))
         if not keep.any(): return [empty(i) for i in images]
         kept = lambda x: self.raw_maps(x, **reading)[:, keep]
-        maps = normalize(multi_scale(kept, images, scales, flip, device, max_side=max_side)).cpu().numpy()
+        size, images = images[0].shape[:2], self.shown(images)
+        maps = normalize(multi_scale(kept, images, scales, flip, device, size, max_side)).cpu().numpy()
         ids = [present.nonzero().flatten().numpy() + 1 for present in labels]
         return [ScoreMaps(k, m[present[keep].numpy()]) for k, m, present in zip(ids, maps, labels)]
 
@@ -187,7 +193,7 @@ class CamNet(Localiser):
 def own_scores(net, images, max_side=1024):
     "Class scores [B,K] of images (uint8, of one size): the mean of the raw map, of each image and its mirror image"
     device = next(net.parameters()).device
-    return multi_scale(net.raw_maps, images, (1.,), True, device, max_side=max_side).mean((2, 3)).cpu()
+    return multi_scale(net.raw_maps, net.shown(images), (1.,), True, device, max_side=max_side).mean((2, 3)).cpu()
 
 
 def predicted_labels(net, images, max_side=1024):

@@ -124,6 +124,10 @@ class Data(Records):
         "The pixels, uint8 [H,W,3]"
         return read_image(self.records[self.index(i)].image)
 
+    def decoded(self, i, store):
+        "The pixels, to be read only, kept in a `decoded.Decoded` where they come from a file"
+        return self.image(i) if type(self).image is not Data.image else store.read(self.records[self.index(i)].image)
+
     def size(self, i):
         "(height, width) of the image, without reading its pixels"
         return image_size(self.records[self.index(i)].image)

@@ -16,6 +16,8 @@ from PIL import Image
 
 from ..base.core import device_name, pick_device, rng, save_json, versions
 from ..base.workers import cores
+from ..cams import write_score_maps
+from ..data.decoded import Decoded
 from ..data.tagged import tagged
 from ..data.views import TrainingViews
 from .methods import build_localiser
@@ -72,13 +74,20 @@ def jpegs(folder, n, size=(375, 500), classes=20):
     return tagged(files, [[names[i % classes], names[(i + 7) % classes]] for i in range(n)], classes=names)
 
 
-def views_of(data, crop, rounds=20):
-    "Measure of views a second on one core"
-    view, sides = TrainingViews(crop, long_side=(crop, 2 * crop)), (crop, 2 * crop)
-    turns = itertools.count(), itertools.count()
-    ours = lambda: view(data, (k := next(turns[0])) % len(data), rng('bench', k))
-    plain = lambda: plain_view(data.records[(k := next(turns[1])) % len(data)].image, rng('bench', k), crop, sides)
-    return Measure(f'views of {crop}, one core', 'per second', *(1 / t for t in medians(ours, plain, rounds)), 'whole picture, floats, PIL')
+def views_of(data, crop, kept, rounds=20):
+    "Measures of views a second on one core; `kept`: a folder for decoded photographs"
+    view, sides, store = TrainingViews(crop, long_side=(crop, 2 * crop)), (crop, 2 * crop), Decoded(kept)
+    for i in range(len(data)): data.decoded(i, store)
+    counts = {way: itertools.count() for way in ('first', 'later', 'plain')}
+    drawn = lambda way: ((k := next(counts[way])) % len(data), rng('bench', k))
+    floats = lambda cut: view.finish({k: v[None] for k, v in cut.items()})
+    ways = dict(first=lambda: floats(view.cut(data, *drawn('first'))),
+                later=lambda: floats(view.cut(data, *drawn('later'), lambda data, i: data.decoded(i, store))),
+                plain=lambda: (lambda i, r: plain_view(data.records[i].image, r, crop, sides))(*drawn('plain')))
+    first, later, plain = (1 / statistics.median(t) for t in in_turns(ways, rounds).values())
+    what, beside = f'views of {crop}, one core', 'whole picture, floats, PIL'
+    return [Measure(f'{what}: first epoch', 'per second', first, plain, beside),
+            Measure(f'{what}: kept decoded', 'per second', later, plain, beside)]
 
 # %% ../../nbs/engine/bench.ipynb #0951dedd
 class Clock(Callback):
@@ -93,7 +102,7 @@ def ready_batch(data, crop, size, device='cpu'):
     return {k: torch.stack([v[k] for v in views]).to(device) for k in views[0]} | dict(name=data.names[:1] * size)
 
 
-def step_measures(data, make, crop, size, device, workers, steps=8, rounds=3):
+def step_measures(data, make, crop, size, device, workers, kept=None, steps=8, rounds=3):
     "Measures of a training step: bare, and end to end"
     view = TrainingViews(crop, long_side=(crop, 2 * crop))
     learner = lambda epochs, **more: Learner(make(), data, view, epochs=epochs, batch_size=size, device=device, **more)
@@ -104,7 +113,7 @@ def step_measures(data, make, crop, size, device, workers, steps=8, rounds=3):
     whole = dict(batch, progress=0., step=0, per_epoch=1)
     ours, plain = medians(lambda: bare.one_step(batch), lambda: plain_step(net, whole, optimizer), rounds)
     clock = Clock()
-    learner(-(-steps * size // len(data)), workers=workers, callbacks=[clock]).fit()
+    learner(-(-steps * size // len(data)), workers=workers, callbacks=[clock], decoded=kept).fit()
     rate = (len(clock.at) - 2) / (clock.at[-1] - clock.at[1])
     return [Measure('bare steps', 'images/s', size / ours, size / plain, 'a loop in plain torch, float32'),
             Measure(f'steps end to end, {workers} workers', 'images/s', size * rate, size / ours, 'our bare step')]
@@ -139,12 +148,12 @@ def share_of(data, make, p, device, workers, steps):
     return device_share(Learner(make(), data, view, epochs=epochs, batch_size=p['size'], device=device, workers=workers))
 
 
-def measured(data, make, p, device, workers, quick):
+def measured(data, make, p, device, workers, quick, kept):
     "All measures of this machine"
     gpu, rounds = device.type == 'cuda', 3 if quick else 15
     side, steps = 161 if quick and not gpu else 321, (40 if gpu else 4) * (1 if quick else 3)
-    return [*start_up(1 if quick else 3), views_of(data, p['crop'], 10 * rounds),
-            *step_measures(data, make, p['crop'], p['size'], device, workers, steps, rounds),
+    return [*start_up(1 if quick else 3), *views_of(data, p['crop'], kept, 10 * rounds),
+            *step_measures(data, make, p['crop'], p['size'], device, workers, kept, steps, rounds),
             *([share_of(data, make, p, device, workers, steps)] if gpu else []),
             maps_of(make().to(device).eval(), data.subset(range(3 if quick else 9)), device), evaluation_of(data),
             *refiner_measures(data, side, device, rounds=1 if quick else 5)]
@@ -166,7 +175,7 @@ def bench(
         f'{method} on {p["backbone"]}, views of {p["crop"]}, {p["size"]} in a batch')
     with tempfile.TemporaryDirectory() as folder:
         data = jpegs(folder, max(8, (4 if gpu else 2) * p['size']))
-        found = measured(data, lambda: build_localiser(method, 20, p['backbone']), p, device, workers, quick)
+        found = measured(data, lambda: build_localiser(method, 20, p['backbone']), p, device, workers, quick, f'{folder}/kept')
     said = advice_of(found, workers, available)
     say(f'{measures_table(found)}\n{said}')
     rows = [m._asdict() | dict(times=m.times) for m in found]
