@@ -15,20 +15,20 @@ import numpy as np
 
 from ..cams import net_of
 from ..base.basics import spellings
-from ..base.core import (UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json,
-                               whole_file)
+from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
 from ..base.page import filled
 from ..base.workers import parallel
 from ..data.folder import by_id, find_images
 from ..data.sample import Sample, as_image, few, read_image, read_mask, save_mask
 from ..data.tags import IMAGES, ids_of, image_id
 from ..engine.evaluate import likeliest, restricted
-from ..engine.methods import load_segmenter
+from ..engine.methods import load_localiser, load_segmenter, record_of
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, write_gallery
 from ..base.pictures import overlay
 from ..engine.record import Run, find_run, is_made, runs_folder
+from ..engine.run import tells_alone
 from ..engine.splits import open_split
 
 # %% ../../nbs/results/predict.ipynb #58853824
@@ -48,6 +48,8 @@ def segment_stage(run, runs=''):
     "The folder of the trained network that `run` means, and the run's record"
     folder = find_run(run, runs)
     if not Run(folder).there: return folder, dict(stages={})
+    stages = Run(folder).made['stages']
+    if 'segment' not in stages and tells_alone(stages.get('train', {}).get('parameters', {})): return stage_of(folder, 'train', '')
     return stage_of(folder, 'segment', "run its recipe again with -p 'stages=[train, masks, segment, evaluate]'")
 
 # %% ../../nbs/results/predict.ipynb #a3edbef7
@@ -74,8 +76,7 @@ class Predictor:
         net = net_of(net, 'predict').eval()
         classes = classes or getattr(net, 'classes', None)
         if not classes: raise UserError('Predictor: this network does not know the names of its classes; give classes=[...] in their order.')
-        arguments = inspect.signature(net.predict).parameters
-        own = {k: p.default for k, p in arguments.items() if p.default is not p.empty}
+        own = {k: p.default for k, p in inspect.signature(net.predict).parameters.items() if p.default is not p.empty}
         self.net, self.classes, self.name = net, list(classes), name
         of_the_test = measured or {}  # scales, flip, max_side, crf ...
         self.settings = {k: of_the_test.get(k, v) for k, v in dict(own, crf='').items()}
@@ -127,7 +128,10 @@ class Predictor:
 def load(run, device='auto', runs=''):
     "The network of a run (its folder or name) or of a segment stage, ready to use"
     folder, record = segment_stage(run, runs)
-    try: net, made = load_segmenter(folder, device)
+    try:
+        of = record_of(folder, 'segment')[1]
+        alone = of['stage'] == 'train' and tells_alone(of['parameters'])
+        net, made = (load_localiser if alone else load_segmenter)(folder, device)
     except OSError as e: raise UserError(f'{folder / "checkpoint.pt"} is damaged or cut off ({e}); delete {folder} and start its run again.') from None
     measured = record['stages'].get('evaluate', {}).get('parameters')
     return Predictor(net, made['results']['classes'], folder.name, measured)
