@@ -17,7 +17,6 @@ from PIL import Image
 from ..base.core import device_name, pick_device, rng, save_json, versions
 from ..base.timing import in_turns
 from ..base.workers import cores
-from ..cams import write_score_maps
 from ..data.decoded import Decoded
 from ..data.tagged import tagged
 from ..data.views import TrainingViews

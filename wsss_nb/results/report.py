@@ -21,7 +21,6 @@ from ..engine.record import Run, is_made, report_places, runs_folder, stage_reco
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
 from .report_numbers import classes_of, shown_numbers
 from .report_pictures import masks_of, pictures
-from ..base.show import plot_curves
 
 # %% ../../nbs/results/report.ipynb #da38d469
 class Runs:
@@ -105,6 +104,7 @@ def links_of(report, home=None):
 # %% ../../nbs/results/report.ipynb #b10c43ee
 def curves_of(report):
     "Losses along training: (title, figure) for each kind of training, a panel for each that was done"
+    from wsss_nb.base.show import plot_curves
     for stage in ('train', 'segment'):
         done = {}  # folder -> the runs that share it
         for r in report.runs:

@@ -19,7 +19,7 @@ from ..base.until import stopping_after
       arg('--report', action=choice, default=True, help='write the page at the end'), STOP, *WORKING, computes=True)
 def do_run(a):
     "Execute the stages of a recipe or of the rows of a table, here or on a cluster, and write the page"
-    from wsss_nb.engine.recipes import runs_of
+    from wsss_nb.engine.rows import runs_of
     recipes = runs_of(a.recipe, a.p, a.name, a.row)  # a wrong name is told before torch is imported
     from wsss_nb.base.processes import launching
     from wsss_nb.engine.run import where_masks
