@@ -168,6 +168,7 @@ def load_json(path):
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise UserError(f'{path}: no such file.') from None
+    except OSError as e: raise disk_error(e, path) from e
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise UserError(f'{path}: not valid JSON ({e}).') from None
 
 # %% ../../nbs/base/core.ipynb #7c7bd2a1

@@ -64,7 +64,8 @@ def load_maps(path):
         near = nearest(f'{Path(path).stem}.npz', [f.name for f in Path(path).parent.glob('*.npz')])
         raise UserError(f'{path}: no such score maps; run the stage that writes them, or write_score_maps.{near}') from None
     except Exception as e:  # whatever a damaged archive makes NumPy raise
-        raise UserError(f'{path}: damaged or not score maps ({e}); delete the file and run its stage again.') from e
+        why = ' '.join(str(e).split())[:90]
+        raise UserError(f'{path}: damaged or not score maps ({why}); delete the file and run its stage again.') from e
     check_keyed(path, keys, maps)
     return ScoreMaps(keys, maps)
 

@@ -125,13 +125,15 @@ def make_run(
     for p in recipe.stages.values(): check_weights(p)  # a mistake is told before a folder is made
     with locked(run.folder, f'run {name}'):
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
+        for f in run.folder.rglob('.*.part'): f.unlink(missing_ok=True)  # of a process that was killed
         for s in lined_up(recipe, runs):
             if s.made: say(f'{s.stage:9} kept      {s.folder.name}')
             else:
                 run.write(recipe.recipe, done, f'stopped in {s.stage}', name)
                 make_stage_of(run, s, say, make, shown)
             new = s.made and known.get(s.stage) != s.folder.name
-            if new: copy_whole(s.folder / f'{s.stage}.ipynb', run.notebook(s.stage))
+            executed = s.folder / f'{s.stage}.ipynb'
+            if new and executed.exists(): copy_whole(executed, run.notebook(s.stage))
             done[s.stage] = s.folder
             rows_wait = '.' in name  # their pages come with the report of their table
             if shown and s.stage == 'masks' and not rows_wait: masks_page(run.folder, stage_record(s.folder))
