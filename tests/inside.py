@@ -6,6 +6,7 @@ import pytest
 from matplotlib import pyplot
 
 from wsss_nb.base.basics import environment
+from wsss_nb.base.core import whole_file
 from wsss_nb.base.until import TimeUp
 from wsss_nb.engine import stage, warm
 from wsss_nb.engine.execute import StageFailed
@@ -15,7 +16,7 @@ from wsss_nb.engine.parameters import notebook_parameters
 
 def execute(path, out, parameters, what, progress):
     names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
-    out.write_bytes(path.read_bytes())
+    with whole_file(out) as f: f.write(path.read_bytes())
     try:
         for cell in notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
     except TimeUp: raise

@@ -129,12 +129,11 @@ def test_one_of_the_kits_own_is_its_module_and_a_line(mine, monkeypatch):
     sys.path.insert(0, str(mine))
     try:
         monkeypatch.setitem(steps.REFINERS, 'blur', 'mine:blur')
-        recipes.choices.cache_clear()
         p = stage_parameters(dict(masks=dict(refine=['blur', 'crf'], blur_sigma=4)))['masks']
         assert p['blur_sigma'] == 4. and refining.pixel_settings(['blur'], p) == dict(blur_sigma=4., blur_sides=(1, 1))
         assert refining.disagreements() == []
     finally:
-        sys.path.remove(str(mine)), sys.modules.pop('mine', None), recipes.choices.cache_clear()
+        sys.path.remove(str(mine)), sys.modules.pop('mine', None)
 
 
 def test_parameters_of_the_masks_stage_and_signatures_agree_and_a_difference_is_found(monkeypatch):

@@ -455,10 +455,12 @@ def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):
         assert runs.is_dir()
         return FOLDER / 'sipe_photos.SIPE'
     monkeypatch.setattr(R, 'make_run', make_run)
+    monkeypatch.setattr(R, 'data_fingerprints', lambda p: {})
     assert main(['verify', str(FOLDER / 'sipe_photos.SIPE'), '--runs', str(tmp_path), '-p', 'data.root=here/VOCdevkit', '-p', 'weights=w.npz']) == 0
     assert asked == {**(as_published := read(FOLDER / 'sipe_photos.SIPE/run.json')['recipe']), 'data': dict(as_published['data'], root='here/VOCdevkit'), 'weights': 'w.npz'}
 
 
 @pytest.mark.slow
 def test_a_published_run_can_be_made_again(tmp_path, capsys):
-    assert main(['verify', str(FOLDER / 'cam_synthetic'), '--runs', str(tmp_path)]) == 0, capsys.readouterr().out
+    code, out = main(['verify', str(FOLDER / 'cam_synthetic'), '--runs', str(tmp_path)]), capsys.readouterr().out
+    assert code == 0 or code == 3 and re.search('differs from the record in: .* instead of .*\n(.*\n)*verdict: within the spread', out), out

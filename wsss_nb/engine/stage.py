@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from ..base.core import UserError, device_name, digest, file_sha256, make_folder, nearest
 from ..base.core import pick_device, save_json, versions
+from ..base.rounding import rounding
 from .execute import StageFailed, locked, run_notebook
 from .key import code_digest, digest_of, method_code
 from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
@@ -61,7 +62,7 @@ def parameters_in(
     if stage in SHARED and 'kind' in plain: plain = of_kind(plain)
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
-    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
+    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default, comment) for k, (default, comment) in known.items()}
     check_choices(stage, p)
     return p
 
@@ -120,6 +121,11 @@ class Stage:
         launch = os.environ.get('WSSS_LAUNCH') if 'epochs' in self.params else ''
         return dict(launch=launch) if launch else {}
 
+    def rounding(self, device):
+        "What decided its last bits"
+        asked = {k: self.params[k] for k in ('precision', 'channels_last') if k in self.params}
+        return rounding(pick_device(device or 'cpu'), **asked)
+
     def finish(self, **results):
         "Record the stage as made"
         parts, device = self.parts, self.params.get('device')
@@ -127,7 +133,8 @@ class Stage:
             stage=self.stage, folder=self.folder.name, parameters=self.params, inputs=parts['inputs'], uses=self.uses,
             code=parts['code'], data=parts['data'], results=results,
             device=device_name(pick_device(device)) if device is not None else '', **self.launch(),
-            versions=versions(), started=self.started, seconds=round(time.time() - self.started, 1)))
+            rounding=self.rounding(device), versions=versions(), started=self.started,
+            seconds=round(time.time() - self.started, 1)))
 
 # %% ../../nbs/engine/stage.ipynb #f6f5d94a
 def shared(p):

@@ -138,5 +138,5 @@ def write_look(run, out='look.html', split='', most=12, runs=''):
     "Write the page of a run; returns its path"
     classes, threshold, there = stored_maps(run, split, most, runs=runs)
     body = filled(LOOKED, n=len(there), run=str(run), data=Markup(page_data(classes, threshold, there)), script=Markup(SCRIPT))
-    with whole_file(out, 'w') as f: f.write(page(f'Look at {run}', body, LOOKED_STYLE, wide=True))
+    with whole_file(out, 'w') as f: f.write(page(f'Look at {run}', body, LOOKED_STYLE, wide=True, script=True))
     return out

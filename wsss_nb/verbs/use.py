@@ -29,6 +29,8 @@ from ..base.arguments import RUNS, TRAINED, arg, choice, is_scale, scales_from, 
           '0 shrinks it (default: tiles of 1024 above 2048 pixels)'), RUNS, computes=True)
 def do_predict(a):
     "Masks, overlays and a page of any pictures; 1 if some could not be read"
+    from wsss_nb.engine.record import find_run
+    find_run(a.run, a.runs)  # a misspelt run is told before torch is imported
     from wsss_nb.data.tags import read_tags
     from wsss_nb.results.predict import find_pictures, load, predict_files
     net, pictures, out = load(a.run, a.device, a.runs), find_pictures(*a.images), Path(a.out).expanduser()
@@ -48,6 +50,8 @@ def do_predict(a):
       arg('--output', default='probabilities', help='what the network gives: probabilities or logits'), RUNS)
 def do_export(a):
     "Write the ONNX file of a run and say how it compares with torch"
+    from wsss_nb.engine.record import find_run
+    find_run(a.run, a.runs)
     from wsss_nb.results.predict import export_onnx
     made = export_onnx(a.run, Path(a.out).expanduser(), a.output, a.runs)
     print(f'{made.path}: image, float [batch,3,height,width], RGB in [0,1] -> {made.output} '

@@ -1,0 +1,113 @@
+"""The range that published seeds leave for one more run, and the three verdicts."""
+import copy
+import json
+from math import sqrt
+from statistics import stdev
+
+import pytest
+from scipy.stats import t
+
+from wsss_nb.base.core import UserError
+from wsss_nb.cli import main
+from wsss_nb.engine import spread as S
+from wsss_nb.engine import verify as V
+from wsss_nb.engine.record import Run
+
+
+def laid(folder, name, seed, masks, network, about='made up', ap=.9, data='d', torch='1', **more):
+    "A run on record with these numbers"
+    number = lambda what, x: dict(what=what, split='val', miou=x, iou=dict(cat=x), oracle=False)
+    own = dict(seed=seed, data_name='synthetic', method='m', **more)
+    stages = dict(train=dict(stage='train', folder='t', parameters=own, inputs={}, device='cpu', data=dict(train=data), results=dict(tag_ap=ap), rounding=dict(capability='AVX2')),
+                  evaluate=dict(stage='evaluate', folder='e', parameters=dict(seed=seed, data_name='synthetic'), inputs={}, device='cpu', data={}, results=None))
+    for file, x in (('run', dict(name=name, state='done', recipe=dict(about=about), code='', versions=dict(torch=torch), stages=stages)), ('metrics', dict(numbers=[number('masks', masks), number('network', network)]))):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / f'{file}.json').write_text(json.dumps(x))
+    return Run(folder / name)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    "Five seeds of a_synthetic, two of b_synthetic"
+    folder = tmp_path / 'published'
+    for i, x in enumerate((.50, .51, .49, .52, .48)): laid(folder, 'a_synthetic' + f'_seed_{i}' * (i > 0), i, x, x - .05)
+    for i, x in enumerate((.30, .32)): laid(folder, 'b_synthetic' + f'_seed_{i}' * (i > 0), i, x, x, about='another')
+    monkeypatch.setattr(S, 'PUBLISHED', folder)
+    monkeypatch.setattr(V, 'PUBLISHED', folder)
+    S.of_all.cache_clear()
+    yield folder
+    S.of_all.cache_clear()
+
+
+def test_of_one_recipe_the_range_is_the_prediction_interval_of_the_textbook():
+    x = [.5, .51, .49, .52, .48]
+    half = t.ppf(.995, 4) * stdev(x) * sqrt(1 + 1 / 5)
+    assert S.expected_range(x, *S.pooled([x])) == pytest.approx((.5 - half, .5 + half))
+    assert S.pooled([[0., 2.], [5.], [1., 1., 4.], []]) == (pytest.approx(sqrt((2 + 6) / 3)), 3)
+    assert S.expected_range([.99, .995], .1, 4)[1] == 1
+
+
+def test_the_range_is_pooled_over_the_recipes_of_the_same_data(published):
+    rows = {r['number']: r for r in S.among(Run(published / 'b_synthetic'), S.numbers_of_seeds('b_synthetic', published), 'synthetic', published)}
+    deviation = sqrt((.001 + .0002) / 5)
+    half = t.ppf(.995, 5) * deviation * sqrt(1.5)
+    assert (rows['masks/val']['low'], rows['masks/val']['high']) == pytest.approx((.31 - half, .31 + half))
+    assert list(rows) == ['tag AP/train', 'masks/val', 'network/val']  # in the order of the stages
+
+
+@pytest.mark.parametrize('numbers, code, said', [
+    (dict(masks=.50, network=.45), 0, 'verdict: the same to the bit'),
+    (dict(masks=.501, network=.44), 3, 'verdict: within the spread: 3 numbers'),
+    (dict(masks=.50, network=.20), 1, 'verdict: outside the spread, first in network: network/val 0.200, expected 0.3'),
+    (dict(masks=.10, network=.20), 1, 'verdict: outside the spread, first in masks: masks/val 0.100, expected 0.4'),
+    (dict(masks=.10, network=.20, ap=.2), 1, 'verdict: outside the spread, first in training: tag AP/train 0.200')])
+def test_each_verdict_has_its_exit_code_and_names_the_first_stage(published, tmp_path, capsys, numbers, code, said):
+    laid(tmp_path / 'runs', 'mine', 0, **numbers)
+    assert main(['verify', 'mine', '--as-recorded', '--runs', str(tmp_path / 'runs')]) == code
+    assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_first_line_says_in_what_it_differs(published, tmp_path, capsys):
+    laid(tmp_path / 'runs', 'mine', 3, .5, .4, torch='2')
+    made = json.loads((tmp_path / 'runs/mine/run.json').read_text())
+    made['stages']['train']['rounding'], made['stages']['train']['parameters']['method'] = dict(capability='DEFAULT'), 'wrong.py:Wrong'
+    (tmp_path / 'runs/mine/run.json').write_text(json.dumps(made))
+    assert main(['verify', 'mine', '--as-recorded', '--runs', str(tmp_path / 'runs')]) == 3
+    assert capsys.readouterr().out.splitlines()[0] == 'differs from the published a_synthetic_seed_3 in: train.method wrong.py:Wrong instead of m, torch 2 instead of 1, capability DEFAULT instead of AVX2'
+
+
+def test_other_data_and_unknown_recipes_are_refused(published, tmp_path, capsys):
+    laid(tmp_path / 'runs', 'mine', 0, .5, .4, data='other')
+    laid(tmp_path / 'runs', 'new', 0, .5, .4, about='never seen')
+    assert main(['verify', 'mine', '--as-recorded', '--runs', str(tmp_path / 'runs')]) == 2
+    assert 'data: train of train has the fingerprint other here and d on record' in capsys.readouterr().err
+    assert main(['verify', 'new', '--as-recorded', '--runs', str(tmp_path / 'runs')]) == 2
+    assert 'no published run goes by this name or says the same about itself' in capsys.readouterr().err
+
+
+def test_only_a_run_with_the_settings_of_the_seeds_is_held_against_them(published, tmp_path):
+    assert len(S.seeds_for(laid(tmp_path, 'mine', 9, .5, .4))) == 5
+    other = laid(tmp_path, 'mine', 9, .5, .4)
+    other.stages['train']['parameters']['method'] = 'other'
+    assert S.seeds_for(other) == {} and S.published_like(other) == 'a_synthetic'
+
+
+def test_all_that_is_published_ends_with_the_worst_code(published, capsys):
+    codes = {'a_synthetic': 3, 'b_synthetic': 0}
+    told = lambda folder, runs: (codes[folder.name], f'verdict: {folder.name}')
+    assert V.verify_published(True, verify=told, jobs=1) == 3 and capsys.readouterr().out == 'a_synthetic          a_synthetic\nb_synthetic          b_synthetic\n'
+    codes['b_synthetic'] = 1
+    assert V.verify_published(True, verify=told, jobs=1) == 1 and len(V.embedded()) == 7
+
+
+def test_a_cell_of_the_grid_is_the_published_run_with_another_seed():
+    for name in ('cam', 'sipe', 'icd', 'ecsnet', 'ccmr'):
+        base, cells = S.headline(Run(S.PUBLISHED / f'{name}_synthetic')), S.in_grid(f'{name}_synthetic')
+        assert {k: base[k] for k in cells[0]} == cells[0] and set(cells) == {0, 1}
+
+
+def test_published_seeds_have_the_settings_of_their_recipe():
+    for f in S.PUBLISHED.glob('*_synthetic_seed_*/run.json'):
+        run = Run(f.parent)
+        base = S.seeds_of(S.published_like(run))[0]
+        assert {k.rpartition('.')[2] for k in S.unlike_settings(base, run)} == {'seed'} and S.rounded_by(run)['capability']
