@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here / 'settings.ini', encoding='utf-8')
 s = config['DEFAULT']
-extras = {name: s[f'{name}_requirements'].split() for name in ('crf', 'notebooks', 'onnx', 'timm', 'weights', 'scale', 'site', 'browser', 'dev')}
+extras = {name: s[f'{name}_requirements'].split() for name in ('crf', 'notebooks', 'onnx', 'timm', 'weights', 'log', 'sam', 'look', 'scale', 'site', 'browser', 'dev')}
 extras['dev'] = extras['notebooks'] + extras['onnx'] + extras['scale'] + extras['timm'] + extras['weights'] + extras['dev']
 
 # The stage notebooks, the recipes and the papers' tables live beside the package and travel inside it: wsss_nb/stages, wsss_nb/recipe_files and wsss_nb/table_files.

@@ -18,6 +18,7 @@ nb_execution_mode = 'off'
 nb_merge_streams = True
 nb_ipywidgets_js = {}
 myst_enable_extensions = ['dollarmath', 'amsmath']
+nb_render_markdown_format = 'myst'  # tables in outputs too; CommonMark has none
 myst_heading_anchors = 3
 
 html_theme = 'furo'
@@ -42,7 +43,7 @@ contents = {
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
     'Score maps and training': ['cams', 'engine/batches', 'engine/rates', 'engine/train', 'engine/checkpoint', 'engine/evaluate'],
     'Refinement': ['refine/masks', 'refine/chain', 'refine/compare', 'refine/crf', 'refine/pamr', 'refine/superpixels', 'refine/psa', 'refine/irn', 'refine/[!b]*'],
-    'Recipes and runs': ['engine/methods', 'engine/parameters', 'engine/recipes', 'engine/record', 'engine/execute', 'engine/key', 'engine/stage', 'engine/run', 'engine/sheet', 'engine/scale', 'engine/*', 'cli', 'base/arguments', 'verbs/*'],
+    'Recipes and runs': ['engine/methods', 'engine/domains', 'engine/parameters', 'engine/recipes', 'engine/record', 'engine/execute', 'engine/key', 'engine/stage', 'engine/run', 'engine/sheet', 'engine/scale', 'engine/*', 'cli', 'base/arguments', 'verbs/*'],
     'Pages and tables': ['results/report', 'results/predict', 'results/table_recipes', 'results/tables', 'results/grid_cells', 'results/grid', 'results/*'],
     'Stages': ['run/train', 'run/masks', 'run/affinity', 'run/segment', 'run/evaluate', 'run/report', 'run/*'],
     'How fast': ['*/benchmark*'],

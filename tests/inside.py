@@ -6,6 +6,8 @@ import pytest
 from matplotlib import pyplot
 
 from wsss_nb.base.basics import environment
+from wsss_nb.base.core import whole_file
+from wsss_nb.base.until import TimeUp
 from wsss_nb.engine import stage, warm
 from wsss_nb.engine.execute import StageFailed
 from wsss_nb.engine.key import notebook_code
@@ -14,9 +16,10 @@ from wsss_nb.engine.parameters import notebook_parameters
 
 def execute(path, out, parameters, what, progress):
     names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
-    out.write_bytes(path.read_bytes())
+    with whole_file(out) as f: f.write(path.read_bytes())
     try:
         for cell in notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
+    except TimeUp: raise
     except Exception as e: raise StageFailed(f'{what} failed in cell 7: {e} (executed notebook: {out})') from None
     finally:
         pyplot.close('all')

@@ -49,14 +49,35 @@ def test_the_version_is_that_of_the_runs(capsys):
     assert main(['--version']) == 0 and capsys.readouterr().out == f'wsss_nb {code_version()}\n'
 
 
+QUICK = {0: ['', '--help', '--version', 'run --help', 'recipes', 'params train', 'list', 'tables', 'published', 'prune'],
+         2: ['rum', 'run', 'run cam_syntetic', 'run cam_synthetic --scheduler tcp://127.0.0.1:1', 'run cam_synthetic -p epochs',
+             'run cam_synthetic -p epoch=1', 'run cam_synthetic -p train.epochs=x', 'run cam_synthetic --row SIPE', 'list metods',
+             'resume nobody', 'verify nobody', 'report nobody', 'publish nobody', 'predict nobody a.jpg --out x', 'export nobody',
+             'voc-zip nobody', 'voc-check nothing.zip', 'table sipe:44', 'table sipe:4 --data cityscapes', 'grid --data cityscapes',
+             'grid --refiners crff', 'data check --data cityscapes', 'data check --splits trian']}
+
+
 def test_help_lists_and_slips_do_not_wait_for_torch(tmp_path):
-    code = """import sys
+    code = f"""import os, sys
+os.environ['WSSS_RUNS'] = {str(tmp_path)!r}
 from wsss_nb.cli import main
-ends = [main(w.split()) for w in ('', '--help', '--version', 'run --help', 'recipes', 'params train', 'rum', 'run', 'run cam_syntetic', 'run cam_synthetic --scheduler tcp://127.0.0.1:1', 'run cam_synthetic -p epochs')]
-assert ends == [0] * 6 + [2] * 5, ends
-sys.exit(', '.join({'torch', 'numpy', 'matplotlib', 'distributed'} & set(sys.modules)) or 0)"""
+ends = {{w: main(w.split()) for words in {QUICK!r}.values() for w in words}}
+assert ends == {{w: code for code, words in {QUICK!r}.items() for w in words}}, ends
+heavy = 'torch torchvision matplotlib scipy skimage sklearn papermill nbconvert IPython accelerate distributed cloudpickle'
+sys.exit(', '.join({{*heavy.split()}} & set(sys.modules)) or 0)"""
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
+
+
+@pytest.mark.parametrize('words', ['--help', 'list', 'tables', 'params', 'recipes', 'run cam_syntetic'])
+def test_what_needs_no_network_answers_with_less_than_a_third_of_an_import_of_torch(words, tmp_path):
+    import os, resource
+    def used(code):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, '-c', code], env={**os.environ, 'WSSS_RUNS': str(tmp_path)}, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert min(used(f'from wsss_nb.cli import main; main({words.split()})') for _ in range(2)) < used('import torch') / 3
 
 
 @pytest.mark.parametrize('words, text', [

@@ -68,7 +68,10 @@ class Stop(Callback):
         if learner.step == 2: raise KeyboardInterrupt
 
 
-def learner(data, method, folder, **kw): return localiser_learner(data, method, cache=folder / 'cache', folder=folder, epochs=1, **{**SMALL, 'batch_size': 5, **kw})
+OWN = dict(frozen=dict(side=48, lessons=1))  # options that make a method's training two steps of little work
+
+
+def learner(data, method, folder, **kw): return localiser_learner(data, method, cache=folder / 'cache', folder=folder, epochs=1, options=OWN.get(method), **{**SMALL, 'batch_size': 5, **kw})
 
 
 @pytest.fixture(scope='module', params=METHODS)
@@ -77,7 +80,7 @@ def method(request, odd, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     losses = learner(odd[1], request.param, folder).fit()
     assert len(losses) == 2 and all(np.isfinite(v) for step in losses for v in step.values())
-    save_json(folder / 'stage.json', dict(stage='train', parameters=dict(method=request.param, backbone='tiny', stride=0, options={}), results=dict(classes=CLASSES)))
+    save_json(folder / 'stage.json', dict(stage='train', parameters=dict(method=request.param, backbone='tiny', stride=0, options=OWN.get(request.param, {})), results=dict(classes=CLASSES)))
     return request.param, folder
 
 
@@ -133,7 +136,7 @@ def test_without_tags_it_looks_for_itself(method, odd, tmp_path):
 def test_one_image_of_one_class(name, odd, tmp_path):
     data = Data([odd[1].records[0]], CLASSES[:1], 'one', 'train')
     net = learner(data, name, tmp_path, batch_size=1)
-    assert np.isfinite(net.fit()[-1]['loss']) and net.step == 1
+    assert np.isfinite(net.fit()[-1]['loss']) and net.step == net.steps == (2 if name in OWN else 1)
     write_score_maps(net.raw_net, data, tmp_path / 'maps', scales=(1.,))
     write_masks(data, tmp_path / 'maps', tmp_path / 'masks', workers=1)
     check_masks(tmp_path / 'masks', data, odd[0])
@@ -168,7 +171,7 @@ def test_every_refinement_by_a_network(step, method, odd, tmp_path):
 # -- what a network must keep before it sees a file
 
 @pytest.mark.parametrize('name', METHODS)
-def test_what_every_method_must_keep_as_it_comes(name): check_localiser(lambda k: build_localiser(name, k))
+def test_what_every_method_must_keep_as_it_comes(name): check_localiser(lambda k: build_localiser(name, k, options=OWN.get(name)))
 
 
 class Raises(CamNet):

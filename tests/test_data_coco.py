@@ -107,7 +107,7 @@ def test_a_network_is_trained_and_evaluated_over_81_classes(coco, tmp_path):
     from wsss_nb.engine.evaluate import count_masks, number_with_origin, write_predictions
     from wsss_nb.engine.methods import segmenter_learner
     data = coco14(coco)
-    learner = segmenter_learner(data, 'tiny', '', crop=32, batch_size=3, epochs=2, lr=.01, optimizer='adamw')
+    learner = segmenter_learner(data, 'tiny', '', crop=32, batch_size=3, epochs=2, lr=.01, optimizer='adamw', device='cpu')
     learner.fit()
     assert learner.raw_net.logits(learner.views[0, 0]['image'][None]).shape[1] == 81
     write_predictions(learner.raw_net, data, tmp_path / 'out')

@@ -72,7 +72,7 @@ def test_masks_that_do_not_fit_are_named(voc, tmp_path, change, text):
 def learner(tmp_path, keep, folder=True, data=None):
     train = synthetic('train').subset(range(4))
     look = Validation(synthetic('val').subset(range(3)) if data is None else data, 1, keep)
-    return segmenter_learner(train, 'tiny', '', crop=64, batch_size=2, epochs=3, lr=.01, optimizer='adamw', callbacks=[look], folder=tmp_path if folder else None)
+    return segmenter_learner(train, 'tiny', '', crop=64, batch_size=2, epochs=3, lr=.01, optimizer='adamw', device='cpu', callbacks=[look], folder=tmp_path if folder else None)
 
 
 def test_looking_changes_nothing_and_best_keeps_the_best(tmp_path):

@@ -116,7 +116,7 @@ def test_processes_and_the_library_find_it_too(mine, monkeypatch):
     ('masks.refine=[your.py:blur]', "refine: your.py: no such file; 'your.py:blur' is a file, relative to"),
     ('masks.blur_sigma=wide', "masks.blur_sigma: expected float (the default is 2.0), got str 'wide'."),
     ('masks.blur_sgima=1.0', "recipe, masks: unknown name 'blur_sgima'. Did you mean 'blur_sigma'"),
-    ('masks.refine=[FILE:blur, crff]', "masks.refine: unknown name 'crff'. Did you mean 'crf'? Known: crf, pamr, superpixels, psa, irn, svm, ccmr."),
+    ('masks.refine=[FILE:blur, crff]', "masks.refine: unknown name 'crff'. Did you mean 'crf'? Known: crf, pamr, superpixels, psa, irn, svm, ccmr, prompt."),
 ])
 def test_what_is_wrong_with_it_is_told_before_anything_runs(mine, option, text):
     file = str(mine / 'mine.py')
@@ -129,12 +129,11 @@ def test_one_of_the_kits_own_is_its_module_and_a_line(mine, monkeypatch):
     sys.path.insert(0, str(mine))
     try:
         monkeypatch.setitem(steps.REFINERS, 'blur', 'mine:blur')
-        recipes.choices.cache_clear()
         p = stage_parameters(dict(masks=dict(refine=['blur', 'crf'], blur_sigma=4)))['masks']
         assert p['blur_sigma'] == 4. and refining.pixel_settings(['blur'], p) == dict(blur_sigma=4., blur_sides=(1, 1))
         assert refining.disagreements() == []
     finally:
-        sys.path.remove(str(mine)), sys.modules.pop('mine', None), recipes.choices.cache_clear()
+        sys.path.remove(str(mine)), sys.modules.pop('mine', None)
 
 
 def test_parameters_of_the_masks_stage_and_signatures_agree_and_a_difference_is_found(monkeypatch):

@@ -260,8 +260,9 @@ def stub(tmp_path): return DEMO.format(folder=str(tmp_path))
 def test_the_demo_speaks_at_once_and_then_of_all_jobs_in_one_line(stub, tmp_path):
     out = on_a_terminal(stub)
     assert out.startswith('demo: 3 methods on the embedded set')
-    assert re.search(r'\r\033\[Ka_synthetic train \d.* · b_synthetic train \d.* · c_synthetic train \d', out)
+    assert re.search(r'\r\033\[Kc_synthetic train \d.* · a_synthetic train \d.* · b_synthetic train \d', out)
     rows = [r for r in screen(out) if r]
+    assert rows.pop(1) == f'look at it as it fills: {tmp_path}/runs/report.html' and (tmp_path / 'runs/report.html').read_text().count('_synthetic') == 3
     assert rows[0].startswith('demo: ') and sorted(rows[1:4]) == [f'{n}_synthetic: train done' for n in 'abc'] and rows[4:] == ['page of c_synthetic a_synthetic b_synthetic', f'Open this page: {tmp_path}/index.html']
     assert sorted(f.parent.name for f in (tmp_path / 'runs').glob('*/run.json')) == [f'{n}_synthetic' for n in 'abc']
 

@@ -85,7 +85,8 @@ def test_only_ignored_pixels_give_no_loss_and_no_nan():
         assert loss == 0 and not logits.grad.any()
 
 
-def test_your_own_folder_without_ground_truth_from_tags_to_report(tmp_path):
+@pytest.mark.parametrize('recipe', ['own_folder', 'own_folder_trained'])
+def test_your_own_folder_without_ground_truth_from_tags_to_report(recipe, tmp_path, capsys):
     from wsss_nb.cli import main
     from wsss_nb.data.synthetic import synthetic
     drawn, root = synthetic('train', n=8), tmp_path / 'my photos'
@@ -93,27 +94,33 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(tmp_path):
     for i in range(8): Image.fromarray(drawn.image(i)).save(root / ('sub' if i % 2 else '.') / f'photo {i}.png')
     (root / 'tags.csv').write_text('image,tags\n' + ''.join(f'{"sub/" if i % 2 else ""}photo {i}.png,{";".join(drawn.classes[t - 1] for t in drawn[i].tags)}\n' for i in range(8)))
     assert main(['data', 'check', 'folder', '--root', str(root), '--sheet', str(tmp_path)]) == 0
-    small = ['backbone=tiny', 'weights=', 'train.epochs=1', 'train.batch_size=4', 'train.crop=64', 'train.long_side=[64, 96]', 'segment.epochs=1', 'segment.batch_size=4', 'segment.crop=64', 'masks.scales=[1.0]', 'masks.workers=1']
-    assert main(['run', 'own_folder', '--runs', str(tmp_path / 'runs'), '-p', f'data.root={root}', *[x for o in small for x in ('-p', o)]]) == 0
-    run = json.loads((tmp_path / 'runs/own_folder/run.json').read_text())
+    small = ['backbone=tiny', 'weights=', 'train.steps=2', 'train.batch_size=4', 'train.crop=64', 'train.long_side=[64, 96]', 'segment.steps=1', 'segment.batch_size=4', 'segment.crop=64', 'masks.scales=[1.0]', 'masks.workers=1'] if recipe == 'own_folder_trained' else ['backbone=tiny', 'weights=', 'train.options={side: 64}', 'masks.workers=1']
+    assert main(['run', recipe, '--runs', str(tmp_path / 'runs'), '-p', f'data.root={root}', *[x for o in small for x in ('-p', o)]]) == 0
+    run = json.loads((tmp_path / f'runs/{recipe}/run.json').read_text())
     masks = tmp_path / 'runs/stages' / run['stages']['masks']['folder'] / 'all'
     assert sorted(p.relative_to(masks).as_posix() for p in masks.rglob('*.png')) == sorted(f'{"sub/" if i % 2 else ""}photo {i}.png' for i in range(8))
-    assert json.loads((tmp_path / 'runs/own_folder/metrics.json').read_text())['numbers'] == []
-    assert 'No ground truth, no numbers' in (tmp_path / 'runs/own_folder/report.html').read_text()
+    assert json.loads((tmp_path / f'runs/{recipe}/metrics.json').read_text())['numbers'] == []
+    assert 'No ground truth, no numbers' in (tmp_path / f'runs/{recipe}/report.html').read_text()
+    capsys.readouterr()
+    new = str(root / 'photo 0.png')
+    assert main(['predict', recipe, new, '--out', str(tmp_path / 'new'), '--runs', str(tmp_path / 'runs'), '--scales', '1', '--crf', 'none']) == 0  # by the network, or by the linear layers alone
+    assert '1 of 1 pictures predicted' in capsys.readouterr().out and (tmp_path / 'new/masks/photo 0.png').is_file()
+    steps = json.loads((tmp_path / 'runs/stages' / run['stages']['train']['folder'] / 'stage.json').read_text())['results']['steps']
+    assert steps == (4 if recipe == 'own_folder' else 2)
 
 
 def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path):
     from wsss_nb.base.core import save_json
     from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_behind, segmenter_learner
     data, train, masks = synthetic('train', n=8), tmp_path / 'stages/train-a', tmp_path / 'stages/masks-a'
-    learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, folder=train)
+    learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, device='cpu', folder=train)
     learner.fit()
     save_json(train / 'stage.json', dict(stage='train', parameters=dict(method='cam', backbone='tiny', stride=0, options={}), results=dict(classes=data.classes)))
     save_json(masks / 'stage.json', dict(stage='masks', inputs=dict(localiser=train.name)))
     start = load_localiser(localiser_behind(masks))[0].backbone
     assert all(torch.equal(v, learner.raw_net.backbone.state_dict()[k]) for k, v in start.state_dict().items())
-    net = segmenter_learner(data, 'tiny', 'localiser', start=start, crop=48, epochs=1).raw_net
-    fresh = segmenter_learner(data, 'tiny', '', crop=48, epochs=1).raw_net
+    net = segmenter_learner(data, 'tiny', 'localiser', start=start, crop=48, epochs=1, device='cpu').raw_net
+    fresh = segmenter_learner(data, 'tiny', '', crop=48, epochs=1, device='cpu').raw_net
     assert all(torch.equal(v, net.backbone.state_dict()[k]) for k, v in start.state_dict().items()) and not net.backbone.frozen_norm
     assert not torch.equal(net.backbone.layer1[0].weight, fresh.backbone.layer1[0].weight)
     assert net.backbone.layer1[0].weight.data_ptr() != start.layer1[0].weight.data_ptr()  # a copy

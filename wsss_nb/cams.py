@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .base.ahead import ReadAhead, ahead, telling
 from .base.calls import check_keywords, keywords_of, spelt
 from .base.core import Progress, UserError, check_name, check_shapes
-from .base.workers import trim_memory
+from .base.workers import keep_memory, trim_memory
 from .data.sample import ScoreMaps, as_images, missing, need_data, need_tags, save_maps
 from .data.tagged import label_matrix
 from .data.views import batches_of_one_size, multi_hot, multi_scale
@@ -131,6 +132,7 @@ class Localiser(nn.Module):
     "A network that is trained with image tags and gives a score map per class"
     reading = {}  # what is only decided at test time: setting -> default
     classes = None  # the names of the classes, once it has been trained or loaded
+    frozen_backbone = False  # whether it leaves its backbone as it is
 
     def __init__(self, backbone, num_classes):
         super().__init__()
@@ -143,6 +145,10 @@ class Localiser(nn.Module):
     def raw_maps(self, images, **reading):
         "Raw maps [B,K,h,w] of test views"
         raise NotImplementedError
+
+    def shown(self, images):
+        "The images (uint8, of one size) at the size that the method wants them"
+        return images
 
     def __init_subclass__(cls):
         super().__init_subclass__()
@@ -157,7 +163,8 @@ class Localiser(nn.Module):
         empty = lambda i: ScoreMaps(np.array([], int), np.zeros((0, *i.shape[:2]), np.float32))
         if not keep.any(): return [empty(i) for i in images]
         kept = lambda x: self.raw_maps(x, **reading)[:, keep]
-        maps = normalize(multi_scale(kept, images, scales, flip, device, max_side=max_side)).cpu().numpy()
+        size, images = images[0].shape[:2], self.shown(images)
+        maps = normalize(multi_scale(kept, images, scales, flip, device, size, max_side)).cpu().numpy()
         ids = [present.nonzero().flatten().numpy() + 1 for present in labels]
         return [ScoreMaps(k, m[present[keep].numpy()]) for k, m, present in zip(ids, maps, labels)]
 
@@ -186,7 +193,7 @@ class CamNet(Localiser):
 def own_scores(net, images, max_side=1024):
     "Class scores [B,K] of images (uint8, of one size): the mean of the raw map, of each image and its mirror image"
     device = next(net.parameters()).device
-    return multi_scale(net.raw_maps, images, (1.,), True, device, max_side=max_side).mean((2, 3)).cpu()
+    return multi_scale(net.raw_maps, net.shown(images), (1.,), True, device, max_side=max_side).mean((2, 3)).cpu()
 
 
 def predicted_labels(net, images, max_side=1024):
@@ -217,15 +224,17 @@ def write_score_maps(
     net, data = net_of(net).eval(), need_data(data)
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)
-    todo = missing(data, folder, '.npz')
-    bar = Progress([], 'score maps, image', total=len(data))
+    todo, bar = missing(data, folder, '.npz'), Progress([], 'score maps, image', total=len(data))
     bar.start_at(len(data) - len(todo))
-    for batch in batches_of_one_size(data, batch_size, todo):
-        images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
-        found = net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))
-        for s, maps in zip(batch, found): save_maps(Path(folder) / f'{s.name}.npz', *maps)
-        bar.step(len(batch))
-        trim_memory()
+    keep_memory(2**30)
+    def made():
+        for batch in batches_of_one_size(ReadAhead(data, todo), batch_size, todo):
+            images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
+            with telling('score maps', [s.name for s in batch]):
+                found = net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))
+            yield from ((Path(folder) / f'{s.name}.npz', *maps) for s, maps in zip(batch, found))
+            trim_memory()
+    for _ in ahead(lambda job: save_maps(*job), made()): bar.step(1)
     bar.close()
 
 # %% ../nbs/cams.ipynb #26fa21eb

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['flat_ids', 'check_ids', 'Counts', 'ratio', 'mean_of', 'iou_of', 'Confusion', 'Best', 'ThresholdSweep', 'three',
-           'threshold_sweep', 'ap_of', 'pixel_ap', 'rank16', 'PixelAP', 'pixel_map']
+           'sweep_cells', 'threshold_sweep', 'ap_of', 'pixel_ap', 'rank16', 'PixelAP', 'pixel_map']
 
 # %% ../nbs/metrics.ipynb #23b2b40d
 from typing import NamedTuple
 
 import numpy as np
 
+from .base.ahead import ahead
 from .base.core import UserError, as_array
 
 # %% ../nbs/metrics.ipynb #92aa904e
@@ -123,9 +124,9 @@ class Confusion(Counts):
     def table(self, names):
         "The report as text"
         percent = lambda r: [f'{100 * r[k]:.1f}' for k in ('iou', 'precision', 'recall')]
-        lines = [[r['name'], *percent(r), r['pixels'], r['missed']] for r in self.report(names)]
-        head = ['', 'IoU %', 'precision', 'recall', 'pixels', 'missed']
-        return '\n'.join('{:<16}{:>10}{:>10}{:>10}{:>12}{:>10}'.format(*line) for line in [head, *lines])
+        lines = [['', 'IoU %', 'precision', 'recall', 'pixels', 'missed']]
+        lines += [[r['name'], *percent(r), r['pixels'], r['missed']] for r in self.report(names)]
+        return '\n'.join('{:<16}{:>10}{:>10}{:>10}{:>12}{:>10}'.format(*line) for line in lines)
 
 # %% ../nbs/metrics.ipynb #efaee567
 class Best(NamedTuple):
@@ -156,26 +157,26 @@ def three(item):
     return keys.astype(np.int64)[keys > 0], maps[keys > 0], target
 
 # %% ../nbs/metrics.ipynb #3da37d62
+def sweep_cells(keys, maps, target, thresholds, c, ignore_index):
+    "Pixels of one image by class in the target, class with the largest score and thresholds below it [c,c,T+1]"
+    for ids, what in ((flat_ids(target, 'target'), 'target'), (keys, 'keys')): check_ids(ids, c, ignore_index, what)
+    keep, shape = target != ignore_index, (c, c, len(thresholds) + 1)
+    if not len(keys): keys, maps = np.zeros(1, np.int64), np.full((1, *target.shape), -np.inf)
+    cell = target[keep], keys[maps.argmax(0)][keep], np.searchsorted(thresholds, maps.max(0)[keep].astype(np.float64))
+    return np.bincount(np.ravel_multi_index(cell, shape), minlength=np.prod(shape)).reshape(shape)
+
+
 def threshold_sweep(
     pairs,  # of each image (keys, maps [len(keys),H,W], target [H,W]) or (ScoreMaps, target); no background map
-    thresholds,  # the thresholds to try
-    num_classes,  # with background
-    ignore_index=255,
+    thresholds, num_classes, ignore_index=255,  # the ones to try; with background
 ):
-    "mIoU at every background threshold, in one pass over the images"
+    "mIoU at every background threshold, in one pass over the images, which threads count (`base/ahead`)"
     thresholds, c = np.unique(np.asarray(list(thresholds), np.float64)), num_classes
-    counts = np.zeros((c, c, len(thresholds) + 1), np.int64)
-    for keys, maps, target in map(three, pairs):
-        check_ids(flat_ids(target, 'target'), c, ignore_index, 'target')
-        check_ids(keys, c, ignore_index, 'keys')
-        keep = target != ignore_index
-        winner = keys[maps.argmax(0)][keep] if len(keys) else np.zeros(keep.sum(), np.int64)
-        below = np.searchsorted(thresholds, maps.max(0)[keep].astype(np.float64)) if len(keys) else winner
-        cell = (target[keep].astype(np.int64) * c + winner) * counts.shape[2] + below
-        counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
-    foreground = counts[:, :, ::-1].cumsum(2)[:, :, -2::-1]  # [target, winner, threshold]: pixels above it
-    matrices = foreground.transpose(2, 0, 1).copy()
-    matrices[:, :, 0] += (counts.sum(2)[..., None] - foreground).sum(1).T
+    cells = lambda item: sweep_cells(*three(item), thresholds, c, ignore_index)
+    counts = sum(ahead(cells, pairs), np.zeros((c, c, len(thresholds) + 1), np.int64))
+    above = counts[:, :, ::-1].cumsum(2)[:, :, -2::-1]  # [target, winner, threshold]: pixels above it
+    matrices = above.transpose(2, 0, 1).copy()
+    matrices[:, :, 0] += (counts.sum(2)[..., None] - above).sum(1).T
     return ThresholdSweep(thresholds, np.array([mean_of(x) for x in iou_of(matrices)]), matrices)
 
 # %% ../nbs/metrics.ipynb #6d77cba9

@@ -59,7 +59,10 @@ tr:hover td{background:var(--row)}
 """
 PAGE = """
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8">{% if refresh %}<meta http-equiv="refresh" content="{{ refresh }}">{% endif %}
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy"
+ content="script-src {% if script %}'unsafe-inline'{% else %}'none'{% endif %}; object-src 'none'; frame-src 'none'; form-action 'none'; base-uri 'none'">
 <title>{{ title }} · wsss_nb</title>
 <style>{{ look }}</style></head>
 <body{% if wide %} class="wide"{% endif %}>
@@ -76,9 +79,13 @@ def page(
     style='',  # rules of CSS beyond the look of all pages
     heading=True,  # False: the body has a heading of its own
     wide=False,
+    script=False,  # whether the body has scripts of ours; on other pages none runs, whatever a name in them says
+    refresh=0,  # seconds after which a browser reads the page again, 0 = never
 ):
     "A whole page of HTML, in the look of all pages"
-    return filled(PAGE, title=title, body=body, look=Markup(LOOK + style), heading=heading, wide=wide)
+    look = Markup(LOOK + style)
+    return filled(PAGE, title=title, body=body, look=look, heading=heading, wide=wide,
+                  script=script, refresh=refresh)
 
 # %% ../../nbs/base/page.ipynb #ce198940
 def short(x, digits=3, sign=''):

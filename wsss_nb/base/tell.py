@@ -11,6 +11,8 @@ import contextvars, os, shutil, sys, threading, time, uuid, weakref
 from contextlib import contextmanager
 from pathlib import Path
 
+from .until import check_time
+
 # %% ../../nbs/base/tell.ipynb #7552ca14
 def cut_to(text, width):
     "The line in so many columns; jobs side by side get a fair share each"
@@ -185,8 +187,9 @@ class Progress:
         self.done = self.first = done
 
     def step(self, n=1):
-        "Count `n` more items"
+        "Count `n` more items; the time may be up, if some are left"
         self.done += n
+        if self.total is None or self.done < self.total: check_time()
 
     def left(self):
         "How long the rest takes at this pace, as text"

@@ -79,11 +79,13 @@ def by_value(x):
     except Exception as e: raise UserError(f'{type(x).__name__} cannot travel to another process ({e}); workers=1 does the work in this one.') from None
 
 # %% ../../nbs/base/workers.ipynb #80faa5bc
-def keep_memory():
-    "Let this process keep freed memory for its next use (glibc; elsewhere nothing happens)"
+def keep_memory(largest=2**25):
+    "Let this process keep freed memory, of blocks up to `largest` bytes, for its next use (glibc; elsewhere nothing happens)"
     try: libc = ctypes.CDLL(None)
     except (OSError, TypeError): return
-    if hasattr(libc, 'mallopt'): libc.mallopt(-1, 2**30), libc.mallopt(-3, 2**25)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    if not hasattr(libc, 'mallopt'): return
+    libc.mallopt(-1, max(largest, 2**30))  # M_TRIM_THRESHOLD
+    for size in sorted({2**25, largest}): libc.mallopt(-3, size)  # M_MMAP_THRESHOLD; an older glibc refuses more than the first
 
 
 def trim_memory(limit=4):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
+from ..base.basics import is_plain
 from ..base.core import UserError, as_array, digest, nearest
 from .maps import ScoreMaps, load_maps, maps_with_keys, save_maps
 from .pixels import few, image_size, read_image, read_mask, save_mask, to_rgb, upright
@@ -51,6 +51,7 @@ def check_records(records, classes, where):
     if not records: raise UserError(f'{where}: the split has no images; check its list, or name another split.')
     seen = {}
     for r in records:
+        if not all(map(is_plain, r.name.split('/'))): raise UserError(f'{where}: an image is called {r.name!r}; expected a name, or names of folders with / between them: what is made of it lies under that name.')
         if r.name in seen: raise UserError(f'{where}: two images are called {r.name!r}: {seen[r.name].image} and {r.image}; rename one of them.')
         seen[r.name] = r
         if not set(r.tags or ()) <= set(range(1, len(classes) + 1)): raise UserError(f'{where}: tags of {r.name!r} are {r.tags}, expected ids 1..{len(classes)}.')
@@ -65,6 +66,7 @@ def need_tags(records, where):
 # %% ../../nbs/data/sample.ipynb #9c3e9fb4
 class Records:
     "Records in a fixed order, and the names of the classes"
+    named = None, []  # records, and their names
     def __init__(self, records, classes, name='', split=''):
         self.records, self.classes, self.name, self.split = list(records), list(classes), name, split
         self.notes, self.tags_from = [], ''  # what a reader should know; where the tags came from
@@ -74,7 +76,10 @@ class Records:
     @property
     def where(self): return f'{self.name} {self.split}'.strip() or 'data'
     @property
-    def names(self): return [r.name for r in self.records]
+    def names(self):  # made once: of 100,000 images it takes as long as to look at one
+        if self.named[0] is not self.records: self.named = self.records, [r.name for r in self.records]
+        return self.named[1]
+
     @property
     def has_masks(self): return all(r.mask is not None for r in self.records)
     def __len__(self): return len(self.records)
@@ -90,6 +95,7 @@ class Records:
     @property
     def labels(self):
         "Multi-hot tags, float32 [N,K]"
+        import torch
         need_tags(self.records, self.where)
         out = torch.zeros(len(self), len(self.classes))
         for row, r in zip(out, self.records): row[[t - 1 for t in r.tags]] = 1
@@ -98,6 +104,7 @@ class Records:
     def subset(self, keys):
         "The same with only these images (positions or names), in this order"
         part = copy.copy(self)
+        part.named = Records.named
         part.records = [self.records[self.index(k)] for k in keys]
         check_records(part.records, part.classes, part.where)
         part.places = {r.name: i for i, r in enumerate(part.records)}
@@ -123,6 +130,10 @@ class Data(Records):
     def image(self, i):
         "The pixels, uint8 [H,W,3]"
         return read_image(self.records[self.index(i)].image)
+
+    def decoded(self, i, store):
+        "The pixels, to be read only, kept in a `decoded.Decoded` where they come from a file"
+        return self.image(i) if type(self).image is not Data.image else store.read(self.records[self.index(i)].image)
 
     def size(self, i):
         "(height, width) of the image, without reading its pixels"

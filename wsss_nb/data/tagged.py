@@ -32,6 +32,10 @@ class Tagged(Data):
         i = self.index(i)
         return self.pixels[self.names[i]].copy() if self.names[i] in self.pixels else super().image(i)
 
+    def decoded(self, i, store):
+        i = self.index(i)
+        return self.pixels[self.names[i]] if self.names[i] in self.pixels else store.read(self.records[i].image)
+
     def size(self, i):
         i = self.index(i)
         return self.pixels[self.names[i]].shape[:2] if self.names[i] in self.pixels else super().size(i)

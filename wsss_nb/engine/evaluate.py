@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..base.ahead import ReadAhead, ahead
 from ..base.calls import spelt
 from ..cams import net_of
 from ..base.core import Progress, UserError, check_name, whole_file
-from ..base.workers import parallel
+from ..base.workers import cores, keep_memory, parallel, trim_memory
 from ..data.sample import load_maps, missing, need_data, need_tags, read_mask, save_mask
 from ..data.views import batches_of_one_size
 from ..metrics import Confusion, threshold_sweep
@@ -60,22 +61,26 @@ def write_predictions(
     if use_image_labels: need_tags(data.records, data.where)
     todo = missing(data, out, '.png')
     def predicted():
-        for batch in batches_of_one_size(data, batch_size, todo):
+        for batch in batches_of_one_size(ReadAhead(data, todo), batch_size, todo):
             maps = net.predict([s.image for s in batch], scales, flip, max_side, fusion).cpu().numpy()
             for s, p in zip(batch, maps):
                 yield s.image, *restricted(p, s.tags if use_image_labels else None), crf, Path(out) / f'{s.name}.png'
-    for _ in parallel(write_prediction, predicted(), 'predictions, image', len(todo), workers if crf else 1): pass
+            trim_memory()
+    keep_memory(2**30)
+    if crf:
+        for _ in parallel(write_prediction, predicted(), 'predictions, image', len(todo), workers): pass
+    else:
+        for _ in Progress(ahead(write_prediction, predicted()), 'predictions, image', len(todo)): pass
 
 # %% ../../nbs/engine/evaluate.ipynb #e6238a77
 def count_masks(data, folder):
     "The confusion matrix of the masks in a folder against the ground truth of `data`"
     if not need_data(data).has_masks: raise UserError(f'data: not all images of {data.where} have a mask to compare with; give open_data or tagged the true masks (masks=...).')
-    counts = Confusion(len(data.classes) + 1)
-    for i, name in enumerate(data.names):
-        path, truth = Path(folder) / f'{name}.png', data.mask(i)
+    def counted(i):
+        path, truth = Path(folder) / f'{data.names[i]}.png', data.mask(i)
         if not path.exists(): raise UserError(f'{path}: no mask for this image; run the stage that writes it again.')
-        counts.update(read_mask(path, len(data.classes), truth.shape), truth)
-    return counts
+        return Confusion(len(data.classes) + 1).update(read_mask(path, len(data.classes), truth.shape), truth)
+    return sum(ahead(counted, range(len(data)), cores()), Confusion(len(data.classes) + 1))
 
 
 def sweep_of(
@@ -87,8 +92,10 @@ def sweep_of(
     "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own"
     maps_of = lambda name: load_maps(Path(folder) / f'{name}.npz')
     if 0 in maps_of(data.names[0]).keys and not own: return None
-    pairs = ((m.keys[m.keys < 255], m.maps[m.keys < 255], data.mask(i)) for i, m in enumerate(map(maps_of, data.names)))
-    return threshold_sweep(pairs, thresholds, len(data.classes) + 1)
+    def pair(i):
+        m = maps_of(data.names[i])
+        return m.keys[m.keys < 255], m.maps[m.keys < 255], data.mask(i)
+    return threshold_sweep(ahead(pair, range(len(data)), cores()), thresholds, len(data.classes) + 1)
 
 # %% ../../nbs/engine/evaluate.ipynb #da734146
 class Validation:

@@ -10,9 +10,6 @@ import inspect
 
 from ..base.basics import check_name
 from ..base.plugs import imported_from, module_of
-from .methods import METHODS, options_of
-from ..nets.deeplab import HEADS
-from ..nets.zoo import BACKBONES, STRIDES
 from ..refine.steps import REFINERS, flat_settings, step_of
 
 # %% ../../nbs/engine/listing.ipynb #d8d525c7
@@ -34,6 +31,7 @@ def page_of(module):
 # %% ../../nbs/engine/listing.ipynb #e8f0b940
 def methods():
     "The localisers, with the options that they can be trained with"
+    from wsss_nb.engine.methods import METHODS, options_of
     for name, place in METHODS.items():
         options = ', '.join(options_of(imported_from(place)))
         yield name, sentence(imported_from(place)), f'options {options}' if options else '', page_of(module_of(place))
@@ -51,6 +49,7 @@ def refiners():
 # %% ../../nbs/engine/listing.ipynb #c93a3065
 def backbones():
     "The trunks, with the output strides that they can have"
+    from wsss_nb.nets.zoo import BACKBONES, STRIDES
     for name, make in BACKBONES.items():
         yield name, sentence(make), f'output stride {either(sorted(STRIDES[name]))}', page_of(make.__module__)
     yield ('timm:NAME', 'Any network of timm that gives maps, such as timm:tf_efficientnet_lite0', 'output stride as it can have',
@@ -59,6 +58,8 @@ def backbones():
 # %% ../../nbs/engine/listing.ipynb #ea150000
 def heads():
     "The heads of segmentation networks, with the backbones that they stand on"
+    from wsss_nb.nets.deeplab import HEADS
+    from wsss_nb.nets.zoo import BACKBONES
     for name, cls in HEADS.items():
         on = 'any backbone' if set(cls.goes_on) == set(BACKBONES) else either(cls.goes_on)
         yield name, sentence(cls), f'stands on {on}', page_of(cls.__module__)

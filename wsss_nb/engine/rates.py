@@ -47,7 +47,8 @@ def parameter_groups(net, lr, head_lr, weight_decay):
     return out
 
 
-def make_optimizer(groups, name, momentum):
-    "sgd or adamw over the groups"
+def make_optimizer(groups, name, momentum, fused=False):
+    "sgd or adamw over the groups; `fused`: one kernel for all parameters, on CUDA"
     check_name(name, ('sgd', 'adamw'), 'optimizer')
-    return torch.optim.SGD(groups, lr=0., momentum=momentum) if name == 'sgd' else torch.optim.AdamW(groups, lr=0.)
+    form = dict(lr=0., fused=fused or None)
+    return torch.optim.SGD(groups, momentum=momentum, **form) if name == 'sgd' else torch.optim.AdamW(groups, **form)

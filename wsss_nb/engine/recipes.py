@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_option', 'with_options', 'with_more', 'method_in',
-           'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'choices', 'check_choices', 'check_method',
-           'default_stages', 'flat', 'stage_parameters', 'Resolved', 'resolved']
+           'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'check_names', 'check_choices',
+           'check_method', 'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved',
+           'resolved']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
 import copy, functools, re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
@@ -127,33 +129,28 @@ def rows_of(recipe):
     said = {name: dict(row or {}, about=f'{rest.get("about", "")}: {name}') for name, row in rows.items()}
     return {str(name).replace(' ', '_'): laid_over(rest, row) for name, row in said.items()}
 
-# %% ../../nbs/engine/recipes.ipynb #5c1c43fa
-@functools.cache  # what has names imports torch, and a list of recipes does not wait for it
-def choices():
-    "Parameter -> the values that it may have"
-    from wsss_nb.data.catalog import READERS
-    from wsss_nb.nets.deeplab import HEADS, NORMS
-    from wsss_nb.nets.heads import CONVS
-    from wsss_nb.nets.segmenter import FUSIONS
-    from wsss_nb.nets.zoo import BACKBONES
-    from wsss_nb.refine.crf import PRESETS
-    from wsss_nb.engine.train import SCHEDULES
-    return dict(backbone=BACKBONES, data_name=READERS, optimizer=('sgd', 'adamw'), schedule=SCHEDULES, precision=('auto', 'fp32', 'bf16'), loss=('plain', 'balanced'),
-                crf_preset=PRESETS, crf=('', *PRESETS), crf_backend=('auto', 'pydensecrf', 'torch'), crf_unary=('', 'scores', 'labels'), refine=tuple(REFINERS),
-                keep=('last', 'best'), head=('', *HEADS), norm=('', *NORMS), convs=('', *CONVS), fusion=FUSIONS)
-
 # %% ../../nbs/engine/recipes.ipynb #2c2720e4
+def check_names(stage, p):
+    "Raise at a backbone, a step or a preset that nobody knows"
+    from wsss_nb.nets.zoo import check_backbone
+    if 'backbone' in p: check_backbone(p['backbone'], f'{stage}.backbone')
+    for step in p.get('refine', []):
+        if '.py' in step: step_of(step)  # from a file
+        else: check_name(step, REFINERS, f'{stage}.refine')
+    for name in ('crf_preset', 'crf'):
+        if not p.get(name): continue
+        from wsss_nb.refine.crf import PRESETS
+        check_name(p[name], PRESETS, f'{stage}.{name}')
+
+
 def check_choices(stage, p):
-    "Raise at a value that is none of the known ones"
-    from wsss_nb.nets.zoo import check_backbone, strides_of
-    for name, value in ((n, v) for n, v in p.items() if n in choices()):
-        for v in value if isinstance(value, list) else [value]:
-            if name == 'refine' and '.py' in str(v): step_of(v)  # a step from a file
-            elif name == 'backbone': check_backbone(v, f'{stage}.backbone')
-            else: check_name(v, choices()[name], 'data.name' if name == 'data_name' else f'{stage}.{name}')
+    "Raise at a value that nobody knows, and at two that do not go together"
+    from wsss_nb.nets.zoo import strides_of
+    check_names(stage, p)
     if 'crop' in p and 'backbone' in p:
         stride = p['stride'] or strides_of(p['backbone'])[0]
         if p['crop'] < stride: raise UserError(f'{stage}.crop: expected at least {stride}, the output stride of {p["backbone"]}, got {p["crop"]}.')
+    if 'scales' in p and (least := min(p['scales']) * p['max_side']) < 1: raise UserError(f'{stage}.scales: {min(p["scales"])} of a side of at most {p["max_side"]} ({stage}.max_side) leaves no pixel ({least:.2g}).')
     if p.get('keep') == 'best' and not p['validate']: raise UserError(f'{stage}.keep: best of what? Name a split with masks as {stage}.validate (its numbers become oracles), or keep the last.')
 
 # %% ../../nbs/engine/recipes.ipynb #49610ea4
@@ -190,6 +187,18 @@ def flat(recipe):
         else: out['', key] = value
     return out
 
+# %% ../../nbs/engine/recipes.ipynb #c5b7cb43
+def at_hand(backbone):
+    "Whether a backbone of timm and its packaged weights are installed"
+    from wsss_nb.nets.from_timm import package_file
+    return bool(find_spec('timm') and package_file(backbone))
+
+
+def first_at_hand(backbones):
+    "The first backbone that is at hand, or the last; a single name as it is"
+    if not isinstance(backbones, list) or not backbones: return backbones
+    return next((b for b in backbones[:-1] if str(b).startswith('timm:') and at_hand(b)), backbones[-1])
+
 # %% ../../nbs/engine/recipes.ipynb #b605913a
 def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked. `resolved` keeps them"
@@ -203,10 +212,11 @@ def stage_parameters(recipe):
     everywhere = sorted({p for s in STAGES for p in known[s]})
     out = {s: {k: copy.deepcopy(v) for k, (v, _) in known[s].items()} for s in stages}
     for (stage, name), value in sorted(flat(recipe).items(), key=lambda kv: kv[0][0] != ''):
+        if name == 'backbone': value = first_at_hand(value)
         if stage: check_name(name, known[stage], f'recipe, {stage}')
         elif name not in everywhere: raise UserError(f'recipe: unknown name {name!r}.{nearest(name, [*everywhere, *STAGES, *WORDS, "data"])}')
         for s in out:
-            if name in known[s] and stage in ('', s): out[s][name] = typed(f'{s}.{name}', value, known[s][name][0])
+            if name in known[s] and stage in ('', s): out[s][name] = typed(f'{s}.{name}', value, *known[s][name])
     for s in out: check_choices(s, out[s])
     check_method(out)
     return out

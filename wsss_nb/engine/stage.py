@@ -31,7 +31,7 @@ INPUTS = {  # stage -> parameter -> the stage that it names
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
-           'save_seconds', 'saliency'}
+           'save_seconds', 'saliency', 'log'}
 
 
 def needed(stage, p):
@@ -62,7 +62,7 @@ def parameters_in(
     if stage in SHARED and 'kind' in plain: plain = of_kind(plain)
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
-    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default) for k, (default, _) in known.items()}
+    p = {k: typed(f'{stage}.{k}', plain.get(k, default), default, comment) for k, (default, comment) in known.items()}
     check_choices(stage, p)
     return p
 

@@ -21,8 +21,8 @@ from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.views import as_tensor
 from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize, within
 from ..refine.chain import probabilities, with_threshold
+from ..refine.batched import ccmr_at_once, pamr_at_once
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
-from ..refine.steps import Step
 from ..base.workers import parallel
 from ..refine.steps import Step
 
@@ -82,6 +82,7 @@ def ccmr(
 ):
     "The mask refined by class prototypes and neighbours (Eq. 1-6), detached: [B,K,h,w]"
     check_refinable(image, mask, present, iters, scale, dilations)
+    if mask.is_cuda: return ccmr_at_once(image, mask, present, iters, scale, dilations, neighbours, eps)
     out, present = torch.zeros_like(mask), present.bool()
     with one_thread():
         for i, maps in enumerate(mask):
@@ -140,10 +141,13 @@ class Ccmr(MaskNet, Localiser):
         self.warmup, self.mask_weight = warmup, mask_weight
 
 # %% ../../nbs/papers/ccmr.ipynb #cfd77b47
-def refine_masks(self: Ccmr, image, mask, present):
+def refine_masks(self: Ccmr, image, mask, present, valid=None):
     "The chosen refinement of masks [B,K+1,h,w] by images of their size; absent classes become zero"
     mask = mask * present[..., None, None].to(mask)
-    if self.refinement == 'none': return mask
+    how, rest = self.refinement, (self.iters, self.scale, self.dilations, self.refinement == 'ccmr', 1e-6, valid)
+    if how == 'none': return mask if valid is None else mask * valid[:, None].to(mask)
+    if valid is not None and how == 'pamr': return pamr_at_once(image, mask, self.iters, self.dilations, valid)
+    if valid is not None: return ccmr_at_once(image, mask, present, *rest)
     if self.refinement == 'pamr': return pamr(image, mask, self.iters, self.dilations)
     return ccmr(image, mask, present, self.iters, self.scale, self.dilations, self.refinement == 'ccmr')
 
@@ -152,6 +156,7 @@ def refine_masks(self: Ccmr, image, mask, present):
 def refine_views(self: Ccmr, image, mask, valid, present):
     "`refine` at the masks' size, each within its image's rectangle"
     image, out = resize(image.to(mask), mask.shape[2:]), torch.zeros_like(mask)
+    if mask.is_cuda: return self.refine(image, mask, present, valid)
     for i, v in enumerate(valid):
         at = slice(i, i + 1), slice(None), *within(v)
         if v.any(): out[at] = self.refine(image[at], mask[at], present[i:i + 1])

@@ -161,8 +161,8 @@ def target(self: Icd, scores, batch):
     "What the new branch shall predict, from S: `refined_target`"
     if self.refine != 'none' and 'regions' not in batch:
         raise UserError("regions: ICD refines its target by superpixels, but the training views carry none; prepare them (Icd.prepare), or set options.refine=none.")
-    if self.refine == 'mean': scores = superpixel_mean(scores, batch['regions'])
-    if self.refine == 'vote': scores = superpixel_vote(scores, batch['regions'], batch['labels'])
+    if self.refine == 'mean': scores = superpixel_mean(scores, batch['regions'], 256)
+    if self.refine == 'vote': scores = superpixel_vote(scores, batch['regions'], batch['labels'], 256)
     return refined_target(scores, self.margin)
 
 

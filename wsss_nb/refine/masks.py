@@ -108,6 +108,7 @@ class WithMasks(Data):
     @property
     def has_masks(self): return True
     def image(self, i): return self.source.image(i)
+    def decoded(self, i, store): return self.source.decoded(i, store)
     def size(self, i): return self.source.size(i)
     def file(self, i): return self.folder / f'{self.names[i]}.png'
     def file_digest(self, i): return digest(self.source.file_digest(i), file_ends(self.file(i)))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..base.core import UserError
+from ..base.plugs import imported_from
 
 # %% ../../nbs/refine/pamr.ipynb #a73e83c0
 DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -98,9 +99,10 @@ def check_pamr(image, mask, iters, dilations):
 
 # %% ../../nbs/refine/pamr.ipynb #75a5fe4b
 def refined(image, mask, iters, dilations):
-    "The work of `pamr`, image by image and present channels only"
+    "The work of `pamr`, image by image and present channels only; on a GPU all images at once (`refine/batched`)"
     size = image.shape[2:]
     if mask.shape[2:] != size: mask = F.interpolate(mask, size=size, mode='bilinear', align_corners=True)
+    if mask.is_cuda: return imported_from('wsss_nb.refine.batched:pamr_at_once')(image, mask, iters, dilations)
     out = torch.zeros_like(mask)
     for i, maps in enumerate(mask):
         present = (maps != 0).flatten(1).any(1).nonzero()[:, 0]

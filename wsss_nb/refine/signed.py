@@ -25,8 +25,9 @@ from .superpixels import superpixels
 def regions_under(
     regions,  # [B,H,W] integers
     size,  # (h, w) of the scores
+    most=0,  # all ids are below this number; 0: numbered afresh, for which a GPU has to be waited for
 ):
-    "The regions that each cell sees: ids [B,4,hw], numbered afresh, and their weights [4,hw]"
+    "The regions that each cell sees: ids [B,4,hw], their weights [4,hw] and the number of regions"
     places = lambda n, m: torch.arange(n, dtype=torch.float64, device=regions.device) * (m - 1) / max(n - 1, 1)
     axes = [places(n, m) for n, m in zip(size, regions.shape[1:])]
     y0, x0 = low = [a.long() for a in axes]
@@ -34,12 +35,13 @@ def regions_under(
     fy, fx = (a - l for a, l in zip(axes, low))
     ids = torch.stack([regions[:, y][:, :, x].flatten(1) for y in (y0, y1) for x in (x0, x1)], 1)
     weight = torch.stack([torch.outer(y, x).flatten() for y in (1 - fy, fy) for x in (1 - fx, fx)])
-    return torch.unique(ids, return_inverse=True)[1], weight
+    if most: return ids.long(), weight, most
+    known, ids = torch.unique(ids, return_inverse=True)
+    return ids, weight, len(known)
 
 # %% ../../nbs/refine/signed.ipynb #6519e3ca
-def region_averages(x, ids, weight):
-    "Mean of x [B,C,hw] over each region: [B,C,R]"
-    n = int(ids.max()) + 1
+def region_averages(x, ids, weight, n):
+    "Mean of x [B,C,hw] over each of n regions: [B,C,n]"
     total, area = x.new_zeros(*x.shape[:2], n), x.new_zeros(len(x), 1, n)
     for i, w in zip(ids.unbind(1), weight.to(x)):
         total = total.scatter_add(2, i[:, None].expand_as(x), x * w)
@@ -47,8 +49,8 @@ def region_averages(x, ids, weight):
     return total / area.clamp(min=1e-12)
 
 
-def to_cells(values, ids, weight):
-    "Every cell gets the values [B,C,R] of the regions that it sees: [B,C,hw]"
+def to_cells(values, ids, weight, n):
+    "Every cell gets the values [B,C,n] of the regions that it sees: [B,C,hw]"
     seen = lambda i: values.gather(2, i[:, None].expand(-1, values.shape[1], -1))
     return sum(seen(i) * w for i, w in zip(ids.unbind(1), weight.to(values)))
 
@@ -56,11 +58,12 @@ def to_cells(values, ids, weight):
 def superpixel_mean(
     scores,  # [B,K,h,w]
     regions,  # [B,H,W] integers, of the same size or another
+    most=0,  # all of them are below this number, 0 = unknown
 ):
     "Every pixel gets the mean of its region: S'"
     check_shapes('superpixel_mean', scores=(scores, 'B K h w'), regions=(regions, 'B H W'))
     if regions.is_floating_point(): raise UserError(f'superpixel_mean: regions: expected integers, got {regions.dtype}.')
-    under = regions_under(regions, scores.shape[2:])
+    under = regions_under(regions, scores.shape[2:], most)
     return to_cells(region_averages(scores.flatten(2), *under), *under).view_as(scores)
 
 # %% ../../nbs/refine/signed.ipynb #507a3e39
@@ -68,9 +71,10 @@ def superpixel_vote(
     scores,  # [B,K,h,w]
     regions,  # [B,H,W]
     labels,  # [B,K]
+    most=0,  # all regions are below this number, 0 = unknown
 ):
     "The official step: a region is foreground for one class, or for none"
-    under, s = regions_under(regions, scores.shape[2:]), scores.flatten(2)
+    under, s = regions_under(regions, scores.shape[2:], most), scores.flatten(2)
     up, down, votes = (region_averages(x, *under) for x in (s.relu(), -(-s).relu(), s.sign()))
     able = torch.where((votes > 0) & (labels[..., None] > 0), up, -1.)
     won = F.one_hot(able.argmax(1), able.shape[1]).transpose(1, 2).bool() & (able > 0)

@@ -22,6 +22,7 @@ REFINERS = {
     'irn': 'wsss_nb.refine.irn:IRN',
     'svm': 'wsss_nb.papers.svm:SVM',
     'ccmr': 'wsss_nb.papers.ccmr:CCMR',
+    'prompt': 'wsss_nb.refine.prompt:PROMPT',
 }
 AFFINITIES = {  # those with a network of their own, and so with a stage -> defaults that this stage has for itself
     'psa': dict(crf_preset='psa', batch_size=8),

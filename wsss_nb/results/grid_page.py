@@ -13,7 +13,6 @@ from statistics import mean
 
 from ..base.core import whole_file
 from ..base.page import filled, one_after_the_other, page, short, table
-from .report import RunReport, executed_page
 
 # %% ../../nbs/results/grid_page.ipynb #3115079f
 def by_place(made):
@@ -217,6 +216,7 @@ NOTEBOOK = '<a href="{{ to|urlencode }}">{{ stage }}</a> ({{ note }})'
 
 def notebook_page(notebook):
     "The page beside an executed notebook, made if it is older; returns its path"
+    from wsss_nb.results.report import executed_page
     out = notebook.with_suffix('.html')
     if not out.exists() or out.stat().st_mtime < notebook.stat().st_mtime:
         with whole_file(out, 'w') as f: f.write(executed_page(notebook))
@@ -227,9 +227,8 @@ def cell_links(cell, runs, state):
     "The executed notebooks of a cell as pages, and the one that failed"
     for stage, made_by in cell['stages'].items():
         kept = runs / 'stages' / made_by['folder'] / f'{stage}.ipynb'
-        to = f'../stages/{made_by["folder"]}/{stage}.html'
         if not kept.exists(): continue
-        notebook_page(kept)
+        to = f'../stages/{made_by["folder"]}/{notebook_page(kept).name}'
         yield filled(NOTEBOOK, to=to, stage=stage, note=f'{made_by["seconds"]:.0f} s')
     broken = runs / cell['run'] / f'{state.removeprefix("stopped in ")}.ipynb'
     if cell['state'] == 'failed' and broken.exists():
@@ -242,6 +241,7 @@ def write_cell_page(
     runs,  # folder with runs
 ):
     "Write the page of a cell that has run"
+    from wsss_nb.results.report import RunReport
     report = RunReport(runs, [cell['run']])
     links = one_after_the_other(cell_links(cell, runs, report.runs[0]['state']), ' · ')
     numbers = report.table() if cell['miou'] is not None else ''

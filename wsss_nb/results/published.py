@@ -14,11 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.core import UserError, check_name, file_sha256, load_json, make_folder, whole_file
-from .grid import put_together
 from .grid_page import grid_markdown
 from ..base.basics import PACKAGE
-from ..engine.record import Run, runs_folder
-from ..engine.verify import numbers_in
+from ..engine.record import Run, numbers_in, runs_folder
 
 # %% ../../nbs/results/published.ipynb #44d962f4
 WHOLE = re.compile(r'(~|[A-Za-z]:|\.\.?)?[/\\]')  # how a text begins that is a path
@@ -185,6 +183,7 @@ def publish_grid(place, name='', folder=''):
 
 def added(before, made, name):
     "A published grid and another part of it, of the same settings and versions"
+    from wsss_nb.results.grid import put_together
     cells = {c['run'] for c in made['cells'] if c['state'] == 'done'}
     if all(c['run'] in cells for c in before['cells'] if c['state'] == 'done'): return made  # nothing of it stays
     for what in ('about', 'versions'):

@@ -10,14 +10,12 @@ __all__ = ['QUOTED', 'BRACES', 'with_spread', 'points', 'field_of', 'as_said', '
 import re, textwrap
 from statistics import mean
 
-import numpy as np
 import yaml
 
 from ..base.core import UserError, load_json, nearest
 from ..base.page import short, table
 from .grid_page import markdown_table, summaries
 from .published import published_folder
-from ..base.show import LINES, Chart, clean
 from .table_recipes import printed_at
 
 # %% ../../nbs/results/quoted.ipynb #a69c1f58
@@ -208,6 +206,7 @@ def seed_bars(
     width=6.4,  # inches
 ):
     "Bars with the spread of their seeds"
+    from wsss_nb.base.show import LINES, Chart, clean
     if not isinstance(next(iter(next(iter(columns.values())).values())), dict): columns = {'': columns}
     labels = [*dict.fromkeys(label for column in columns.values() for label in column)]
     marks = {labels.index(label): mean(x.values()) for label, x in (marks or {}).items()}
@@ -232,11 +231,12 @@ def grid_map(
     segmenter='none',
 ):
     "A published grid: mIoU in numbers, the gain over no refiner in colours"
+    import numpy as np
+    from wsss_nb.base.show import Chart
     places, refiners = summaries(made)[segmenter], made['refiners']
     number = lambda l, r, k: np.nan if places[l].get(r, {}).get(k) is None else places[l][r][k]
     of = lambda k: np.array([[number(l, r, k) for r in refiners] for l in places])
-    gains, means = of('gain'), of('mean')
-    fig = Chart(1.9 + .62 * len(refiners), 1.3 + .36 * len(places))
+    gains, means, fig = of('gain'), of('mean'), Chart(1.9 + .62 * len(refiners), 1.3 + .36 * len(places))
     ax, limit = fig.add_subplot(), np.nanmax(abs(gains))
     image = ax.imshow(gains, cmap='PuOr', vmin=-limit, vmax=limit, aspect='auto')
     colours = image.to_rgba(gains)

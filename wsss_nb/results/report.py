@@ -17,32 +17,22 @@ from ..base.core import UserError, load_json, whole_file
 from ..base.page import filled, one_after_the_other, page, table
 from ..engine.execute import StageFailed, run_notebook
 from ..engine.parameters import stage_notebook
-from ..engine.record import Run, all_runs, is_made, runs_folder, stage_record, worded
+from ..engine.record import Run, is_made, report_places, runs_folder, stage_record, worded
 from ..engine.spread import held_against, ranged
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
 from .report_numbers import classes_of, shown_numbers
 from .report_pictures import masks_of, pictures
 from .report_spread import spread_of
-from ..base.show import plot_curves
 
 # %% ../../nbs/results/report.ipynb #da38d469
 class Runs:
     "Some runs as they lie on the disk: their records, their numbers, their stages"
     def __init__(self, runs, names=()):
-        self.folder = runs_folder(runs)
-        places = [self.place(n) for n in names] or [r.folder for r in all_runs(self.folder)]
-        if not places: raise UserError(f'report: there are no runs in {self.folder}; make one with: wsss run cam_synthetic')
-        places = list(dict.fromkeys(places))
+        self.folder, places = runs_folder(runs), report_places(runs, names)
         twice = lambda place: sum(p.name == place.name for p in places) > 1
         self.runs = [shown_record(Run(place), twice(place)) for place in places]
         alone = len(places) == 1 and places[0].parent == self.folder
         self.home = places[0] if alone else self.folder  # where the page goes if nothing else is said
-
-    def place(self, name):
-        "The folder of a run: of this folder of runs, or of another one by its path"
-        if Run(self.folder / name).there: return (self.folder / name).resolve()
-        try: return Run.named(name, self.folder).folder
-        except UserError as e: raise UserError(f'report: {e}') from None
 
     def numbers(self): return [(r, n) for r in self.runs for n in r['metrics'].get('numbers', [])]
     def ours(self): return [r for r in self.runs if r['place'].parent == self.folder]
@@ -116,6 +106,7 @@ def links_of(report, home=None):
 # %% ../../nbs/results/report.ipynb #b10c43ee
 def curves_of(report):
     "Losses along training: (title, figure) for each kind of training, a panel for each that was done"
+    from wsss_nb.base.show import plot_curves
     for stage in ('train', 'segment'):
         done = {}  # folder -> the runs that share it
         for r in report.runs:
@@ -143,28 +134,35 @@ class RunReport(Runs):
     masks_of, pictures, curves, provenance, spread = masks_of, pictures, curves_of, provenance_of, spread_of
 
 # %% ../../nbs/results/report.ipynb #0c76d955
-def output_html(output):
-    "An output of a cell as HTML"
+def output_html(output, ours=True):
+    "An output of a cell as HTML; HTML in it is taken over if the notebook is `ours`"
     data = output.get('data', {})
     png = '<div><img src="data:image/png;base64,{{ png }}"></div>'
     if 'image/png' in data: return filled(png, png=''.join(data['image/png']).strip())
-    if 'text/html' in data: return Markup(''.join(data['text/html']))
+    html = ''.join(data.get('text/html', ''))
+    if html: return Markup(html) if ours else filled('<pre>{{ html }}</pre>', html=html)
     if output.get('output_type') == 'error': return filled('<pre>{{ o.ename }}: {{ o.evalue }}</pre>', o=output)
     if output.get('name') == 'stdout': return filled('<pre>{{ text }}</pre>', text=''.join(output.get('text', '')))
     return Markup()
 
 
-def cell_html(cell):
+def cell_html(cell, ours=True):
     "A cell of an executed notebook as HTML, its code left out"
-    if cell['cell_type'] != 'markdown': return one_after_the_other(map(output_html, cell['outputs']))
-    from nbconvert.filters import markdown2html
-    return Markup(re.sub(r'<a class="anchor-link".*?</a>', '', markdown2html(''.join(cell['source']))))
+    shown = (output_html(o, ours) for o in cell.get('outputs', []))
+    if cell['cell_type'] != 'markdown': return one_after_the_other(shown)
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    renderer = IPythonRenderer(escape=not ours, allow_harmful_protocols=ours)
+    text = MarkdownWithMath(renderer).render(''.join(cell['source']))
+    return Markup(re.sub(r'<a class="anchor-link".*?</a>', '', text))
 
 
-def executed_page(notebook):
+def executed_page(
+    notebook,
+    ours=True,  # it was made just now, out of this package; else it is data, and HTML in it is text
+):
     "The HTML page of an executed notebook, code left out"
     own = lambda c: 'how' not in c['metadata'].get('tags', [])  # how to execute a page is no part of it
-    cells = [cell_html(c) for c in load_json(notebook)['cells'] if own(c)]
+    cells = [cell_html(c, ours) for c in load_json(notebook)['cells'] if own(c)]
     return page(Path(notebook).stem, one_after_the_other(cells), heading=False)
 
 # %% ../../nbs/results/report.ipynb #8a590ca5
@@ -175,7 +173,7 @@ def write_own_pages(report, run):
     except UserError: pass  # the images are not here; the report says so where it would show them
     for nb in (run['place'] / f'{s}.ipynb' for s in run['stages']):
         if nb.exists():
-            with whole_file(nb.with_suffix('.html'), 'w') as f: f.write(executed_page(nb))
+            with whole_file(nb.with_suffix('.html'), 'w') as f: f.write(executed_page(nb, ours=False))
 
 
 def make_report(

@@ -6,13 +6,13 @@
 __all__ = ['spread_chart', 'spread_of']
 
 # %% ../../nbs/results/report_spread.ipynb #c5c3f986
-from ..base.show import BLUE, RED, Chart, clean
 from ..engine.record import Run
 from ..engine.spread import held_against, ranged, verdict
 
 # %% ../../nbs/results/report_spread.ipynb #59c92777
 def spread_chart(rows):
     "A line for each number: its range as a bar, the published seeds as grey dots, this run in blue, or in red outside"
+    from wsss_nb.base.show import BLUE, RED, Chart, clean
     fig = Chart(6.4, .6 + .32 * len(rows))
     ax = clean(fig.add_subplot())
     for i, r in enumerate(rows):

@@ -14,7 +14,6 @@ import yaml
 
 from ..base.basics import PACKAGE, UserError, nearest, shipped, slug
 from ..base.core import whole_file
-from ..data.voc import VOC_CLASSES
 from ..engine.recipes import laid_over, start_of
 
 # %% ../../nbs/results/table_recipes.ipynb #f42ffe9a
@@ -48,6 +47,7 @@ def table_of(name):
 
 def printed_at(place):
     "What a paper printed at `sipe:4 CAM`, at `icd:2 ICD T 0.1, recall` (a column) or at `ecsnet:7 SEAM, cat` (a class)"
+    from wsss_nb.data.voc import VOC_CLASSES
     (name, _, label), papers = place.partition(' '), known('paper_numbers')
     printed = papers.get(name, dict(rows={}, columns=[]))
     row, _, column = label.rpartition(', ')

@@ -48,6 +48,10 @@ def do_demo(a):
     names = [name for job in reversed(DEMO) for name in job]  # the baseline first
     print(f'demo: {len(names)} methods on the embedded set, a page at the end; some minutes on a few cores; '
           'what is done already is kept', flush=True)
+    from wsss_nb.engine.recipes import read_recipe
+    from wsss_nb.results.filling import Filling
     from wsss_nb.results.report import make_report
-    run_demo([name for job in DEMO for name in job], a.runs)
+    with Filling({n: read_recipe(n) for n in names}, a.runs) as filling:
+        print(f'look at it as it fills: {filling.path}', flush=True)
+        run_demo([*DEMO[-1], *(name for job in DEMO[:-1] for name in job)], a.runs)
     with at_work('the page'): show_page(make_report(names, a.runs))

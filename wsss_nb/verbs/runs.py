@@ -6,7 +6,9 @@
 __all__ = ['do_run', 'do_resume', 'do_list', 'do_report', 'tell_verdict', 'do_verify', 'do_prune']
 
 # %% ../../nbs/verbs/runs.ipynb #606d787b
-from ..base.arguments import CHANGES, RUN, RUNS, WORKING, arg, choice, verb
+from ..base.arguments import CHANGES, RUN, RUNS, STOP, WORKING, arg, choice, verb
+from ..base.basics import UserError
+from ..base.until import stopping_after
 
 # %% ../../nbs/verbs/runs.ipynb #e0f7d107
 @verb('run', 'execute the stages of a recipe that were not made yet',
@@ -14,17 +16,18 @@ from ..base.arguments import CHANGES, RUN, RUNS, WORKING, arg, choice, verb
       arg('--row', action='append', default=[], help='a row of a recipe that is a table, such as "SIPE CRF"; '
           'may be given again (default: all)'),
       arg('--name', help="name of the run (default: the recipe's)"),
-      arg('--report', action=choice, default=True, help='write the page at the end'), *WORKING, computes=True)
+      arg('--report', action=choice, default=True, help='write the page at the end'), STOP, *WORKING, computes=True)
 def do_run(a):
     "Execute the stages of a recipe or of the rows of a table, here or on a cluster, and write the page"
-    from wsss_nb.engine.recipes import read_recipe
-    read_recipe(a.recipe, a.p)  # a wrong name is told before torch is imported
+    from wsss_nb.engine.rows import runs_of
+    recipes = runs_of(a.recipe, a.p, a.name, a.row)  # a wrong name is told before torch is imported
     from wsss_nb.base.processes import launching
     from wsss_nb.engine.run import where_masks
-    from wsss_nb.engine.sheet import Sheet, runs_of
-    if a.dry_run: return Sheet(runs_of(a.recipe, a.p, rows=a.row), a.runs).dry()
-    sheet = Sheet(runs_of(a.recipe, a.p, a.name, a.row), a.runs)
-    with launching(a.launch): folders = sheet.run(a.jobs, a.scheduler)
+    from wsss_nb.engine.sheet import Sheet
+    sheet = Sheet(recipes, a.runs)
+    if a.dry_run: return sheet.dry()
+    if a.stop_after and (a.launch or a.jobs > 1 or a.scheduler): raise UserError('--stop-after: it goes with one stage at a time in one process; leave --launch, --jobs and --scheduler out.')
+    with launching(a.launch), stopping_after(a.stop_after): folders = sheet.run(a.jobs, a.scheduler)
     if not a.report:
         for line in where_masks(folders[0]) if len(folders) == 1 else (): print(line)
         return
@@ -32,12 +35,15 @@ def do_run(a):
     finish_report(folders[0], a.runs) if len(folders) == 1 else finish_table(folders, a.runs)
 
 # %% ../../nbs/verbs/runs.ipynb #878bedd1
-@verb('resume', 'go on with a run that was stopped', RUN, RUNS, computes=True)
+@verb('resume', 'go on with a run that was stopped', RUN, STOP, RUNS, computes=True)
 def do_resume(a):
     "Go on with a run that was stopped"
+    from wsss_nb.engine.record import Run
+    Run.named(a.run, a.runs)
     from wsss_nb.results.report import finish_report
     from wsss_nb.engine.run import resume_run
-    finish_report(resume_run(a.run, a.runs), a.runs)
+    with stopping_after(a.stop_after): folder = resume_run(a.run, a.runs)
+    finish_report(folder, a.runs)
 
 # %% ../../nbs/verbs/runs.ipynb #38b43ef3
 @verb('list', 'show the runs: state, time, numbers; or what there is to choose from',
@@ -48,8 +54,7 @@ def do_list(a):
         from wsss_nb.engine.listing import lines_of
         return print(*lines_of(a.what), sep='\n')
     from wsss_nb.base.page import table
-    from wsss_nb.engine.record import runs_folder
-    from wsss_nb.engine.run import list_runs
+    from wsss_nb.engine.record import list_runs, runs_folder
     rows = [[r['name'], r['state'], f'{r["seconds"]:.0f} s', r['numbers']] for r in list_runs(a.runs)]
     print(table([['run', 'state', 'time', 'mIoU'], *rows]) if rows else f'no runs in {runs_folder(a.runs)}')
 
@@ -59,6 +64,8 @@ def do_list(a):
       arg('--out', metavar='DIR', help='folder for the page'), RUNS)
 def do_report(a):
     "Write one page about some runs"
+    from wsss_nb.engine.record import report_places
+    report_places(a.runs, a.names)
     from wsss_nb.results.report import make_report
     print(f'report: {make_report(a.names, a.runs, a.out)}')
 
@@ -97,7 +104,7 @@ def do_verify(a):
       arg('--yes', action='store_true', help='delete them'), RUNS, group='upkeep')
 def do_prune(a):
     "Show the stages that no run stands on, and delete them with --yes"
-    from wsss_nb.engine.run import delete_unused, unused
+    from wsss_nb.engine.record import delete_unused, unused
     found = unused(a.runs)
     for f, size in found.items(): print(f'{f.name:28} {size / 2**20:8.1f} MiB')
     if a.yes: delete_unused(a.runs)

@@ -38,8 +38,9 @@ def do_params(a):
       *WORKING, computes=True)
 def do_table(a):
     "Run what is missing of a paper's table and print it beside the paper's numbers"
+    from wsss_nb.results.tables import check_table, run_table
+    check_table(a.table, a.data)
     from wsss_nb.base.processes import launching
-    from wsss_nb.results.tables import run_table
     with launching(a.launch): run_table(a.table, a.data, a.p, a.runs, a.dry_run, a.jobs, a.scheduler)
 
 
@@ -64,9 +65,11 @@ def do_tables(a):
       arg('--seeds', default='0', metavar='NUMBERS', help='such as 0,1,2 (default: 0)'), *WORKING, computes=True)
 def do_grid(a):
     "Run the cells of a grid that are not done, and write its page"
-    from wsss_nb.results.grid import run_grid
-    from wsss_nb.base.processes import launching
+    from wsss_nb.results.grid_cells import check_cells
     parts = [[n for n in text.split(',') if n] for text in (a.localisers, a.refiners, a.segmenters, a.seeds)]
+    check_cells(a.data, *parts[:3])
+    from wsss_nb.base.processes import launching
+    from wsss_nb.results.grid import run_grid
     with launching(a.launch): run_grid(a.data, *parts, a.p, a.runs, a.dry_run, a.jobs, a.scheduler)
 
 # %% ../../nbs/verbs/tables.ipynb #1bf8581d
@@ -78,6 +81,8 @@ def do_grid(a):
       arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published'), RUNS, group='keepers')
 def do_publish(a):
     "Copy what finished runs have on record, without paths of this machine"
+    from wsss_nb.engine.record import Run, runs_folder
+    for n in a.names: (runs_folder(a.runs) / n / 'grid.json').exists() or Run.named(n, a.runs)
     from wsss_nb.results.published import publish_all
     publish_all(a.names, a.runs, a.name, a.out, pages=a.pages)
 

@@ -25,9 +25,12 @@ from ..base.arguments import RUNS, TRAINED, arg, choice, is_scale, scales_from, 
       arg('--overlay', action=choice, default=True, help='masks over their pictures'),
       arg('--device', default='auto', help='auto, cpu, cuda or cuda:N'),
       arg('--workers', type=whole(0), default=0, metavar='N', help='processes for the CRF, 0 = one per core'),
-      RUNS, computes=True)
+      arg('--tile', type=whole(0), default=None, metavar='N', help='side of the tiles that a larger picture is taken in, '
+          '0 shrinks it (default: tiles of 1024 above 2048 pixels)'), RUNS, computes=True)
 def do_predict(a):
     "Masks, overlays and a page of any pictures; 1 if some could not be read"
+    from wsss_nb.engine.record import find_run
+    find_run(a.run, a.runs)  # a misspelt run is told before torch is imported
     from wsss_nb.data.tags import read_tags
     from wsss_nb.results.predict import find_pictures, load, predict_files
     net, pictures, out = load(a.run, a.device, a.runs), find_pictures(*a.images), Path(a.out).expanduser()
@@ -35,7 +38,8 @@ def do_predict(a):
     unknown = [n for n in pictures if tags.get(n) is None] if a.tags else []
     if unknown: print(f'{len(unknown)} of {len(pictures)} pictures are not in {a.tags} (the first: {unknown[0]}); '
                       'for them every class is possible')
-    failed = predict_files(net, pictures, out, tags, a.overlay, a.workers, scales=a.scales, flip=a.flip, crf=a.crf)
+    chosen = dict(scales=a.scales, flip=a.flip, crf=a.crf)
+    failed = predict_files(net, pictures, out, tags, a.overlay, a.workers, a.tile, **chosen)
     for text in failed.values(): print(f'wsss: {text}', file=sys.stderr)
     print(f'{len(pictures) - len(failed)} of {len(pictures)} pictures predicted\nOpen this page: {out / "index.html"}')
     return 1 if failed else 0
@@ -46,6 +50,8 @@ def do_predict(a):
       arg('--output', default='probabilities', help='what the network gives: probabilities or logits'), RUNS)
 def do_export(a):
     "Write the ONNX file of a run and say how it compares with torch"
+    from wsss_nb.engine.record import find_run
+    find_run(a.run, a.runs)
     from wsss_nb.results.predict import export_onnx
     made = export_onnx(a.run, Path(a.out).expanduser(), a.output, a.runs)
     print(f'{made.path}: image, float [batch,3,height,width], RGB in [0,1] -> {made.output} '

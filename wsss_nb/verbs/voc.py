@@ -26,6 +26,8 @@ def tell_refused(path, data):
       ROOT, RUNS)
 def do_voc_zip(a):
     "Write the VOC server's zip, and say what the server would refuse in it"
+    from wsss_nb.engine.record import find_run
+    if not Path(a.run).is_dir(): find_run(a.run, a.runs)
     from wsss_nb.data.submission import write_submission
     from wsss_nb.results.predict import voc_masks
     masks, names = voc_masks(a.run, a.root, a.runs)

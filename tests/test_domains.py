@@ -1,0 +1,124 @@
+"""What a parameter may be: every one has a domain; what lies inside passes the dry run, what lies outside ends in one line and leaves nothing on the disk."""
+import math
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from wsss_nb.base.core import UserError
+from wsss_nb.cli import main
+from wsss_nb.engine import domains as d
+from wsss_nb.engine.parameters import STAGES, parameters_of
+from wsss_nb.engine.recipes import resolved
+
+KNOWN = [(s, k, v, c) for s in STAGES if s != 'report' for k, (v, c) in parameters_of(s).items()]
+ELSEWHERE = {'method', 'options', 'reading', 'backbone', 'crf_preset', 'crf', 'refine', 'stride', 'keep', 'crop'}  # further rules than their domain, or folders that must be there
+quick = dict(deadline=None, derandomize=True, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+
+
+def test_every_parameter_has_a_domain_that_holds_its_default():
+    bare = [f'{s}.{k}' for s in STAGES for k, (v, c) in parameters_of(s).items() if type(v) is not bool and d.domain_in(c) is None]
+    assert bare == [] and len(KNOWN) > 150
+    for s, k, v, c in KNOWN: assert type(v) is bool or d.domain_in(c).allows(v), (s, k)
+
+
+def test_words_are_those_of_the_registries():
+    from wsss_nb.data.catalog import READERS
+    from wsss_nb.engine.train import SCHEDULES
+    from wsss_nb.nets.deeplab import HEADS, NORMS
+    from wsss_nb.nets.heads import CONVS
+    from wsss_nb.nets.segmenter import FUSIONS
+    from wsss_nb.refine.crf import PRESETS
+    there = dict(data_name=READERS, schedule=SCHEDULES, head=('', *HEADS), norm=('', *NORMS), convs=('', *CONVS), fusion=FUSIONS)
+    seen = Counter()
+    for s, k, v, c in KNOWN:
+        if k in there: assert {p.text for p in d.domain_in(c).parts} == set(there[k]), (s, k); seen[k] += 1
+        if k == 'crf_preset' and s == 'masks': assert set(re.split(', | or | ', c.partition(' [')[0])) == set(PRESETS)
+    assert set(seen) == set(there)
+
+
+def inside_of(part):
+    "A strategy of what a part of a domain allows"
+    if isinstance(part, d.Word): return st.just(part.text) if part.text != 'N' and not part.text.endswith(':N') else st.integers(0, 7).map(lambda n: part.text[:-1] + str(n))
+    if isinstance(part, d.Number): return st.just(int(part.value) if part.value == int(part.value) else part.value)
+    if isinstance(part, d.Nothing): return st.just([])
+    if isinstance(part, d.Range):
+        high = min(part.high, 10 ** 6)
+        if part.whole: return st.integers(int(part.low) + part.above, int(high) - part.below)
+        return st.floats(part.low, high, exclude_min=part.above, exclude_max=part.below, allow_subnormal=False)
+    if isinstance(part, d.Listed):
+        low, high = (int(part.count),) * 2 if part.count.isdigit() else (1 if part.count == 'some' else 0, 4)
+        return st.lists(inside_of(part.of), min_size=low, max_size=high).map(sorted if part.rising else list)
+    return st.text(st.characters(categories=('L', 'N')), min_size=1, max_size=12)
+
+
+def numbers_below(part):
+    "What lies just outside a range"
+    step = 1 if part.whole else 1e-3
+    out = [part.low if part.above else part.low - step, math.nan, math.inf, -math.inf]
+    return out + ([part.high if part.below else part.high + step] if part.high < math.inf else [])
+
+
+def outside_of(domain, default):
+    "A strategy of values of the default's type, or of another, that a domain refuses"
+    odd = st.one_of(st.none(), st.just({'a': 1}), st.text(max_size=5), st.integers(-5, 5), st.floats(-2, 2), st.lists(st.integers(-2, 2), max_size=3), st.booleans(),
+                    *[st.sampled_from(numbers_below(p)) for p in domain.parts if isinstance(p, d.Range)],
+                    *[st.lists(st.sampled_from(numbers_below(p.of)), min_size=1, max_size=3) for p in domain.parts if isinstance(p, d.Listed) and isinstance(p.of, d.Range)],
+                    st.sampled_from(['../x', 'a\x00b', 'a\nb', '..', '/', 'x/y']))
+    read = lambda v: float(v) if type(default) is float and type(v) is int else v
+    meant = lambda v: default == 'auto' and type(v) in (int, bool) and str(v).isalnum() and domain.allows(str(v).lower())  # workers=2, channels_last=true
+    return odd.filter(lambda v: not meant(v)).filter(lambda v: not (type(read(v)) is type(default) and domain.allows(read(v))) and not isinstance(v, str) or type(v) is str is type(default) and not domain.allows(v))
+
+
+DRAWN = [(s, k, v, d.domain_in(c)) for s, k, v, c in KNOWN if type(v) is not bool]
+
+
+@settings(max_examples=800, **quick)
+@given(st.data())
+def test_what_lies_outside_is_one_line(data):
+    stage, name, default, domain = data.draw(st.sampled_from(DRAWN))
+    value = data.draw(outside_of(domain, default))
+    with pytest.raises(UserError) as e: resolved({'stages': [stage], stage: {name: value}})
+    text = str(e.value)
+    assert '\n' not in text and name.replace('data_', '') in text and ('expected' in text or 'Known' in text), text
+
+
+@settings(max_examples=400, **quick)
+@given(st.data())
+def test_what_lies_inside_is_taken(data):
+    stage, name, default, domain = data.draw(st.sampled_from([x for x in DRAWN if x[1] not in ELSEWHERE]))
+    value = data.draw(st.one_of(*map(inside_of, domain.parts)))
+    if name in ('scales', 'max_side'): return  # together: a test of their own
+    assert resolved({'stages': [stage], stage: {name: value}}).stages[stage][name] == value
+
+
+@pytest.mark.parametrize('option, text', [
+    ('train.batch_size=0', 'train.batch_size: expected at least 1, got 0.'),
+    ('train.lr=-1', 'train.lr: expected a number above 0, got -1.0.'),
+    ('train.lr=.nan', 'train.lr: expected a number above 0, got nan.'),
+    ('masks.scales=[]', 'masks.scales: expected a list of one or more, each a number above 0, at most 16, got [].'),
+    ('masks.scales=[0.0001]', 'masks.scales: 0.0001 of a side of at most 1024 (masks.max_side) leaves no pixel (0.1).'),
+    ('train.long_side=[144, 72]', 'train.long_side: expected [] or a list of 2, each at least 1, rising, got [144, 72].'),
+    ('masks.splits=[../val]', "masks.splits: expected a list of one or more, each the name of a split, got ['../val']."),
+    ('segment.keep=best', 'segment.keep: best of what? Name a split with masks as segment.validate (its numbers become oracles), or keep the last.'),
+    ('train.crop=2', 'train.crop: expected at least 8, the output stride of tiny, got 2.')])
+@pytest.mark.parametrize('dry', [['--dry-run'], []])
+def test_the_command_line_says_so_and_makes_nothing(option, text, dry, tmp_path, capsys):
+    assert main(['run', 'cam_synthetic', '-p', option, '--runs', str(tmp_path / 'runs'), *dry]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1] == f'wsss: {text}' and not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('name', ['../evil', 'a/b', '..', '.', ' ', 'a\x07b', 'a\\b'])
+def test_nothing_is_written_outside_the_folder_of_runs(name, tmp_path, capsys):
+    assert main(['run', 'cam_synthetic', '--name', name, '--runs', str(tmp_path / 'runs'), '-p', 'limit=2']) == 2
+    assert 'name of the run: expected a name without separators' in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_weights_is_opened_before_anything_runs(tmp_path, capsys):
+    import numpy as np
+    np.savez(tmp_path / 'other.npz', a=np.zeros(3))
+    for dry in (['--dry-run'], []):
+        assert main(['run', 'cam_synthetic', '-p', 'train.backbone=mobilenet_v2', '-p', f'train.weights={tmp_path}/other.npz', '--runs', str(tmp_path / 'runs'), *dry]) == 2
+        assert 'does not fit mobilenet_v2: 0 of 314 names match' in capsys.readouterr().err and not (tmp_path / 'runs').exists()

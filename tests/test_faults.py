@@ -1,0 +1,166 @@
+"""Disks that fail and machines that die: whatever breaks, no half file is read, no lock is left, and going on ends with the same bits. The harness: faults.py."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from inside import inside
+from wsss_nb.base.core import UserError, load_json, save_json, whole_file
+from wsss_nb.base.workers import close_pool, parallel
+from wsss_nb.engine import execute as E
+from wsss_nb.engine.execute import StageFailed, is_locked, locked, run_notebook
+from wsss_nb.engine.run import list_runs, make_run, unused
+
+TINY = dict(stages=['train'], limit=2, epochs=1, batch_size=2, device='cpu', train=dict(method='cam', backbone='tiny', crop=32, long_side=[32, 64], save_seconds=0.))
+
+
+def swept(stage, share):
+    child = subprocess.run([sys.executable, str(Path(__file__).with_name('faults.py')), stage, '--share', str(share)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+@pytest.mark.parametrize('stage, share', [('train', 23), ('masks', 61), *(pytest.param(s, 1, marks=pytest.mark.slow) for s in ('train', 'psa', 'irn', 'masks', 'segment', 'evaluate'))])
+def test_after_any_fault_a_stage_goes_on_to_the_same_bits(stage, share):
+    found = swept(stage, share)
+    print(found)
+    assert not found['wrong'] and sum(found['faults'].values()) >= (3 if share > 1 else sum(found['counts'].values()) * 2)
+    assert all(found['counts'][k] > 5 for k in ('write', 'fsync', 'rename'))
+
+
+def test_the_harness_fails_the_nth_and_notices_half_a_file(tmp_path):
+    from faults import Faults, content, forked
+    def writes():
+        for k in range(3): save_json(tmp_path / f'{k}.json', dict(k=k, text='x' * 1000))
+    with Faults(tmp_path / 'a') as f: save_json(tmp_path / 'a/x.json', 1), load_json(tmp_path / 'a/x.json')
+    assert dict(f.counts) == dict(write=1, fsync=1, rename=1, read=1)
+    with Faults(tmp_path, 'rename', 2, 'error'), pytest.raises(UserError, match='1.json: Input/output error'): writes()
+    assert [p.name for p in tmp_path.glob('*.json')] == ['0.json']
+    with Faults(tmp_path, 'fsync', 1, 'full'), pytest.raises(UserError, match='the disk is full'): writes()
+    def killed():
+        with Faults(tmp_path, 'write', 3, 'kill'): writes()
+    assert forked(killed) == dict(killed=99)
+    part, = tmp_path.glob('.2.json.*.part')
+    assert 400 < part.stat().st_size < 600 and not (tmp_path / '2.json').exists()
+    part.rename(tmp_path / '2.json')
+    with pytest.raises(ValueError): content(tmp_path)
+
+
+def test_an_executed_notebook_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    import papermill
+    seen = []
+    def half(source, target, **settings):
+        seen.append(settings['config'].KernelManager.transport)
+        Path(target).write_text('{"cells": [')
+        assert not (tmp_path / 'out.ipynb').exists()
+        raise KeyboardInterrupt
+    monkeypatch.setattr(papermill, 'execute_notebook', half)
+    with pytest.raises(KeyboardInterrupt): run_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
+    assert not list(tmp_path.iterdir()) and seen == ['ipc']
+    monkeypatch.setattr(papermill, 'execute_notebook', lambda source, target, **settings: Path(target).write_text('{"cells": []}'))
+    run_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
+    assert [p.name for p in tmp_path.iterdir()] == ['out.ipynb']
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A run of one tiny stage"
+    runs = tmp_path_factory.mktemp('runs')
+    with inside(): make_run('r', TINY, runs, lambda text: None)
+    return runs
+
+
+def test_a_stage_that_was_made_without_its_notebook_is_kept(trained, tmp_path):
+    import shutil
+    shutil.copytree(trained, tmp_path / 'runs')
+    shutil.rmtree(tmp_path / 'runs/r')
+    next((tmp_path / 'runs/stages').glob('train-*/train.ipynb')).unlink()
+    said = []
+    make_run('again', TINY, tmp_path / 'runs', said.append)
+    assert 'kept' in said[0] and load_json(tmp_path / 'runs/again/run.json')['state'] == 'done'
+
+
+def test_a_clock_that_is_turned_back_changes_nothing_but_times(trained, tmp_path, monkeypatch):
+    from faults import content
+    now = iter(range(2_000_000_000, 0, -3600))
+    monkeypatch.setattr(time, 'time', lambda: float(next(now)))
+    with inside(): make_run('r', TINY, tmp_path, lambda text: None)
+    theirs, ours = content(trained), content(tmp_path)
+    assert ours == theirs and len(ours) > 4
+    made, = (load_json(f) for f in tmp_path.glob('stages/*/stage.json'))
+    assert made['seconds'] < 0 and list_runs(tmp_path)[0]['state'] == 'done' and not unused(tmp_path)
+
+
+def test_two_runs_in_one_store_share_a_stage_and_one_makes_it(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    code = f"""import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch; torch.set_num_threads(1)
+from inside import inside
+from wsss_nb.engine.run import make_run
+with inside() as made: make_run(sys.argv[1], {TINY!r}, {str(tmp_path)!r})
+print('made', len(made))"""
+    one = lambda name: subprocess.run([sys.executable, '-c', code, name], capture_output=True, text=True)
+    with ThreadPoolExecutor(2) as pool: a, b = pool.map(one, 'ab')
+    assert (a.returncode, b.returncode) == (0, 0), a.stderr + b.stderr
+    assert len(list(tmp_path.glob('stages/train-*'))) == 1 and load_json(tmp_path / 'a/metrics.json') == load_json(tmp_path / 'b/metrics.json')
+    assert [r['state'] for r in list_runs(tmp_path)] == ['done', 'done'] and not list(tmp_path.rglob('*.part'))
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='POSIX')
+def test_a_store_that_becomes_read_only_is_told_and_lost_nothing(trained, tmp_path, monkeypatch):
+    import errno
+    import shutil
+    from faults import content
+    shutil.copytree(trained, tmp_path / 'runs')
+    before, mkdir = content(tmp_path / 'runs'), Path.mkdir
+    def read_only(self, *a, **k):
+        if not self.exists(): raise OSError(errno.EROFS, 'Read-only file system')
+        return mkdir(self, *a, **k)
+    monkeypatch.setattr(Path, 'mkdir', read_only)
+    with pytest.raises(UserError, match='the file system is read-only: choose another folder'), inside(): make_run('r', dict(TINY, seed=1), tmp_path / 'runs', lambda text: None)
+    monkeypatch.undo()
+    after = content(tmp_path / 'runs')
+    assert {k: v for k, v in after.items() if k != 'r/run.json'} == {k: v for k, v in before.items() if k != 'r/run.json'} and not is_locked(tmp_path / 'runs/r')
+    with inside(): make_run('r', dict(TINY, seed=1), tmp_path / 'runs', lambda text: None)
+    assert load_json(tmp_path / 'runs/r/run.json')['state'] == 'done'
+
+
+def dies(x):
+    if x == 5: os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def test_a_worker_that_is_killed_is_told_and_the_next_pool_works():
+    with pytest.raises(UserError, match='masks, image: a worker process was killed, most likely for want of memory; use fewer workers'): list(parallel(dies, range(12), 'masks, image', workers=2))
+    assert list(parallel(abs, range(-12, 0), 'again', workers=2)) == list(range(12, 0, -1))
+    close_pool()
+
+
+def test_ctrl_c_at_any_step_and_again_while_it_ends_leaves_what_resume_needs(trained, tmp_path, monkeypatch):
+    "An interrupt at the k-th of what is done to files, and a second one at the next of them"
+    import shutil
+    import faults
+    for k in range(1, 20, 4):
+        shutil.rmtree(tmp_path / 'runs', ignore_errors=True)
+        f = faults.Faults(tmp_path / 'runs')
+        def interrupted(kind, half=lambda: None):
+            f.counts[kind] += 1
+            if sum(f.counts.values()) in (k, k + 1): raise KeyboardInterrupt
+        f.tick = interrupted
+        with pytest.raises(KeyboardInterrupt), inside(), f: make_run('r', TINY, tmp_path / 'runs', lambda text: None)
+        assert not faults.left_locked(tmp_path / 'runs') and faults.content(tmp_path / 'runs') is not None
+        with inside(): faults.resumed(tmp_path / 'runs', TINY)
+        assert faults.content(tmp_path / 'runs') == faults.content(trained) and not list((tmp_path / 'runs').rglob('*.part'))
+
+
+def test_a_lock_goes_with_whoever_held_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path, 'run r'): raise KeyboardInterrupt
+    assert not is_locked(tmp_path)
+    child = subprocess.Popen([sys.executable, '-c', f'import os\nfrom wsss_nb.engine.execute import locked\nwith locked({str(tmp_path)!r}, "r"): print("held", flush=True); os.abort()'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert child.stdout.readline() == 'held\n' and child.wait() < 0 and not is_locked(tmp_path)

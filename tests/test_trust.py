@@ -1,0 +1,124 @@
+"""A run folder from somebody else is data: nothing in it is executed, nothing is written outside, and every text in it stays text."""
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from test_page import NASTY, Read
+from wsss_nb.base.basics import is_plain
+from wsss_nb.base.core import UserError, save_json
+from wsss_nb.cli import main
+from wsss_nb.data.maps import load_maps
+from wsss_nb.data.sample import Data, Record
+from wsss_nb.engine.checkpoint import read_checkpoint
+from wsss_nb.engine.execute import run_notebook
+from wsss_nb.engine.record import Run
+from wsss_nb.engine.run import list_runs
+from wsss_nb.engine.verify import recorded
+from wsss_nb.results import report as R
+from wsss_nb.results.predict import load
+
+OUT = ['../evil', '..', '.', '', 'a/b', 'a\\b', '/etc', 'a\nb', 'a\x00b', ' . ', 3]
+PACKAGE = Path(R.__file__).parents[1]
+
+
+def theirs(folder, name='r', **said):
+    "A run of somebody else"
+    made = dict(name=name, state='done', recipe=dict(about='a run'), code='1', seconds=1., written='2026-01-01T00:00', versions={}, stages={})
+    save_json(folder / name / 'run.json', {**made, **said})
+    save_json(folder / name / 'metrics.json', dict(numbers=[dict(what='masks', split='val', miou=.5)]))
+    return folder / name
+
+
+@pytest.mark.parametrize('name', OUT)
+def test_a_name_is_one_part_of_a_path(name):
+    assert not is_plain(name)
+    for image in (f'{name}/x', f'x/{name}', f'x/{name}/y') if name not in ('a/b', 3) else ():
+        with pytest.raises(UserError, match='expected a name, or names of folders with / between them'): Data([Record(image, Path('x.png'), ())], ['cat'], 'folder')
+
+
+def test_ordinary_names_are_names(tmp_path):
+    assert all(map(is_plain, ['t.CRF from labels', 'sipe_4-photos.CAM, IPE', '.hidden', 'müde', 'a b', '2007_000032', '<b>', "it's", '...x']))
+    assert len(Data([Record('sub/photo 1', Path('x.png'), ()), Record('<i>/#1 %', Path('y.png'), ())], ['cat'], 'folder')) == 2
+
+
+@pytest.mark.parametrize('stages', [{n: dict(folder='masks-1')} for n in OUT[:9]] + [dict(masks=dict(folder=n)) for n in OUT] + [dict(masks=dict(folder='masks-1', parameters=dict(splits=['val', n]))) for n in OUT], ids=repr)
+def test_a_record_whose_names_lead_elsewhere_is_refused_by_every_verb(tmp_path, capsys, stages):
+    run = theirs(tmp_path / 'runs', stages=stages)
+    before = sorted(tmp_path.rglob('*'))
+    for use in (lambda: list_runs(tmp_path / 'runs'), lambda: R.RunReport(tmp_path / 'runs', ['r']), lambda: load(run), lambda: recorded(str(run), tmp_path / 'mine', ())):
+        with pytest.raises(UserError, match='run.json: expected names of stages, folders and splits, got .* nothing is done with it'): use()
+    assert main(['list', '--runs', str(tmp_path / 'runs')]) == 2 and main(['report', '--runs', str(tmp_path / 'runs')]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(line.startswith('wsss: ') for line in said) and before == sorted(tmp_path.rglob('*'))
+
+
+@pytest.mark.parametrize('record', [[], 'x', 3, dict(stages=[])])
+def test_what_is_no_record_is_told(tmp_path, record):
+    save_json(tmp_path / 'r/run.json', record)
+    with pytest.raises(UserError, match='r/run.json: expected the record of a run; this is something else'): Run(tmp_path / 'r').made
+
+
+@pytest.mark.parametrize('recipe, option', [(dict(train=dict(method='EVIL:Mine')), 'train.method='), (dict(method='EVIL:Mine'), 'method='), (dict(masks=dict(refine=['crf', 'EVIL:step'])), 'masks.refine=')])
+def test_verify_executes_no_code_that_the_record_names(tmp_path, capsys, recipe, option):
+    evil = tmp_path / 'evil.py'
+    evil.write_text(f'open({str(tmp_path / "executed")!r}, "w")\n')
+    recipe = json.loads(json.dumps(recipe).replace('EVIL', str(evil)))
+    run = theirs(tmp_path / 'theirs', recipe=recipe, stages=dict(train=dict(folder='train-1', device='')))
+    for command in (['verify', str(run)], ['verify', str(run), '-p', 'limit=4']):
+        assert main([*command, '--runs', str(tmp_path / 'mine')]) == 2
+        assert f'its recipe names code of its own, {evil}:' in capsys.readouterr().err and not (tmp_path / 'executed').exists()
+    assert main(['list', '--runs', str(tmp_path / 'theirs')]) == 0 and not (tmp_path / 'executed').exists() and not (tmp_path / 'mine').exists()
+    named = next(t for t in json.dumps(recipe).split('"') if 'evil.py' in t)
+    with pytest.raises(UserError): recorded(str(run), tmp_path / 'mine', [f'{option}[{named}]' if 'refine' in option else f'{option}{named}'])  # read now, for the user named it
+    assert (tmp_path / 'executed').exists()
+
+
+class Boom:
+    "Writes a file when it is unpickled"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), 'w')
+
+
+def test_no_file_of_a_run_is_unpickled(tmp_path):
+    mark = tmp_path / 'executed'
+    torch.save(dict(net=Boom(mark), settings={}, step=1), tmp_path / 'checkpoint.pt')
+    with pytest.raises(UserError, match='holds Python code besides numbers'): read_checkpoint(tmp_path / 'checkpoint.pt')
+    np.savez(tmp_path / 'a.npz', keys=np.array([1]), maps=np.array([Boom(mark)], dtype=object))
+    with pytest.raises(UserError, match='damaged or not score maps'): load_maps(tmp_path / 'a.npz')
+    assert not mark.exists()
+
+
+def test_the_package_unpacks_no_archive_and_starts_no_shell():
+    "What reads pickles: workers and processes that it started itself; what reads others' does without calling anything"
+    found = {}
+    for file in PACKAGE.rglob('*.py'):
+        for what in re.findall(r'extractall|unpack_archive|shell=True|os\.system|yaml\.(?:unsafe_|full_)?load\b|pickle\.loads?\(|weights_only=False|\b(?:eval|exec)\((?!\))', file.read_text()): found.setdefault(what, set()).add(file.relative_to(PACKAGE).as_posix())
+    found.pop('eval(', None) if not found.get('eval(', {'x'}) - {'papers/conformity.py'} else None
+    assert found == {'pickle.loads(': {'base/workers.py', 'engine/batches.py'}, 'weights_only=False': {'base/processes.py'}}
+
+
+@pytest.mark.parametrize('text', [*NASTY, '<img src=x onerror=alert(1)>', '<iframe src="javascript:alert(1)">', '[a](javascript:alert(1))', '<svg onload=alert(1)>'])
+def test_the_page_of_somebodys_notebook_executes_nothing(tmp_path, text):
+    v4 = nbformat.v4
+    html = v4.new_output('display_data', {'text/html': text})
+    cells = [v4.new_markdown_cell(f'# {text}\n\n{text}\n\n`{text}`'), v4.new_code_cell('', outputs=[html, v4.new_output('stream', text=text), v4.new_output('error', ename=text, evalue=text)])]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / 'train.ipynb')
+    page = R.executed_page(tmp_path / 'train.ipynb', ours=False)
+    read = Read(page)
+    assert not {'script', 'iframe', 'svg', 'object', 'embed', 'form', 'base'} & {tag for tag, _ in read.tags} and not any(k.startswith('on') for _, attrs in read.tags for k in attrs)
+    assert not any('javascript' in str(v) for _, attrs in read.tags for k, v in attrs.items() if k in ('href', 'src')) and "script-src 'none'" in page
+    assert ''.join(read.texts).count(text) >= 3  # code, HTML and what was printed: as text
+
+
+def test_a_kernel_is_spoken_to_over_sockets_in_a_folder_of_its_own(tmp_path):
+    v4 = nbformat.v4
+    code = 'import os, ipykernel\nc = ipykernel.get_connection_info(unpack=True)\nprint(c["transport"], oct(os.stat(os.path.dirname(c["ip"])).st_mode & 0o777), os.path.exists(f"{c[\'ip\']}-{c[\'shell_port\']}"))\nprint(c["ip"])'
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell(code)]), tmp_path / 'n.ipynb')
+    run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
+    first, ip = nbformat.read(tmp_path / 'out.ipynb', 4).cells[0].outputs[0].text.splitlines()
+    assert first == 'ipc 0o700 True' and not Path(ip).parent.exists()
