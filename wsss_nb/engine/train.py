@@ -72,8 +72,7 @@ class Learner:
         self.put_in_place(given := SimpleNamespace(**self.given)), self.line_up(given)
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks, *([Loggers(log)] if log else [])]
         self.step, self.history = 0, History()
-        self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
-        self.settings = plain(settings or {})
+        self.folder, self.save_seconds, self.settings = folder and make_folder(folder), save_seconds, plain(settings or {})
 
     def put_in_place(self, given):
         "The network on its device, with its optimiser"
