@@ -71,8 +71,7 @@ class Learner:
         self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         self.put_in_place(given := SimpleNamespace(**self.given)), self.line_up(given)
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks, *([Loggers(log)] if log else [])]
-        self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
-        self.settings = plain(settings or {})
+        self.folder, self.save_seconds, self.settings = folder and make_folder(folder), save_seconds, plain(settings or {})
 
     def put_in_place(self, given):
         "The network on its device, with its optimiser"
