@@ -79,7 +79,7 @@ def test_elsewhere_it_is_the_packages_of_the_extra(monkeypatch, tmp_path, requir
 
 def test_that_pydensecrf_is_not_there_is_on_record(monkeypatch):
     from wsss_nb.base.core import versions
-    from wsss_nb.engine.verify import unlike_records
+    from wsss_nb.engine.spread import unlike_records
     monkeypatch.setitem(sys.modules, 'pydensecrf.densecrf', None)
     now = versions()
     assert now['pydensecrf2'] == 'none: the CRF runs in torch'
