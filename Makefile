@@ -12,6 +12,7 @@ NEWEST  = PYTHONWARNINGS=ignore:Editable $(NEW)/bin/python -m pip install -qq --
 TORCH   = $(foreach r,$(filter torch%,$(shell sed -n 's/^requirements = //p' settings.ini)),'$(r)')
 CRF     = '$(shell sed -n 's/^crf_requirements = //p' settings.ini)'
 TORCH_INDEX ?=
+LOCKED  = $(if $(LOCK),-c $(VENV)/constraints.txt)
 # one thread for each of the two processes, and torch's memory is kept between steps as in kernels (engine/warm): a training in a test takes a quarter less
 QUICK   = OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 # $(call alive,command): the command, and a line every 20 s that it goes on
@@ -38,7 +39,7 @@ coverage: $(READY)  ## all tests, in their kernels and workers too, and the shar
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-setup: crf $(READY)  ## build .venv alone; TORCH_INDEX=URL takes torch and torchvision from there, for example a CPU build
+setup: crf $(READY)  ## build .venv alone; TORCH_INDEX=URL takes torch and torchvision from there, for example a CPU build; LOCK=1: the versions of the published runs, constraints.txt
 	@echo "$(VENV) is ready: make demo, make lab, $(BIN)/wsss"
 
 newest: check-machine  ## tests, and with them the notebooks, against the newest version of everything, in .venv-newest; for a schedule
@@ -78,8 +79,9 @@ $(INSTALLED): settings.ini setup.py pyproject.toml | check-machine
 	@echo "Building $(VENV): torch, Jupyter and the rest; 2 to 10 minutes and what 3 GB take to download (6 GB on disk, 4 of them CUDA's libraries where torch comes with them)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip
+	@$(if $(LOCK),$(PYTHON) docs/lock.py $(BIN)/python constraints.txt $(VENV)/constraints.txt)
 	@$(call alive,$(torch_alone))
-	@$(call alive,$(PIP) --editable '.[dev]')
+	@$(call alive,$(PIP) $(LOCKED) --editable '.[dev]')
 	@touch $@
 
 $(READY): $(INSTALLED) $(if $(wildcard $(READY)),,crf)
@@ -88,8 +90,8 @@ $(READY): $(INSTALLED) $(if $(wildcard $(READY)),,crf)
 
 # torch and torchvision from the index that was named; else, where no GPU is, a CPU build if the index has one of both
 define torch_alone
-if [ -n "$(TORCH_INDEX)" ]; then $(PIP) --index-url "$(TORCH_INDEX)" $(TORCH); \
-elif command -v nvidia-smi >/dev/null || [ "$$(uname -sm)" != 'Linux x86_64' ]; then true; \
+if [ -n "$(TORCH_INDEX)" ]; then $(PIP) $(LOCKED) --index-url "$(TORCH_INDEX)" $(TORCH); \
+elif [ -n "$(LOCK)" ] || command -v nvidia-smi >/dev/null || [ "$$(uname -sm)" != 'Linux x86_64' ]; then true; \
 else cpu() { $(BIN)/python -m pip index versions $$1 2>/dev/null | grep -o '[0-9][0-9.]*+cpu' | head -n 1; }; vision=$$(cpu torchvision); \
 	if [ -n "$$vision" ] && [ -n "$$(cpu torch)" ]; then echo "No GPU here (nvidia-smi is missing): the CPU build of torch, torchvision $$vision"; $(PIP) "torchvision==$$vision"; \
 	else echo "No GPU here (nvidia-smi is missing), and the package index has no CPU build of both torch and torchvision: CUDA's libraries, 4 GB, come along; from an index that has one: make setup TORCH_INDEX=https://..."; fi; fi

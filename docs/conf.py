@@ -18,6 +18,7 @@ nb_execution_mode = 'off'
 nb_merge_streams = True
 nb_ipywidgets_js = {}
 myst_enable_extensions = ['dollarmath', 'amsmath']
+nb_render_markdown_format = 'myst'  # tables in outputs too; CommonMark has none
 myst_heading_anchors = 3
 
 html_theme = 'furo'

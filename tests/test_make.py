@@ -2,6 +2,7 @@
 import configparser
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,10 +22,11 @@ STUB = f'''case "$*" in
 Available versions: $STUB_VISION"; exit 0;;
 *"pip index versions torch"*) echo "torch (9)
 Available versions: $STUB_TORCH"; exit 0;;
+*"pip install"*--dry-run*) case "$*" in *"$STUB_NONE") exit 1;; esac; exit 0;;
 *"pip install"*) echo "$*" >> "$STUB_ASKED"; case "$*" in *pydensecrf2*) echo "a compiler's words"; exit "$STUB_CRF";; esac; exit 0;;
 *"import pydensecrf"*) exit 1;;
 *Python.h*) exit "$STUB_HEADERS";;
-*docs/newest.py*) exec {sys.executable} "$@";;
+*docs/newest.py*|*docs/lock.py*) exec {sys.executable} "$@";;
 "-c "*) exit 0;;
 esac
 echo "$*" >> "$STUB_ASKED"
@@ -49,7 +51,7 @@ def setup(tmp_path, programs=(*TOOLS, 'c++'), target='setup', arguments=(), **en
     "Lines of `make setup` with the stub, and what pip was asked to install"
     asked = tmp_path / 'asked'
     asked.write_text('')
-    code, lines = make(tmp_path, target, programs, STUB, (f'VENV={tmp_path / "venv"}', *arguments), **dict(STUB_ASKED=str(asked), STUB_TORCH='2.9.1, 2.9.0', STUB_VISION='0.24.1', STUB_CRF='0', STUB_HEADERS='0') | environment)
+    code, lines = make(tmp_path, target, programs, STUB, (f'VENV={tmp_path / "venv"}', *arguments), **dict(STUB_ASKED=str(asked), STUB_TORCH='2.9.1, 2.9.0', STUB_VISION='0.24.1', STUB_CRF='0', STUB_HEADERS='0', STUB_NONE='nothing') | environment)
     assert code == 0, lines
     return lines, [l.partition('pip install ')[2] for l in asked.read_text().splitlines()]
 
@@ -121,6 +123,22 @@ def test_a_cpu_build_of_torch_alone_is_no_pair(tmp_path):
     lines, asked = on_linux(tmp_path, STUB_TORCH='2.9.1, 2.9.1+cpu')
     assert lines[1].startswith('No GPU here (nvidia-smi is missing), and the package index has no CPU build of both torch and torchvision: ') and 'make setup TORCH_INDEX=https://' in lines[1]
     assert asked[1] == '-qq --editable .[dev]'
+
+
+def test_the_lock_pins_what_the_published_runs_had(tmp_path):
+    lines, asked = setup(tmp_path, arguments=['LOCK=1'])
+    pins = [l for l in (ROOT / 'constraints.txt').read_text().splitlines() if not l.startswith('#')]
+    assert lines[1] == f'LOCK=1: {len(pins)} of {len(pins)} published versions' and (tmp_path / 'venv/constraints.txt').read_text().splitlines() == pins
+    assert asked[1] == f'-qq -c {tmp_path / "venv/constraints.txt"} --editable .[dev]'
+    run = json.loads((ROOT / 'runs/published/cam_synthetic/run.json').read_text())
+    assert {f'{k}=={v}' for k, v in run['versions'].items() if k not in ('python', 'wsss_nb')} <= {*pins}
+
+
+def test_what_the_index_has_not_is_said_and_comes_from_its_range(tmp_path):
+    lines, asked = setup(tmp_path, arguments=['LOCK=1'], STUB_NONE='torch==2.15.0')
+    assert 'the package index has no torch==2.15.0, torchvision==0.29.2: from the ranges of settings.ini instead' in lines[1] and lines[1].count('\n') == 0
+    left = (tmp_path / 'venv/constraints.txt').read_text().split()
+    assert not any(l.startswith('torch') for l in left) and 'numpy==2.4.6' in left and asked[1].startswith('-qq -c ')
 
 
 def test_an_index_that_is_named_gives_the_pair(tmp_path):

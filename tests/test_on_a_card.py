@@ -46,7 +46,7 @@ def on_a_card(net, batch):
 def test_no_method_waits_for_a_card_or_leaves_a_tensor_behind(name):
     net = NETS[name]()
     batch = dict(training_batch(net, random_labels(4, 3)), mask=torch.randint(0, 4, (4, 64, 64)))
-    for progress, step in {'icd': ((0., 0), (.5, 5)), 'ccmr': ((0., 0),)}.get(name, ((.5, 5),)):
+    for progress, step in {'icd': ((0., 0), (.5, 5)), 'ccmr': ((0., 0),)}.get(name, ((.5, 5),)):  # CCMR's refinement reads one number
         with FakeTensorMode():  # a number that is read, or two devices in one operation, is an error
             fake, shown = on_a_card(net, dict(batch, progress=progress, step=step))
             losses = fake(shown)

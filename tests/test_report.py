@@ -43,8 +43,8 @@ def nothing(i): return np.zeros_like(VAL.mask(i))
 def drawn(monkeypatch):
     "What was handed to `grid` and `plot_curves`"
     calls = []
-    monkeypatch.setattr(P, 'grid', lambda rows, **more: calls.append(dict(more, rows=[list(r) for r in rows])) or 'figure')
-    monkeypatch.setattr(R, 'plot_curves', lambda history, **more: calls.append(dict(more, history=history)) or plot_curves(history, **more))
+    monkeypatch.setattr('wsss_nb.base.show.grid', lambda rows, **more: calls.append(dict(more, rows=[list(r) for r in rows])) or 'figure')
+    monkeypatch.setattr('wsss_nb.base.show.plot_curves', lambda history, **more: calls.append(dict(more, history=history)) or plot_curves(history, **more))
     return calls
 
 

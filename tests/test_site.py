@@ -124,6 +124,12 @@ def test_formulas_are_mathml_with_their_numbers(site, pages):
     assert not re.search(r'\\(frac|mathbf|tag|sum)', re.sub(r'<script.*?</script>', '', text, flags=re.S))
 
 
+def test_tables_that_cells_make_are_tables(site):
+    assert not [p for p in site.rglob('*.html') if re.search(r'\|\s*(---|—)\s*\|', re.sub('<pre.*?</pre>|<code.*?</code>', '', p.read_text(encoding='utf-8'), flags=re.S))]
+    cell = (site / 'papers/ecsnet.html').read_text(encoding='utf-8').partition('every_row')[2]
+    assert re.search(r'<td><p>ecsnet:3</p></td>\s*<td><p>CAM heatmap</p></td>', cell)
+
+
 def test_the_search_knows_words_and_names(site):
     index = (site / 'searchindex.js').read_text(encoding='utf-8')
     assert '"eras"' in index or 'eras:' in index  # words are searched by their stem

@@ -48,7 +48,7 @@ def test_of_one_recipe_the_range_is_the_prediction_interval_of_the_textbook():
 
 
 def test_the_range_is_pooled_over_the_recipes_of_the_same_data(published):
-    rows = {r['number']: r for r in S.among(Run(published / 'b_synthetic'), S.numbers_of_seeds('b_synthetic', published), 'synthetic', published)}
+    rows = {r['number']: r for r in S.among_seeds(Run(published / 'b_synthetic'), S.numbers_of_seeds('b_synthetic', published), 'synthetic', published)}
     deviation = sqrt((.001 + .0002) / 5)
     half = t.ppf(.995, 5) * deviation * sqrt(1.5)
     assert (rows['masks/val']['low'], rows['masks/val']['high']) == pytest.approx((.31 - half, .31 + half))
@@ -111,3 +111,22 @@ def test_published_seeds_have_the_settings_of_their_recipe():
         run = Run(f.parent)
         base = S.seeds_of(S.published_like(run))[0]
         assert {k.rpartition('.')[2] for k in S.unlike_settings(base, run)} == {'seed'} and S.rounded_by(run)['capability']
+
+
+def test_what_is_expected_stands_in_no_recipe_but_comes_from_published_seeds(published, tmp_path):
+    from wsss_nb.results.report_numbers import expected_of
+    recipes = S.PACKAGE.parent / 'runs/recipes'
+    assert [f.name for f in recipes.rglob('*.yaml') if 'expected:' in f.read_text(encoding='utf-8')] == []
+    run = laid(tmp_path / 'runs', 'mine', 0, .5, .4)
+    low, high = S.expected_range([.50, .51, .49, .52, .48], *S.pooled([[.50, .51, .49, .52, .48], [.30, .32]]))
+    assert expected_of(dict(recipe=run.recipe, place=run.folder), 'masks/val') == f'{low:.3f} to {high:.3f}'
+    assert expected_of(dict(recipe=run.recipe, place=run.folder), 'score maps/val') == ''
+
+
+def test_the_report_names_the_first_stage_that_left_the_range(published, tmp_path):
+    from types import SimpleNamespace
+    from wsss_nb.results.report_spread import spread_of
+    runs = [laid(tmp_path / 'runs', name, 0, masks, .1) for name, masks in (('mine', .5), ('wrong', .1))]
+    told = [line for _, line, _ in spread_of(SimpleNamespace(runs=[dict(place=r.folder, name=r.folder.name) for r in runs]))]
+    assert told[0].startswith('The first number outside the spread: network/val 0.100') and ', in network.' in told[0]
+    assert told[1].startswith('The first number outside the spread: masks/val 0.100') and ', in masks.' in told[1]

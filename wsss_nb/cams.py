@@ -224,8 +224,7 @@ def write_score_maps(
     net, data = net_of(net).eval(), need_data(data)
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)
-    todo = missing(data, folder, '.npz')
-    bar = Progress([], 'score maps, image', total=len(data))
+    todo, bar = missing(data, folder, '.npz'), Progress([], 'score maps, image', total=len(data))
     bar.start_at(len(data) - len(todo))
     keep_memory(2**30)
     def made():

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'cpu_seconds', 'kernel_seconds', 'start_up', 'jpegs', 'views
            'advice', 'advice_of', 'share_of', 'measured', 'bench']
 
 # %% ../../nbs/engine/bench.ipynb #cb18fe06
-import itertools, os, resource, subprocess, sys, tempfile, time
+import itertools, os, resource, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from ..base.core import device_name, pick_device, rng, save_json, versions
+from ..base.timing import in_turns
 from ..base.workers import cores
-from ..cams import write_score_maps
 from ..data.decoded import Decoded
 from ..data.tagged import tagged
 from ..data.views import TrainingViews

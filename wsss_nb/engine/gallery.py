@@ -18,7 +18,7 @@ from PIL import Image
 from ..base.core import Progress, make_folder, whole_file
 from ..base.page import filled, one_after_the_other, page
 from ..data.sample import read_mask
-from ..base.show import VOC_PALETTE, overlay
+from ..base.pictures import VOC_PALETTE, overlay
 
 # %% ../../nbs/engine/gallery.ipynb #1b42c1fc
 SWATCH = '<span><i style="background:rgb({{ rgb|join(",") }})"></i>{{ text }}</span> '

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from ..base.basics import UserError, check_name, shipped
-from .domains import check_domain
+from .domains import check_domain, domain_in
 from ..refine.steps import AFFINITIES, REFINERS, flat_settings, short_name
 
 # %% ../../nbs/engine/parameters.ipynb #0057cea6
@@ -103,7 +103,8 @@ def typed(
 ):
     "`value` if it has the type of the default and is allowed"
     kind, value, name = type(default), of_type(value, type(default)), re.sub(r'^\w+\.data_', 'data.', name)
-    if default == 'auto' and type(value) in (int, bool): value = str(value).lower()  # workers=2, channels_last=true
+    word = str(value).lower() if default == 'auto' and type(value) in (int, bool) else ''  # workers=2, channels_last=true
+    if word.isalnum() and (domain := domain_in(comment)) and domain.allows(word): kind, value = str, word
     if type(value) is not kind:
         raise UserError(f'{name}: expected {kind.__name__} (the default is {default!r}), got {type(value).__name__} {value!r}' + (f'; a list is written [{value}].' if kind is list and str(value).isidentifier() else '.'))
     return check_domain(name, value, comment)

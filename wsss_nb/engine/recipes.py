@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_option', 'with_options', 'with_more', 'method_in',
            'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'check_names', 'check_choices',
            'check_method', 'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved',
-           'resolved', 'runs_of']
+           'resolved']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
 import copy, functools, re
@@ -18,9 +18,7 @@ from types import MappingProxyType
 import yaml
 
 from ..base.basics import UserError, check_name, nearest, shipped, spellings
-from .domains import check_free_name
 from .parameters import STAGES, of_type, parameters_of, typed
-from .record import worded
 from ..refine.steps import AFFINITIES, REFINERS, step_of
 
 # %% ../../nbs/engine/recipes.ipynb #e7dfe166
@@ -172,9 +170,9 @@ def check_method(p):
 def default_stages(recipe):
     "All stages but the report; no localiser where masks are given; networks of affinities only where a refinement walks with them"
     masks = recipe.get('masks') or {}
-    steps = masks.get('refine', recipe.get('refine', []))
+    steps = of_type(masks.get('refine', recipe.get('refine', [])), list)
     if masks.get('given'): return ['masks', 'segment', 'evaluate']
-    return ['train', *(s for s in AFFINITIES if s in steps), 'masks', 'segment', 'evaluate']
+    return ['train', *(s for s in AFFINITIES if isinstance(steps, list) and s in steps), 'masks', 'segment', 'evaluate']
 
 # %% ../../nbs/engine/recipes.ipynb #faa8eb81
 def flat(recipe):
@@ -241,14 +239,3 @@ def resolved(recipe):
     recipe = copy.deepcopy(recipe)
     stages = {s: MappingProxyType(p) for s, p in stage_parameters(copy.deepcopy(recipe)).items()}
     return Resolved(MappingProxyType(recipe), MappingProxyType(stages))
-
-# %% ../../nbs/engine/recipes.ipynb #50db68c4
-def runs_of(name, options=(), run_name='', rows=()):
-    "Run -> recipe: one, or one for each row (or these rows) of a recipe that is a table; every name and type checked"
-    recipe, run_name = read_recipe(name, options), check_free_name(run_name or Path(name).stem, 'name of the run')
-    there = rows_of(recipe)
-    known, wanted = [worded(k, r) for k, r in there.items()], [r.replace(' ', '_') for r in rows]
-    for r, row in zip(rows, wanted):
-        if row not in there: raise UserError(f'{name}: no row is called {r!r}.{nearest(r, known)} ' + (f'Known: {", ".join(known)}.' if there else 'This recipe is no table.'))
-    chosen = {f'{run_name}.{row}': r for row, r in there.items() if row in wanted or not wanted}
-    return {run: resolved(r) for run, r in (chosen or {run_name: recipe}).items()}  # a mistake in the last is told now

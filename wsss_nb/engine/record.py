@@ -166,7 +166,7 @@ def unused(runs=''):
     store, used = runs_folder(runs) / 'stages', {v['folder'] for r in all_runs(runs) for v in r.stages.values()}
     used = used.union(*(stage_record(store / n).get('uses', []) for n in used if is_made(store / n)))
     once = runs_folder(runs) / 'verify'  # where `verify` left its runs
-    old = [once] if once.is_dir() and not Run(once).there else []
+    old = [f for f in (once, runs_folder(runs) / '.decoded') if f.is_dir() and not Run(f).there]
     size = lambda folder: sum(p.stat().st_size for p in folder.rglob('*') if p.is_file())
     return {f: size(f) for f in [*sorted(store.glob('*')), *old] if f.name not in used and not is_locked(f)}
 

@@ -10,7 +10,8 @@ from contextlib import closing
 
 from ..base.basics import UserError
 from .execute import StageFailed
-from .recipes import resolved, runs_of
+from .recipes import resolved
+from .rows import runs_of
 from .record import runs_folder, worded
 from .run import make_run, plan, plan_without_data, stopped
 from .scale import side_by_side

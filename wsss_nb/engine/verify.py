@@ -19,7 +19,7 @@ from .recipes import resolved, with_options
 from .record import Run, numbers_in, runs_folder
 from .run import going_on, make_run
 from .splits import data_fingerprints
-from .spread import OUTSIDE, PUBLISHED, SAME, SEED, WITHIN, among, data_of, difference
+from .spread import OUTSIDE, PUBLISHED, SAME, SEED, WITHIN, among_seeds, data_word, differs_in
 from .spread import numbers_of_seeds, published_like, seed_of, seeds_for, seeds_of, unequal, verdict
 from .stage import execute
 
@@ -91,7 +91,7 @@ Verified = namedtuple('Verified', 'count changed rows text code')  # what a verd
 def verified(before, after, seeds):
     "How a run compares with a recorded one, and with published seeds"
     changed = changed_numbers(before.metrics, after.metrics)
-    rows = among(after, seeds, data_of(before))
+    rows = among_seeds(after, seeds, data_word(before))
     return Verified(len(numbers_in(before.metrics)), changed, rows, *verdict(not changed, rows))
 
 # %% ../../nbs/engine/verify.ipynb #9f8ff633
@@ -111,7 +111,7 @@ def verify_run(
         with for_a_while(place, f'verify {run.folder.name}', keep):
             again = Run(make_run(run.folder.name, recipe, place, say, as_then, shown=keep))
             found = verified(run, again, seeds_for(run))
-            if found.changed: say(f'differs from the record in: {difference(again, run)}')
+            if found.changed: say(f'differs from the record in: {differs_in(again, run)}')
     except StageFailed as e:
         left = f'{e}; what was made is in {place}'
         raise StageFailed(left if keep else f'{str(e).partition(" (executed notebook")[0]}; with --keep what was made is left to look at') from None
@@ -127,7 +127,7 @@ def verify_record(name, runs='', say=print):
     seeds = seeds_of(name)
     like = next((r for r in seeds if seed_of(r) == seed_of(run)), seeds[0])
     same_data(run.folder.name, began_with(like), began_with(run))
-    say(f'differs from the published {like.folder.name} in: {difference(run, like)}')
+    say(f'differs from the published {like.folder.name} in: {differs_in(run, like)}')
     return verified(like, run, numbers_of_seeds(name))
 
 # %% ../../nbs/engine/verify.ipynb #b1333287

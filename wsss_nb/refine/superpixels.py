@@ -8,7 +8,6 @@ __all__ = ['region_mean', 'corners', 'region_features', 'check_regions', 'simila
 
 # %% ../../nbs/refine/superpixels.ipynb #37b96946
 import numpy as np
-from skimage.segmentation import felzenszwalb, slic
 
 from ..base.core import UserError, check_name
 
@@ -102,6 +101,7 @@ def merge_regions(
 # %% ../../nbs/refine/superpixels.ipynb #d208c6d6
 def segments(image_u8, method='felzenszwalb', scale=75, min_size=75, sigma=.8, count=250):
     "Felzenszwalb's or SLIC's regions: [H,W] integers from 0 on"
+    from skimage.segmentation import felzenszwalb, slic  # takes half a second to import
     image = np.asarray(image_u8)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size: raise UserError(f'image_u8: expected RGB uint8 [H,W,3], got {image.dtype} {list(image.shape)}.')
     check_name(method, ('felzenszwalb', 'slic'), 'superpixels')

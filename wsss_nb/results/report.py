@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINKS', 'WENT_IN', 'Runs', 'shown_record', 'notes_of', 'summary_of', 'way_to', 'pages_of', 'links_of', 'curves_of',
            'provenance_of', 'RunReport', 'output_html', 'cell_html', 'executed_page', 'write_own_pages', 'make_report',
-           'finish_table', 'finish_report']
+           'finish_table', 'standing', 'finish_report']
 
 # %% ../../nbs/results/report.ipynb #76bd9119
 import json, os, re, tempfile
@@ -18,10 +18,11 @@ from ..base.page import filled, one_after_the_other, page, table
 from ..engine.execute import StageFailed, run_notebook
 from ..engine.parameters import stage_notebook
 from ..engine.record import Run, is_made, report_places, runs_folder, stage_record, worded
+from ..engine.spread import held_against, ranged
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
 from .report_numbers import classes_of, shown_numbers
 from .report_pictures import masks_of, pictures
-from ..base.show import plot_curves
+from .report_spread import spread_of
 
 # %% ../../nbs/results/report.ipynb #da38d469
 class Runs:
@@ -105,6 +106,7 @@ def links_of(report, home=None):
 # %% ../../nbs/results/report.ipynb #b10c43ee
 def curves_of(report):
     "Losses along training: (title, figure) for each kind of training, a panel for each that was done"
+    from wsss_nb.base.show import plot_curves
     for stage in ('train', 'segment'):
         done = {}  # folder -> the runs that share it
         for r in report.runs:
@@ -129,7 +131,7 @@ def provenance_of(report):
 class RunReport(Runs):
     "What is known of some runs, as pieces of a page"
     notes, summary, table, classes, links = notes_of, summary_of, shown_numbers, classes_of, links_of
-    masks_of, pictures, curves, provenance = masks_of, pictures, curves_of, provenance_of
+    masks_of, pictures, curves, provenance, spread = masks_of, pictures, curves_of, provenance_of, spread_of
 
 # %% ../../nbs/results/report.ipynb #0c76d955
 def output_html(output, ours=True):
@@ -205,6 +207,13 @@ def finish_table(folders, runs):
     print(f'look at the masks of each row: {folders[0] / "masks/index.html"} and so on\nreport: {made}')
 
 
+def standing(rows):
+    "How a run stands to the published seeds, in a few words"
+    outside = [r for r in rows if not r['inside']]
+    if not rows: return 'no seeds to compare with'
+    return f'outside the spread, first in {outside[0]["stage"]}: {ranged(outside[0])}' if outside else 'within the spread of the published seeds'
+
+
 def finish_report(folder, runs):
     "The run's report, made anew only if the run changed; and its numbers"
     made, record = folder / 'report.html', folder / 'run.json'
@@ -212,4 +221,6 @@ def finish_report(folder, runs):
     for n in Run(folder).numbers:
         oracle = ', oracle: chosen with ground truth' * n['oracle']
         print(f'{n["what"]:11} {n["split"]:7} mIoU {n["miou"]:.3f}  ({n["classes"]}, {n["images"]} images{oracle})')
+    name, rows, line = held_against(Run(folder))
+    if name: print(f'{standing(rows)}; differs from the published {name} in: {line}')
     print(*where_masks(folder), f'report: {made}', sep='\n')

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..base.core import UserError
 from ..data.sample import read_mask
-from ..base.show import grid, legend, overlay
+from ..base.pictures import overlay
 from ..engine.splits import open_split
 
 # %% ../../nbs/results/report_pictures.ipynb #676df4be
@@ -44,6 +44,7 @@ def pictures(
     n=8,  # images of a set of more than WHOLE; a smaller one is shown whole
 ):
     "The same images through all runs: (title, figure); several runs side by side, or one from image to truth"
+    from wsss_nb.base.show import legend
     for (name, _, split), members in by_data(self).items():
         try:
             data = open_split(members[0][1], split)
@@ -71,6 +72,7 @@ def figures(self, data, split, runs, names):
 
 def laid_out(images, made, truth, tags, one):
     "(title, figure) of what was made of some images"
+    from wsss_nb.base.show import grid
     width = lambda columns: max(1.2, min(2., 14.4 / columns))  # of a picture, in inches: together as wide as the page
     if one:
         rows = {'image': images, **{t: p for columns in made.values() for t, p in columns.items()}, **truth}
