@@ -67,7 +67,7 @@ def outside_of(domain, default):
                     *[st.sampled_from(numbers_below(p)) for p in domain.parts if isinstance(p, d.Range)],
                     *[st.lists(st.sampled_from(numbers_below(p.of)), min_size=1, max_size=3) for p in domain.parts if isinstance(p, d.Listed) and isinstance(p.of, d.Range)],
                     st.sampled_from(['../x', 'a\x00b', 'a\nb', '..', '/', 'x/y']))
-    read = lambda v: float(v) if type(default) is float and type(v) is int else v
+    read = lambda v: float(v) if type(default) is float and type(v) is int else str(v).lower() if default == 'auto' and type(v) in (int, bool) else v
     meant = lambda v: default == 'auto' and type(v) in (int, bool) and str(v).isalnum() and domain.allows(str(v).lower())  # workers=2, channels_last=true
     return odd.filter(lambda v: not meant(v)).filter(lambda v: not (type(read(v)) is type(default) and domain.allows(read(v))) and not isinstance(v, str) or type(v) is str is type(default) and not domain.allows(v))
 

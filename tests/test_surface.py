@@ -63,9 +63,9 @@ def network(tmp_path_factory):
 # -- the package
 
 def test_import_brings_nothing_heavy():
-    code = 'import sys, wsss_nb; print(sorted({"torch", "numpy", "PIL", "sklearn", "scipy", "matplotlib"} & set(sys.modules)), "open_data" in dir(wsss_nb)); wsss_nb.UserError; print("torch" in sys.modules)'
+    code = 'import sys, wsss_nb; print(sorted({"torch", "numpy", "PIL", "sklearn", "scipy", "matplotlib"} & set(sys.modules)), "open_data" in dir(wsss_nb)); wsss_nb.UserError; print("torch" in sys.modules); wsss_nb.localiser_learner; print("torch" in sys.modules)'
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert out.split('\n')[:2] == ['[] True', 'True']
+    assert out.split('\n')[:3] == ['[] True', 'False', 'True']
 
 
 def test_the_version_is_that_of_the_settings():

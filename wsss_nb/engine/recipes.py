@@ -170,9 +170,9 @@ def check_method(p):
 def default_stages(recipe):
     "All stages but the report; no localiser where masks are given; networks of affinities only where a refinement walks with them"
     masks = recipe.get('masks') or {}
-    steps = masks.get('refine', recipe.get('refine', []))
+    steps = of_type(masks.get('refine', recipe.get('refine', [])), list)
     if masks.get('given'): return ['masks', 'segment', 'evaluate']
-    return ['train', *(s for s in AFFINITIES if s in steps), 'masks', 'segment', 'evaluate']
+    return ['train', *(s for s in AFFINITIES if isinstance(steps, list) and s in steps), 'masks', 'segment', 'evaluate']
 
 # %% ../../nbs/engine/recipes.ipynb #faa8eb81
 def flat(recipe):

@@ -102,12 +102,12 @@ class Run:
         stages = {s: stage_record(f) for s, f in done.items()}
         made = (m for m in stages.values() if m['stage'] == 'masks')
         masks = {split: f'stages/{m["folder"]}/{split}' for m in made for split in m['parameters']['splits']}
-        save_json(self.folder / 'run.json', dict(
+        save_json(self.folder / 'metrics.json', stages.get('evaluate', {}).get('results') or {})
+        save_json(self.folder / 'run.json', dict(  # last: where it says done, everything is there
             name=name or self.folder.name, state=state, recipe=dict(recipe), code=code_version(), versions=versions(),
             written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
             seconds=round(sum(s['seconds'] for s in stages.values()), 1),
             stages={k: dict(v, results=short_results(v)) for k, v in stages.items()}, masks=masks))
-        save_json(self.folder / 'metrics.json', stages.get('evaluate', {}).get('results') or {})
         for kept in ('made', 'metrics'): self.__dict__.pop(kept, None)
 
 

@@ -48,6 +48,10 @@ class Backbone(nn.Module):
         "A file's parameters under this network's names"
         return state
 
+    def source_of(self, path):
+        "Who made a file of weights, where this network knows"
+        return ''
+
     def prepare(self, image):
         "The image as the first layer wants it"
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():

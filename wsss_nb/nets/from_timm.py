@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'PACKAGES', 'timm_module', 'known_name', 'how_built', 'built', 'timm_strides', 'depths', 'stages_of',
-           'TimmNet', 'units_of', 'parts', 'freeze', 'package_file', 'timm_file', 'convert']
+           'TimmNet', 'units_of', 'parts', 'freeze', 'package_file', 'timm_file', 'convert', 'source_of']
 
 # %% ../../nbs/nets/from_timm.ipynb #e870b518
 import functools, importlib.util, warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -171,4 +172,11 @@ def convert(self: TimmNet, state):
     return {f'net.{k}': v for k, v in state.items()}
 
 
-TimmNet.convert = convert
+def source_of(self: TimmNet, path):
+    "The package that a file of weights came in, with its version"
+    if Path(path) != package_file(self.name): return ''
+    package = PACKAGES[self.name].replace('_', '-')
+    return f'{package} {version(package)} (Apache-2.0), ImageNet'
+
+
+TimmNet.convert, TimmNet.source_of = convert, source_of

@@ -211,6 +211,7 @@ def load_weights(net,
     where, name = next(c for c in choices if c[1])
     net.load_state_dict({k: v for k, v in state.items() if k in net.state_dict()}, strict=False)
     if where != 'file': net.set_normalization(name)
-    net.origin = dict(weights=spec, file=Path(path).name, sha256=checksum, source=known.get('source', ''),
+    source = known.get('source') or net.source_of(path)
+    net.origin = dict(weights=spec, file=Path(path).name, sha256=checksum, source=source,
                       normalization=name, normalization_from=where, dropped=found['dropped'], random=found['random'])
     return net

@@ -97,8 +97,8 @@ class Frozen(Localiser):
 
     @torch.no_grad()
     def features(self, images):
-        "Maps side by side [B,D,h,w], as the backbone gives them"
-        return stacked(self.backbone(images)[-self.last:])
+        "Maps side by side [B,D,h,w], with the digits that are kept of them: the same for an image that is learnt from and one that is read"
+        return stacked(self.backbone(images)[-self.last:]).half().float()
 
     def standard(self, f):
         "Every channel with mean 0 and spread 1, Eq. 1"

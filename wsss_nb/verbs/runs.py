@@ -92,10 +92,12 @@ def tell_verdict(found, at_most=20):
       CHANGES, RUNS, computes=True)
 def do_verify(a):
     "Say what became of a recorded run's numbers; 0 the same to the bit, 3 within the spread, 1 outside"
-    from wsss_nb.base.core import UserError
+    from wsss_nb.base.basics import UserError
+    from wsss_nb.engine.record import Run
+    if not (a.all_published or a.run): raise UserError('verify: run is missing; name one, or --all-published.')
+    if not a.all_published: Run.named(a.run, a.runs)
     from wsss_nb.engine.verify import verify_published, verify_record, verify_run
     if a.all_published: return verify_published(a.quick, a.runs)
-    if not a.run: raise UserError('verify: run is missing; name one, or --all-published.')
     found = verify_record(a.run, a.runs) if a.as_recorded else verify_run(a.run, a.runs, options=a.p, keep=a.keep)
     return tell_verdict(found)
 
