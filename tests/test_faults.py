@@ -103,6 +103,8 @@ def test_two_runs_in_one_store_share_a_stage_and_one_makes_it(tmp_path):
 import torch; torch.set_num_threads(1)
 from inside import inside
 from wsss_nb.engine.run import make_run
+from wsss_nb.engine.stage import Stage
+Stage.take.__defaults__ = (300,)
 with inside() as made: make_run(sys.argv[1], {TINY!r}, {str(tmp_path)!r})
 print('made', len(made))"""
     one = lambda name: subprocess.run([sys.executable, '-c', code, name], capture_output=True, text=True)
@@ -131,12 +133,10 @@ def test_a_store_that_becomes_read_only_is_told_and_lost_nothing(trained, tmp_pa
     assert load_json(tmp_path / 'runs/r/run.json')['state'] == 'done'
 
 
-def dies(x):
-    if x == 5: os.kill(os.getpid(), signal.SIGKILL)
-    return x
-
-
 def test_a_worker_that_is_killed_is_told_and_the_next_pool_works():
+    def dies(x):
+        if x == 5: os.kill(os.getpid(), signal.SIGKILL)
+        return x
     with pytest.raises(UserError, match='masks, image: a worker process was killed, most likely for want of memory; use fewer workers'): list(parallel(dies, range(12), 'masks, image', workers=2))
     assert list(parallel(abs, range(-12, 0), 'again', workers=2)) == list(range(12, 0, -1))
     close_pool()

@@ -71,7 +71,6 @@ class Learner:
         self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         self.put_in_place(given := SimpleNamespace(**self.given)), self.line_up(given)
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks, *([Loggers(log)] if log else [])]
-        self.step, self.history = 0, History()
         self.folder, self.save_seconds, self.settings = folder and make_folder(folder), save_seconds, plain(settings or {})
 
     def put_in_place(self, given):
@@ -101,7 +100,8 @@ class Learner:
         self.schedule = SCHEDULES[check_name(given.schedule, SCHEDULES, 'schedule')]
         self.clip, self.seed, self.workers = given.clip, seed, number_of(given.workers)
         self.steps, self.per_epoch = len(self.order(0)), self.order(0).per_epoch
-        self.unread, self.read_every = [], 1 if self.device.type == 'cpu' else READ_EVERY
+        self.step, self.history, self.unread = 0, History(), []
+        self.read_every = 1 if self.device.type == 'cpu' else READ_EVERY
 
     def __repr__(self):
         net, place = type(self.raw_net).__name__, f'on {self.device}' + (f', in {self.folder}' if self.folder else '')
