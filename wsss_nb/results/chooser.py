@@ -22,7 +22,7 @@ class Chooser:
     "The stored maps of some pictures of a run, and what masks they would make"
     def __init__(self, classes, threshold, there): self.classes, self.threshold, self.there = classes, threshold, there
     @classmethod
-    def of(cls, run, split='', most=24, runs=''): return cls(*stored_maps(run, split, most, runs=runs))
+    def of(cls, run, split='', most=24, runs=''): return cls(*stored_maps(run, split, most, 224, runs))
     def __repr__(self): return f'Chooser: {len(self.there)} pictures, {len(self.classes)} classes, threshold {self.threshold}'
 
     def mask(self, i, threshold, refiner='', iters=10):
