@@ -154,7 +154,8 @@ def test_every_refinement_by_a_network(step, method, odd, tmp_path):
         network.mkdir()
         torch.save(dict(net=build_affinity(step, method[1]).state_dict(), settings={}, step=0), network / 'checkpoint.pt')
         save_json(network / 'stage.json', dict(stage=step, parameters=dict(localiser=str(method[1])), results=dict(classes=CLASSES)))
-    settings = dict(svm_per_class=50, svm_cycles=1, ccmr_iters=2, psa_log2_steps=2, irn_log2_steps=2)
+    (tmp_path / 'ask.py').write_text('import numpy as np\ndef whole(image, boxes, points): return np.ones((1, *image.shape[:2]), bool)')  # somebody's segmenter
+    settings = dict(svm_per_class=50, svm_cycles=1, ccmr_iters=2, psa_log2_steps=2, irn_log2_steps=2, prompt_model=f'{tmp_path}/ask.py:whole')
     assert network_of(step) == (step if step in AFFINITIES else 'localiser') and flat_settings(step).keys() & settings.keys()
     p = dict(flat_settings(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu')
     for out in ('once', 'twice'): write_step(step, network, data, tmp_path / 'maps', tmp_path / out, p)
