@@ -100,7 +100,7 @@ def of_all(data, folder=PUBLISHED):
     "The numbers of every published recipe with several seeds on these data (synthetic, photos): name -> seed -> numbers"
     names = {SEED.sub('', f.parent.name) for f in folder.glob('*_seed_*/run.json')}
     names |= {f.parent.name for f in folder.glob('*/run.json') if len(in_grid(f.parent.name, folder)) > 1}
-    ours = sorted(n for n in names if data in re.split(r'[_.-]', n))
+    ours = sorted(n for n in names if data in re.split(r'[_.]', n))  # rows of tables, sipe_5-synthetic.x, share trainings
     return {n: numbers_of_seeds(n, folder) for n in ours if (folder / n / 'run.json').is_file()}
 
 # %% ../../nbs/engine/spread.ipynb #1bbee54e
