@@ -151,7 +151,7 @@ def test_the_stages_of_affinities_keep_their_own_parameters():
     assert stage_notebook('psa') == stage_notebook('irn') and stage_notebook('irn').name == 'affinity.ipynb' and STAGES[:4] == ('train', 'psa', 'irn', 'masks')
     assert set(psa) - set(irn) == {'alphas', 'head_lr'} and set(irn) - set(psa) == {'fg', 'bg'} and set(page) == set(psa) | set(irn) | {'kind'}
     assert {k: (psa[k][0], irn[k][0]) for k in psa if k in irn and psa[k][0] != irn[k][0]} == dict(crf_preset=('psa', 'irn'), batch_size=(8, 16))
-    assert psa['alphas'] == ([4, 32], 'powers of the background score: for sure foreground, for sure background')
+    assert psa['alphas'] == ([4, 32], 'powers of the background score: for sure foreground, for sure background [2 of >0.0..]')
 
 
 def test_papermill_alone_makes_either_of_them(tmp_path):

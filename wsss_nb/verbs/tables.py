@@ -82,7 +82,8 @@ def do_grid(a):
 def do_publish(a):
     "Copy what finished runs have on record, without paths of this machine"
     from wsss_nb.engine.record import Run, runs_folder
-    for n in a.names: (runs_folder(a.runs) / n / 'grid.json').exists() or Run.named(n, a.runs)
+    for n in a.names if len(a.names) == 1 or not a.name else ():
+        (runs_folder(a.runs) / n / 'grid.json').exists() or Run.named(n, a.runs)
     from wsss_nb.results.published import publish_all
     publish_all(a.names, a.runs, a.name, a.out, pages=a.pages)
 
