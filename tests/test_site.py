@@ -89,7 +89,7 @@ def test_code_in_prose_leads_to_where_it_is_defined(site):
     "A module, a function of the same page, a notebook; but not the word for an argument, or for a notebook that a function elsewhere is called like"
     text = (site / 'papers/ecsnet.html').read_text(encoding='utf-8')
     link = lambda word: re.findall(rf'<a class="reference internal" href="([^"]*)"><code[^>]*><span class="pre">{re.escape(word)}</span></code></a>', text)
-    assert set(link('refine.correlation')) == {'../refine/correlation.html'} and link('cams') == ['../cams.html'] and set(link('at_pixels')) == {'#wsss_nb.papers.ecsnet.at_pixels'}
+    assert set(link('refine.correlation')) == {'../refine/correlation.html'} and link('cams') == ['../cams.html'] and set(link('passes')) == {'#wsss_nb.papers.ecsnet.passes'} and set(link('at_pixels')) == {'../refine/correlation.html#wsss_nb.refine.correlation.at_pixels'}
     assert '<span class="pre">theta</span>' in text and not link('theta') and not link('centre') and not link('heat')
     text = (site / 'index.html').read_text(encoding='utf-8')
     assert link('cams.ipynb') == ['cams.html'] and link('nbs/refine/correlation.ipynb') == ['refine/correlation.html'] and link('papers/') == ['papers/ecsnet.html']
