@@ -8,7 +8,7 @@ import pytest
 os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
 
 # with kernels, processes and trainings of their own; all others are done in less than some seconds each
-FIRST = ('test_notebooks.py::test_it_runs', 'test_alone.py', 'test_sizes.py', 'test_published.py', 'test_stages.py', 'test_warm.py', 'test_workers.py', 'test_progress.py', 'test_papermill.py')
+FIRST = ('test_notebooks.py::test_it_runs', 'test_scale.py', 'test_run.py', 'test_processes.py', 'test_faults.py', 'test_alone.py', 'test_sizes.py', 'test_published.py', 'test_stages.py', 'test_warm.py', 'test_workers.py', 'test_progress.py', 'test_papermill.py')
 
 
 def pytest_collection_modifyitems(items): items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
