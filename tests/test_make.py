@@ -149,7 +149,7 @@ def test_an_index_that_is_named_gives_the_pair(tmp_path):
 def test_newest_asks_for_every_package_without_its_range(tmp_path):
     lines, asked = setup(tmp_path, target='newest', arguments=[f'NEW={tmp_path / "new"}'])
     eager, bare = '-qq --upgrade --upgrade-strategy eager ', lambda *extras: ' '.join(re.match(r'[\w.-]+', r)[0] for e in extras for r in requirements(e))
-    assert asked[:2] == [eager + 'pip', eager + bare('', 'notebooks', 'onnx', 'timm', 'weights', 'scale', 'site', 'dev')] and asked[2:4] == [eager + '--no-deps --editable .', eager + bare('crf')]
+    assert asked[:2] == [eager + 'pip', eager + bare('', 'notebooks', 'onnx', 'timm', 'weights', 'log', 'sam', 'look', 'scale', 'site', 'dev')] and asked[2:4] == [eager + '--no-deps --editable .', eager + bare('crf')]
     assert lines[0].startswith(f'Building {tmp_path / "new"}: the newest version of each package') and any(re.match(r'torch +\d[\w.+]+ +>=', l) for l in lines)
     assert (tmp_path / 'asked').read_text().splitlines()[4] == '-m pytest -q -n 2 tests'
 
