@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wsss_nb.results import sources as S
@@ -129,6 +130,7 @@ def test_rows_of_several_seeds_are_compared_seed_with_seed(capsys):
     assert 'here:  a 9.2 ± 0.2 > c 7.4 ± 2.4 > b 7.0 ± 1.0' in out and 'too close: b over c: -0.4 ± 3.4 here, +1.0 there' in out and 'or within what lies between the seeds' in out
     assert S.against_paper({'a': [1., 2.], 'b': [3.5, 4.5]}, dict(a=2., b=1.))[1] == [('a', 'b')]  # both seeds say the opposite of the paper
     assert S.against_paper({'a': [1., 2.], 'b': [3.5, 4.5]}, dict(a=2., b=1.), close=3.)[2] == [('a', 'b')]
+    assert S.against_paper({'a': np.float32(3), 'b': [np.float64(1)], 'c': []}, dict(a=2., b=1., c=0.)) == ([('a', 'b')], [], [])
     with pytest.raises(UserError, match='expected as many seeds in all rows, got 2 and 1'): S.against_paper({'a': [1., 2.], 'b': 3.}, dict(a=2., b=1.))
 
 

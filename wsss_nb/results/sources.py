@@ -135,7 +135,7 @@ def settings_of(
 # %% ../../nbs/results/sources.ipynb #b3c14e85
 def each_seed(x):
     "The numbers of a row's seeds; a single number is a row of one seed"
-    return list(x) if isinstance(x, (list, tuple)) else [x]
+    return [float(v) for v in (x if isinstance(x, (list, tuple)) else [x])]
 
 
 def apart(a, b):
@@ -171,8 +171,8 @@ def against_paper(
     if isinstance(paper, str):
         printed = known('paper_numbers')[paper]
         paper = {k: printed_numbers(printed, k)[0] for k in ours if printed_numbers(printed, k)}
-    there = lambda k: k in ours and ours[k] != [] and not math.isnan(mean(each_seed(ours[k])))
-    rows = [k for k in sorted(paper, key=lambda k: -paper[k]) if there(k)]
+    found = {k: each_seed(v) for k, v in ours.items()}
+    rows = [k for k in sorted(paper, key=lambda k: -paper[k]) if found.get(k) and not math.isnan(mean(found[k]))]
     print('here: ', best_first({k: ours[k] for k in rows}))
     print('paper:', best_first({k: paper[k] for k in rows}))
     agree, turned, near = pairs_of(ours, paper, rows, close)
