@@ -17,7 +17,7 @@ from .published import published_folder
 from .quoted import BRACES, Tables, with_spread
 from ..engine.recipes import read_recipe, stage_parameters
 from ..engine.spread import seeds_of
-from .table_recipes import all_tables, base_of, counts_of, known, printed_at, printed_numbers, run_name
+from .table_recipes import DATA, all_tables, base_of, counts_of, known, printed_at, printed_numbers, run_name
 from .tables import found_in, results
 
 # %% ../../nbs/results/sources.ipynb #dfe96364
@@ -210,7 +210,7 @@ def seeds_here(name, data, numbers):
 # %% ../../nbs/results/sources.ipynb #469f161d
 def left(name, label, runs):
     "Why a row that has a recipe has no number"
-    if not runs: return 'a recipe for VOC 2012 alone'
+    if not runs: return f'a recipe for {" and ".join(DATA[d] for d in DATA if base_of(name, label, d))} alone'
     return 'a network on the masks: not trained here' if counts_of(name, label) == 'network' else 'not published'
 
 
