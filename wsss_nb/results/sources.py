@@ -17,7 +17,8 @@ from .published import published_folder
 from .quoted import BRACES, Tables, with_spread
 from ..engine.recipes import read_recipe, stage_parameters
 from ..engine.spread import seeds_of
-from .table_recipes import DATA, all_tables, base_of, counts_of, known, printed_at, printed_numbers, run_name
+from .table_recipes import DATA, all_tables, base_of, counts_of, known, printed_at, printed_numbers
+from .table_recipes import run_name
 from .tables import found_in, results
 
 # %% ../../nbs/results/sources.ipynb #dfe96364
@@ -176,10 +177,11 @@ def against_paper(
     print('here: ', best_first({k: ours[k] for k in rows}))
     print('paper:', best_first({k: paper[k] for k in rows}))
     agree, turned, near = pairs_of(ours, paper, rows, close)
-    seeds = max((len(each_seed(ours[k])) for k in rows), default=1)
-    gap = lambda a, b: f'{with_spread("{:+.1f}".format, apart(ours[a], ours[b]))} here, {paper[a] - paper[b]:+.1f} there'
+    several = ', or within what lies between the seeds' * any(len(found[k]) > 1 for k in rows)
+    points = lambda a, b: with_spread('{:+.1f}'.format, apart(ours[a], ours[b]))
+    gap = lambda a, b: f'{points(a, b)} here, {paper[a] - paper[b]:+.1f} there'
     print(f'{len(agree)} of {len(agree + turned + near)} pairs as in the paper, {len(turned)} reversed,',
-          f'{len(near)} too close to tell (within {close:.2g} here' + ', or within what lies between the seeds' * (seeds > 1) + ')')
+          f'{len(near)} too close to tell (within {close:.2g} here{several})')
     for word, pairs in (('reversed', turned), ('too close', near)):
         for a, b in pairs: print(f'  {word}: {a} over {b}: {gap(a, b)}')
     return agree, turned, near
@@ -228,7 +230,8 @@ def every_row(
     numbers, out = Numbers(), [['', 'row', 'paper', 'photographs', 'drawings', 'else']]
     for name, printed in known('paper_numbers').items():
         if not name.startswith(f'{paper}:') or name not in all_tables(): continue
-        found, ours = [rows_here(name, data, numbers, also) for data in ('photos', 'synthetic')], all_tables()[name]['rows']
+        found = [rows_here(name, data, numbers, also) for data in ('photos', 'synthetic')]
+        ours = all_tables()[name]['rows']
         notes = {r['row']: r['note'] for r in results(name, 'synthetic', 'nowhere')}
         others = [k for k, note in notes.items() if note.startswith('another method')]
         for k in (k for k in notes if k not in others):
