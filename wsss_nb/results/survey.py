@@ -17,7 +17,7 @@ from ..data.pixels import few
 from ..data.sample import read_mask
 from ..metrics import Confusion
 from .doubt import doubts_of
-from .estimate import drawn, estimated, inclusion
+from .estimate import ENOUGH, drawn, estimated, inclusion
 from .handover import Job, Told, whole_folder, written
 from .review import outlined_before, split_in_question
 
@@ -114,7 +114,7 @@ def survey_lines(folder, m, data, s, p, ids, e, linear):
     yield f'mIoU of all masks: {short(e.miou)}, between {short(low)} and {short(high)} (95 %)'
     width = max(len(c) for c in ('background', *data.classes))
     for j, k in enumerate(ids):
-        name, known = (['background', *data.classes])[k], e.seen[j] >= 3
+        name, known = (['background', *data.classes])[k], e.seen[j] >= ENOUGH
         bounds = 'between {} and {}'.format(*map(short, e.of(j))) if known else 'too few outlines show it to say'
         yield f'  {name:{width}}  {short(e.iou[j]) if known else "   ?"}  {bounds}, {e.seen[j]} outlined'
     if np.isfinite(linear): yield f'a linear layer on the same network, from these {len(s)} outlines alone, each left out in turn: {short(linear)}'
