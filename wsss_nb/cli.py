@@ -11,7 +11,7 @@ import os, sys
 from .base.arguments import VERBS, read_line
 from .base.basics import UserError, check_scheduler
 from .base.tell import at_work
-from .verbs import runs, use, handover, data, tables, demo, voc  # in the order of the help
+from .verbs import runs, use, handover, outlines, data, tables, demo, voc  # in the order of the help
 
 # %% ../nbs/cli.ipynb #84a60cdb
 def check_cluster(verb, a):

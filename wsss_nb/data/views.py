@@ -47,6 +47,7 @@ def cut_view(
     long_side=None,  # (lowest, highest) long side, or
     scale=None,  # (lowest, highest) factor
     flip=True,  # mirror half of the time
+    **more,  # as `mask`, by name
 ):
     "One random view in 8 bits: `pixels` [crop,crop,3], `window` (first row and column, height, width) and `mask`"
     size = random_size(image.shape[:2], rng, long_side, scale)
@@ -56,10 +57,11 @@ def cut_view(
     pixels = np.zeros((crop, crop, 3), np.uint8)
     pixels[target] = resized_part(image, size, (y, h), (x, w), mirrored)
     out = dict(pixels=torch.from_numpy(pixels), window=torch.tensor([to_y, to_x, h, w]))
-    if mask is not None:
-        ids, whole = np.full((crop, crop), 255, mask.dtype), resize_mask(mask, size)
+    for name, m in dict(mask=mask, **more).items():
+        if m is None: continue
+        ids, whole = np.full((crop, crop), 255, m.dtype), resize_mask(m, size)
         ids[target] = (whole[:, ::-1] if mirrored else whole)[y:y + h, x:x + w]
-        out['mask'] = torch.from_numpy(ids)
+        out[name] = torch.from_numpy(ids)
     return out
 
 # %% ../../nbs/data/views.ipynb #0d51594d
@@ -119,7 +121,7 @@ def multi_hot(tags, num_classes):
 
 
 class TrainingViews:
-    "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask` or `regions`"
+    "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask` and `regions`"
     def __init__(self, crop, long_side=None, scale=None, flip=True, fill=(0.485, 0.456, 0.406),
         masks=False,  # the mask of each image as well
         regions=None,  # (data, i) -> [H,W] at most 255 regions of each image as well; padding is region 255
@@ -131,9 +133,8 @@ class TrainingViews:
         read=None,  # (data, i) -> uint8 [H,W,3]: where the image is taken from, if not from `data`
     ):
         "The view in 8 bits, for `finish`"
-        ids = data.mask(i) if self.masks else self.regions(data, i) if self.regions else None
-        view = cut_view(read(data, i) if read else data.image(i), rng, mask=ids, **self.settings)
-        if self.regions: view['regions'] = view.pop('mask')
+        ids = dict(mask=data.mask(i) if self.masks else None, regions=self.regions(data, i) if self.regions else None)
+        view = cut_view(read(data, i) if read else data.image(i), rng, **ids, **self.settings)
         tags = data.records[i].tags
         return view if tags is None else dict(view, labels=multi_hot(tags, len(data.classes)))
 

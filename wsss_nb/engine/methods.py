@@ -142,7 +142,7 @@ def localiser_learner(
     data.labels  # an image without tags is told now, not in the middle
     if hasattr(net, 'learner'): net.to(pick_device(settings.get('device', 'auto')))  # it brings its own learner
     regions = net.prepare(data, cache) if hasattr(net, 'prepare') else None
-    view = views_for(net, crop, long_side=long_side or None, regions=regions)
+    view = views_for(net, crop, long_side=long_side or None, regions=regions, masks=hasattr(data, 'outlined'))
     return getattr(net, 'learner', Learner)(net, data, view, seed=seed, **settings)
 
 # %% ../../nbs/engine/methods.ipynb #116e5530

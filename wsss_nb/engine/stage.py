@@ -19,7 +19,7 @@ from .key import code_digest, digest_of, method_code
 from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
 from .recipes import check_choices
 from .record import is_made, runs_folder, stage_record
-from .splits import data_fingerprints, given_masks, open_split
+from .splits import data_fingerprints, given_masks, open_split, outlined_split
 from ..refine.steps import AFFINITIES, network_of
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
@@ -31,7 +31,7 @@ INPUTS = {  # stage -> parameter -> the stage that it names
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
-           'save_seconds', 'saliency', 'log'}
+           'save_seconds', 'saliency', 'outlines', 'log'}
 
 
 def needed(stage, p):
@@ -81,6 +81,7 @@ class Stage:
     def stamp(self): return {k: self.parts[k] for k in ('parameters', 'inputs', 'data')}  # of a checkpoint
     def data(self, split): return open_split(self.params, split)
     def given(self, split): return given_masks(self.params, split)
+    def outlined(self, split): return outlined_split(self.params, split)
 
     def input(self, name):
         "What is on record of a stage before: its stage.json, with its folder"
