@@ -17,7 +17,7 @@ from ..base.arguments import DATA_NAMES, arg, is_split, names_from, verb
       arg('--splits', type=names_from, default=[], more=is_split, metavar='NAMES',
           help='such as train,val (default: those; of a folder: all)'),
       arg('--root', metavar='DIR', help='where the data lie'),
-      arg('--tags', metavar='FILE', help='what is in each image, .csv or .json'),
+      arg('--tags', metavar='FILE', help='what is in each image: a table, an export, or a folder of photographs with keywords'),
       arg('--masks', metavar='DIR', help='ground truth, a PNG for each image'),
       arg('--classes', metavar='NAMES',
           help='of a folder: class names between commas, or a file with one on each line'),
