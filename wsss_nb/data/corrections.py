@@ -41,7 +41,7 @@ def table_rows(path, what):
 def read_corrections(path):
     "The lines of a list that change something"
     out, rows = [], list(table_rows(path, 'corrections'))
-    if rows and not {*COLUMNS} <= {*rows[0][1]}: raise UserError(f'corrections: {path} has the columns {", ".join(rows[0][1])}; expected image, tag and do, as `wsss audit` writes them.')
+    if rows and not {*COLUMNS} <= {*rows[0][1]}: raise UserError(f'corrections: {path} has the columns {", ".join(rows[0][1])}; expected image, tag and do, as `wsss data audit` writes them.')
     for line, r in rows:
         if r['do'].lower() not in WORDS: raise UserError(f'corrections: {path}, line {line}: expected add, remove, keep or nothing in the column do, got {r["do"]!r}.')
         if r['do'].lower() in WORDS[2:]: out.append(Correction(line, image_id(r['image']), r['tag'], r['do'].lower()))

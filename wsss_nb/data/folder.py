@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'PEEKED', 'class_names', 'tag_file', 'Known', 'from_table', 'from_source', 'from_masks', 'from_folders',
-           'in_split', 'own_masks', 'with_keywords', 'own_tags', 'with_corrections', 'usable', 'own_notes', 'folder']
+           'in_split', 'own_masks', 'with_keywords', 'own_tags', 'beside', 'with_corrections', 'usable', 'own_notes',
+           'folder']
 
 # %% ../../nbs/data/folder.ipynb #5494a3d7
 from pathlib import Path
@@ -138,7 +139,7 @@ def own_masks(root, masks):
     if masks and not found: raise UserError(f'masks: {place} has no .png file; give the folder of the masks, named <image id>.png.')
     return place, found
 
-
+# %% ../../nbs/data/folder.ipynb #141a7447
 PEEKED = 200  # photographs that are asked for keywords where nothing else says what they show
 
 
@@ -162,15 +163,22 @@ def own_tags(root, images, masks, tags, classes, split, faults=None):
     told = [f'synonyms from {table.name}: {len(synonyms)}'] if synonyms else []
     return known._replace(notes=(*known.notes, *told))
 
+# %% ../../nbs/data/folder.ipynb #52b23707
+def beside(name, root, tags=''):
+    "Where a table of the user's own is or belongs: beside the tags file, in the folder of tags, or in the folder"
+    place = kind_and_path(tags)[1] if tags else root
+    places = [(place if place.is_dir() else place.parent)/name, root/name]
+    return next((f for f in places if f.is_file()), places[0])
+
 
 def with_corrections(known, tags, root, images, faults=None):
     "What is `Known`, with the corrections that lie beside the tags or in the folder"
-    place = kind_and_path(tags)[1] if tags else root
-    path = next((f for f in ((place if place.is_dir() else place.parent)/'corrections.csv', root/'corrections.csv') if f.is_file()), None)
-    if path is None: return known
+    path = beside('corrections.csv', root, tags)
+    if not path.is_file(): return known
     lines = read_corrections(path)
     new, changed = corrected(known.tags, lines, known.classes, images, path, faults)
-    return known._replace(tags=new, notes=(*known.notes, f'{changed} of {len(lines)} corrections from {path.name} change a tag'))
+    told = f'{changed} of {len(lines)} corrections from {path.name} change a tag'
+    return known._replace(tags=new, notes=(*known.notes, told))
 
 # %% ../../nbs/data/folder.ipynb #23dbf50d
 def usable(
