@@ -15,7 +15,7 @@ from wsss_nb.data.folder import folder
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.tagged import tagged
 from wsss_nb.nets.zoo import build
-from wsss_nb.results.audit import Doubt, audit, doubts, foretold, how_doubtful, list_text, not_decided, pooled
+from wsss_nb.results.audit import Doubt, audit, doubts, foretold, how_doubtful, list_text, not_decided, largest_values
 
 CLASSES = ['cat', 'dog']
 
@@ -75,7 +75,7 @@ def test_rare_classes_are_left_out_and_named(tmp_path):
 
 def test_sizes_and_a_single_colour():
     images = [np.full((h, w, 3), c, np.uint8) for h, w, c in ((40, 90, 10), (90, 40, 200), (7, 5, 90))]
-    x = pooled(build('tiny'), tagged(images, ['a'] * 3), side=64)
+    x = largest_values(build('tiny'), tagged(images, ['a'] * 3), side=64)
     assert x.shape == (3, 272) and torch.isfinite(x).all()
 
 
