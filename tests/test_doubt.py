@@ -14,7 +14,7 @@ from wsss_nb.engine.record import Run
 from wsss_nb.engine.run import make_run
 from wsss_nb.metrics import Confusion
 from wsss_nb.results.doubt import doubt, expected_counts
-from wsss_nb.results.estimate import drawn, estimated, inclusion
+from wsss_nb.results.estimate import draw_along, estimated, inclusion
 
 
 @pytest.fixture(scope='module')
@@ -139,5 +139,5 @@ def test_estimates_are_right_in_the_mean_and_weights_matter():
     by_hand = [sum(both[i, k] / p[i] for i in s) / sum(either[i, k] / p[i] for i in s) for k in (0, 1)]
     assert np.allclose(e.iou, by_hand) and abs(e.miou - np.mean(by_hand)) < 1e-12
     truth, wrong = (both.sum(0) / either.sum(0)).mean(), (r.random((30, 2)) * 500, r.random((30, 2)) * 100)
-    many = [estimated(both[s], either[s], s, p, wrong) for s in (drawn(p, np.arange(30), r) for _ in range(600))]
+    many = [estimated(both[s], either[s], s, p, wrong) for s in (draw_along(p, np.arange(30), r) for _ in range(600))]
     assert abs(np.mean([e.miou for e in many]) - truth) < .02 and np.mean([e.interval[0] <= truth <= e.interval[1] for e in many]) > .9

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['of_box', 'of_brush', 'of_polygons', 'Drawn', 'from_coco', 'from_studio', 'from_cvat', 'drawn_in', 'name_in',
-           'read_export']
+           'outlines_in']
 
 # %% ../../nbs/data/exported.ipynb #a05703a9
 import json, re
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -17,6 +16,7 @@ import numpy as np
 from pycocotools import mask as packed
 
 from ..base.core import UserError, check_name
+from .files import read_xml
 
 # %% ../../nbs/data/exported.ipynb #d5c63186
 def of_box(runs, left, top, width, height, size):
@@ -98,11 +98,11 @@ def drawn_in(path):
     "The drawn pictures of an export of Label Studio, CVAT or COCO"
     path = Path(path)
     try:
-        if path.suffix.lower() == '.xml': return list(from_cvat(ET.parse(path).getroot()))
+        if path.suffix.lower() == '.xml': return list(from_cvat(read_xml(path.read_bytes(), f'outlines: {path}', 'export', 'export it as "CVAT for images 1.1"')))
         read = json.loads(path.read_text(encoding='utf-8-sig'))
         return list(from_studio(read) if isinstance(read, list) else from_coco(read))
     except OSError as e: raise UserError(f'outlines: {path}: cannot be read ({e.strerror}).') from None
-    except (ET.ParseError, ValueError, KeyError, TypeError, IndexError, AttributeError) as e: raise UserError(f'outlines: {path}: expected an export of Label Studio (JSON), CVAT for images 1.1 (XML) or COCO instances (JSON), this is damaged or something else ({type(e).__name__}: {e}); export it again.') from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e: raise UserError(f'outlines: {path}: expected an export of Label Studio (JSON), CVAT for images 1.1 (XML) or COCO instances (JSON), this is damaged or something else ({type(e).__name__}: {e}); export it again.') from None
 
 
 def name_in(file, names, path, part=False):
@@ -116,7 +116,7 @@ def name_in(file, names, path, part=False):
     raise UserError(f'outlines: {path}: {unquote(str(file))!r} is no image of these data, of which the first is called {next(iter(names))!r}; take it off the export, or choose the data it was drawn on.')
 
 
-def read_export(
+def outlines_in(
     path,  # of the file
     names,  # the image ids of the data
     classes,
