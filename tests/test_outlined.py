@@ -8,7 +8,7 @@ import torch
 from inside import inside
 from wsss_nb.base.core import UserError, load_json
 from wsss_nb.cli import main
-from wsss_nb.data.exported import name_in, of_brush, of_polygons, read_export
+from wsss_nb.data.exported import name_in, of_brush, of_polygons, outlines_of_export
 from wsss_nb.data.outlined import Outlined, with_outlines
 from wsss_nb.data.sample import save_mask
 from wsss_nb.data.synthetic import synthetic
@@ -44,7 +44,7 @@ def handed(tmp_path_factory):
 @pytest.mark.parametrize('tool', ['coco', 'studio', 'cvat'])
 def test_what_comes_back_equals_the_masks(handed, tool):
     masks, files = handed
-    found = read_export(files[tool], dict.fromkeys(masks), CLASSES, lambda n: masks[n].shape)
+    found = outlines_of_export(files[tool], dict.fromkeys(masks), CLASSES, lambda n: masks[n].shape)
     assert set(found) == set(masks) and all(np.array_equal(found[n], m) for n, m in masks.items())
 
 

@@ -49,7 +49,7 @@ def pseudo_labels(
     share = torch.full_like(masks[:1, :, :1, :1], top)
     share[:, 0] = background_top
     confident = masks > (share * masks.amax((2, 3), keepdim=True)).clamp(min=low)
-    return torch.where(confident.sum(1) == 1, confident.byte().argmax(1), 255)
+    return torch.where(confident.sum(1) == 1, confident.byte().max(1).indices, 255)
 
 
 def balanced_mask_loss(

@@ -18,7 +18,8 @@ from PIL import Image
 
 from ..base.core import Progress, UserError, check_name, make_folder, whole_file
 from ..base.plugs import imported_from
-from ..data.folder import by_id, class_names, find_images
+from ..data.files import by_id, find_images
+from ..data.folder import class_names
 from ..data.pixels import few, need_folder
 from ..data.sample import Data, Record, ScoreMaps, load_maps, read_mask
 from ..engine.record import Run, stage_record

@@ -18,7 +18,7 @@ from ..base.basics import spellings
 from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
 from ..base.page import filled
 from ..base.workers import parallel
-from ..data.folder import by_id, find_images
+from ..data.files import by_id, find_images
 from ..data.sample import Sample, as_image, few, read_mask, save_mask
 from ..data.tags import IMAGES, ids_of, image_id
 from ..engine.evaluate import likeliest, restricted
