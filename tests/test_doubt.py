@@ -14,7 +14,7 @@ from wsss_nb.engine.record import Run
 from wsss_nb.engine.run import make_run
 from wsss_nb.metrics import Confusion
 from wsss_nb.results.doubt import doubt, expected_counts
-from wsss_nb.results.estimate import draw_along, estimated, inclusion
+from wsss_nb.results.estimate import chosen_of, estimated, inclusion
 
 
 @pytest.fixture(scope='module')
@@ -123,7 +123,7 @@ def test_draws_have_the_size_and_the_chances_that_were_asked_for():
         tags, d = r.random((40, 3)) < [.9, .2, .03], r.random(40)
         p = inclusion(tags, d, n)
         assert abs(p.sum() - n) < 1e-9 and (0 < p).all() and (p <= 1).all()
-        draws = [drawn(p, np.argsort(d), r) for _ in range(1500)]
+        draws = [chosen_of(p, np.argsort(d), r) for _ in range(1500)]
         assert all(len(set(s)) == n for s in draws)
         assert abs(np.mean([np.isin(np.arange(40), s) for s in draws], 0) - p).max() < .06
 
@@ -133,11 +133,31 @@ def test_estimates_are_right_in_the_mean_and_weights_matter():
     r = np.random.default_rng(0)
     both = r.integers(1, 50, (30, 2)); either = both + r.integers(0, 60, (30, 2))
     p = inclusion(r.random((30, 2)) < .5, r.random(30), 10)
-    s = drawn(p, np.arange(30), r)
+    s = chosen_of(p, np.arange(30), r)
     nothing = np.zeros((30, 2)), np.zeros((30, 2))
     e = estimated(both[s], either[s], s, p, nothing)
     by_hand = [sum(both[i, k] / p[i] for i in s) / sum(either[i, k] / p[i] for i in s) for k in (0, 1)]
     assert np.allclose(e.iou, by_hand) and abs(e.miou - np.mean(by_hand)) < 1e-12
     truth, wrong = (both.sum(0) / either.sum(0)).mean(), (r.random((30, 2)) * 500, r.random((30, 2)) * 100)
-    many = [estimated(both[s], either[s], s, p, wrong) for s in (draw_along(p, np.arange(30), r) for _ in range(600))]
+    many = [estimated(both[s], either[s], s, p, wrong) for s in (chosen_of(p, np.arange(30), r) for _ in range(600))]
     assert abs(np.mean([e.miou for e in many]) - truth) < .02 and np.mean([e.interval[0] <= truth <= e.interval[1] for e in many]) > .9
+
+
+def test_a_report_without_ground_truth_says_what_cannot_be_known(runs):
+    from wsss_nb.results.report import not_counted
+    before = (runs / 'small/estimate-val.json').read_text()
+    (runs / 'small/estimate-val.json').write_text(json.dumps(dict(drawn=[], chance={})))
+    assert list(not_counted(runs / 'small')) == ['how good the masks are cannot be known without outlines; 24 drawn by chance tell it to some .06: wsss estimate small --outlines 24']
+    (runs / 'small/estimate-val.json').write_text(json.dumps(dict(found=dict(miou=.5, interval=[.4, .6], outlined=8))))
+    assert list(not_counted(runs / 'small')) == ['mIoU 0.500, between 0.400 and 0.600, from 8 outlines drawn by chance']
+    (runs / 'small/estimate-val.json').write_text(before)
+
+
+def test_classes_that_are_lost_and_tags_that_are_not_known_are_told():
+    from wsss_nb.engine.gallery import ADVICE
+    from wsss_nb.engine.run import stage_warnings
+    counted = {'cat': dict(tagged=10, masked=5), 'hat': dict(tagged=10, masked=4), 'sea': dict(tagged=None, masked=0)}
+    made = dict(stage='masks', parameters={}, results=dict(classes=dict(all=counted), odd={}))
+    assert stage_warnings(made) == [f'warning: missing in most masks of all: hat (in 4 of 10); {ADVICE}'] and 'wsss review' in ADVICE
+    train = dict(stage='train', parameters=dict(method='frozen', epochs=3), results=dict(classes=['cat'], steps=900, tag_ap=.31))
+    assert 'hardly knows the tags of its own images (average precision 0.31)' in stage_warnings(train)[0] and not stage_warnings({**train, 'results': dict(steps=900, tag_ap=.9)})

@@ -8,7 +8,7 @@ import torch
 from inside import inside
 from wsss_nb.base.core import UserError, load_json
 from wsss_nb.cli import main
-from wsss_nb.data.exported import name_in, of_brush, of_polygons, outlines_in
+from wsss_nb.data.exported import name_in, of_brush, of_polygons, outlines_of_export
 from wsss_nb.data.outlined import Outlined, with_outlines
 from wsss_nb.data.sample import save_mask
 from wsss_nb.data.synthetic import synthetic
@@ -44,7 +44,7 @@ def handed(tmp_path_factory):
 @pytest.mark.parametrize('tool', ['coco', 'studio', 'cvat'])
 def test_what_comes_back_equals_the_masks(handed, tool):
     masks, files = handed
-    found = outlines_in(files[tool], dict.fromkeys(masks), CLASSES, lambda n: masks[n].shape)
+    found = outlines_of_export(files[tool], dict.fromkeys(masks), CLASSES, lambda n: masks[n].shape)
     assert set(found) == set(masks) and all(np.array_equal(found[n], m) for n, m in masks.items())
 
 
@@ -183,7 +183,7 @@ def test_the_frozen_line_learns_from_them_and_goes_on(tmp_path):
     assert h[1]['outlined'] == h[2]['outlined'] > 0 and h[1]['share'] == h[2]['share'] and 'share' not in plain.history[1]
     assert torch.equal(plain.raw_net.tags.weight, taught.raw_net.tags.weight) and not torch.equal(plain.raw_net.lessons[0].weight, taught.raw_net.lessons[0].weight)
     again = localiser_learner(some(), **how, folder=tmp_path / 'again')
-    kept, again.raw_net.share = dict(h[1]), None
+    kept = dict(h[1])
     again.resume = lambda: (setattr(again, 'step', 2), again.history.extend(map(dict, h[:2])), again.raw_net.load_state_dict({**taught.raw_net.state_dict(), **{k: v * 0 for k, v in taught.raw_net.state_dict().items() if 'lessons.1' in k}}))
     again.fit()  # the last lesson alone, with the share that is on record
     assert torch.equal(again.raw_net.lessons[1].weight, taught.raw_net.lessons[1].weight) and again.history[2]['share'] == kept['share']

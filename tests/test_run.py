@@ -22,6 +22,7 @@ from wsss_nb.engine import run as R
 from wsss_nb.engine import stage as S
 from wsss_nb.engine import verify as V
 from wsss_nb.cli import main
+from wsss_nb.engine.gallery import ADVICE
 from wsss_nb.engine.execute import StageFailed, in_threads_of, locked, run_notebook
 from wsss_nb.base.core import UserError
 from wsss_nb.data.synthetic import synthetic
@@ -185,7 +186,7 @@ def test_the_page_of_many_masks_is_bounded_and_escapes_names(tmp_path):
 def test_masks_that_show_nothing_are_told_at_the_end_of_their_stage(small, tmp_path, capsys):
     said = []
     with inside(): folder = R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'stages=[train, masks]', 'masks.threshold=1.0'], runs=small / 'runs', run_name='blank', say=said.append)
-    warnings = [f'warning: of 12 masks of {s} 12 show nothing but background; look at them, and train longer (train.epochs)' for s in ('train', 'val')]
+    warnings = [f'warning: of 12 masks of {s} 12 show nothing but background; {ADVICE}' for s in ('train', 'val')]
     out = capsys.readouterr().out.splitlines()
     assert said[-2:] == [f'{"":9} {w}' for w in warnings] and out[-2:] == warnings and 'val: 12 images, 12 with background only, 0 filled by one class' in out
     made = json.loads((folder.parent / 'stages' / json.loads((folder / 'run.json').read_text())['stages']['masks']['folder'] / 'stage.json').read_text())

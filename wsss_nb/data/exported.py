@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['of_box', 'of_brush', 'of_polygons', 'Drawn', 'from_coco', 'from_studio', 'from_cvat', 'drawn_in', 'name_in',
-           'outlines_in']
+           'outlines_of_export']
 
 # %% ../../nbs/data/exported.ipynb #a05703a9
 import json, re
@@ -116,7 +116,7 @@ def name_in(file, names, path, part=False):
     raise UserError(f'outlines: {path}: {unquote(str(file))!r} is no image of these data, of which the first is called {next(iter(names))!r}; take it off the export, or choose the data it was drawn on.')
 
 
-def outlines_in(
+def outlines_of_export(
     path,  # of the file
     names,  # the image ids of the data
     classes,

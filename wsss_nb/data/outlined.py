@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import UserError, digest, nearest
-from .exported import outlines_in
+from .exported import outlines_of_export
 from .folder import by_id, find_images
 from .pixels import few
 from .sample import Data, file_ends, read_mask
@@ -56,7 +56,7 @@ def outlines_in(path, data,
 ):
     "image id -> path or class ids, of a folder of PNGs or of an export"
     path, ids = Path(path).expanduser(), {n: i for i, n in enumerate(data.names)}
-    if path.is_file() and path.suffix.lower() in ('.json', '.xml'): return outlines_in(path, ids, data.classes, lambda n: data.size(ids[n]), part)
+    if path.is_file() and path.suffix.lower() in ('.json', '.xml'): return outlines_of_export(path, ids, data.classes, lambda n: data.size(ids[n]), part)
     if not path.is_dir(): raise UserError(f'outlines: expected a folder with <image id>.png, or an export of Label Studio, CVAT or COCO (.json, .xml), found {"a file" if path.exists() else "nothing"} at {path}; correct the path.')
     folder = path / data.split if data.split and (path / data.split).is_dir() else path
     found = by_id(find_images(folder, endings=('.png',)), 'outlines')

@@ -18,7 +18,7 @@ from ..cams import Localiser, any_form, multilabel_loss
 from ..data.sample import ScoreMaps
 from ..data.views import as_tensor, multi_scale, resize_image
 from ..engine.train import Learner
-from ..nets.cells import best_share, learn_both, outlined_cells, some_of_each
+from ..nets.cells import best_mix, learn_both, outlined_cells, some_of_each
 from ..nets.linear import Features, best_decay, learn_linear, of_cells, stacked
 
 # %% ../../nbs/papers/frozen.ipynb #7ef5b3e5
@@ -201,9 +201,10 @@ Frozen.learn_tags, Frozen.learn_lesson = learn_tags, learn_lesson
 # %% ../../nbs/papers/frozen.ipynb #8ee83a2c
 def learn_beside(self: Frozen, lesson, taught, o):
     "Find the layer of a lesson from taught and outlined cells"
-    if self.share is None: self.share = best_share(taught, o, cell_loss, self.decay)
-    loss = learn_both(self.lessons[lesson], taught, (o.rows, o.ids), self.share, cell_loss, self.decay)
-    return dict(loss=loss, cells=len(taught[1]), outlined=len(o.ids), share=self.share)
+    if self.mix is None: self.mix = best_mix(taught, o, cell_loss, self.decay)
+    share, penalty = self.mix
+    loss = learn_both(self.lessons[lesson], taught, (o.rows, o.ids), share, cell_loss, penalty)
+    return dict(loss=loss, cells=len(taught[1]), outlined=len(o.ids), share=share, penalty=penalty)
 
 
 Frozen.learn_beside = learn_beside
@@ -219,9 +220,9 @@ class Solver(Learner):
     def plan(self): return f'the features of each once, then {self.steps} linear layers'
 
     def outlines(self):
-        "The cells of the outlined images, or None; the share that the first lesson found is on record"
+        "The cells of the outlined images, or None; the mix that the first lesson found is on record"
         net, data = self.raw_net, self.views.data
-        net.share = next((h['share'] for h in self.history if 'share' in h), None)
+        net.mix = next(((h['share'], h['penalty']) for h in self.history if 'share' in h), None)
         return outlined_cells(data, lambda i: net.standard(net.kept[i]), self.labels, net.cells // 2, self.seed)
 
     def fit(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'HOLDS_255', 'Masks', 'masks_of_run', 'masks_of_folder', 'opened_masks', 'Piece', 'as_it_is', 'put_picture',
-           'Told', 'pieces_of', 'Job', 'whole_folder', 'write_all', 'hand_over']
+           'Told', 'pieces_of', 'Job', 'whole_folder', 'written_for', 'hand_over']
 
 # %% ../../nbs/results/handover.ipynb #3a147b98
 import shutil
@@ -164,7 +164,7 @@ def whole_folder(out):
     finally: shutil.rmtree(part, ignore_errors=True)
 
 
-def write_all(job, to, folder):
+def written_for(job, to, folder):
     "Write a job into a folder for a tool; returns lines that say what its users should know"
     notes, n = list(imported_from(FORMATS[check_name(to, FORMATS, 'to')])(job, folder)), job.told['pictures']
     return [f'{n} picture{"s" * (n != 1)} with masks, {len(job.classes)} classes: {job.out}', *job.told.lines(to in HOLDS_255), *notes]
@@ -185,4 +185,4 @@ def hand_over(
     check_name(to, FORMATS, 'to')
     masks, out = opened_masks(source, images, classes, splits, runs), Path(out).expanduser()
     job = Job(Path(source).name, masks, out, parts, url, Told())
-    with whole_folder(out) as folder: return write_all(job, to, folder)
+    with whole_folder(out) as folder: return written_for(job, to, folder)

@@ -15,7 +15,7 @@ from ..data.sample import read_mask
 from ..engine.gallery import in_words, small_overlay, swatch, write_gallery
 from ..engine.record import Run, find_run, stage_record
 from .doubt import doubts_of, most_doubtful
-from .handover import FORMATS, Job, Masks, Told, opened_masks, whole_folder, write_all
+from .handover import FORMATS, Job, Masks, Told, opened_masks, whole_folder, written_for
 from .look import as_uri
 
 # %% ../../nbs/results/review.ipynb #17b0eeed
@@ -81,7 +81,7 @@ def write_review(
         above = filled(ABOVE, n=len(first), all=len(doubts), split=split, run=folder.name, to=to)
         write_gallery(part / 'index.html', f'To be looked at in {folder.name}', m.data.classes, [('', '', cards)], above)
         write_list(part / 'doubt.csv', doubts, m.data)
-        notes = write_all(job, to, part / to)
+        notes = written_for(job, to, part / to)
     yield from (f'Open this page: {out / "index.html"}', f'every picture of {split} by its doubt: {out / "doubt.csv"}')
     yield from notes
     yield f'what you draw trains the next run: wsss run RECIPE -p outlines=EXPORT (JSON of Label Studio or COCO, XML of CVAT, or a folder of PNGs)'

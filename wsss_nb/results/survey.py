@@ -17,8 +17,8 @@ from ..data.pixels import few
 from ..data.sample import read_mask
 from ..metrics import Confusion
 from .doubt import doubts_of
-from .estimate import ENOUGH, draw_along, estimated, inclusion
-from .handover import Job, Told, whole_folder, write_all
+from .estimate import ENOUGH, chosen_of, estimated, inclusion
+from .handover import Job, Told, whole_folder, written_for
 from .review import outlined_before, split_in_question
 
 # %% ../../nbs/results/survey.ipynb #2b2619df
@@ -40,9 +40,9 @@ def draw_survey(
     doubts = doubts_of(m)
     d = np.array([doubts[i] for i in m.data.names])
     p = inclusion(tags_in(m.data), d, n)
-    names = [m.data.names[i] for i in draw_along(p, np.argsort(d, kind='stable'), rng('estimate', seed))]
+    names = [m.data.names[i] for i in chosen_of(p, np.argsort(d, kind='stable'), rng('estimate', seed))]
     job, out = Job(folder.name, {split: m._replace(data=m.data.subset(names))}, Path(out).expanduser() / to, told=Told()), Path(out).expanduser()
-    with whole_folder(out) as part: notes = write_all(job, to, part / to)
+    with whole_folder(out) as part: notes = written_for(job, to, part / to)
     save_json(folder / f'estimate-{split}.json', dict(split=split, drawn=names, chance=dict(zip(m.data.names, p.tolist())), seed=seed))
     yield f'{n} of {len(d)} pictures of {split}, drawn by chance; outline all of them, leave none out and take no other'
     yield from notes
