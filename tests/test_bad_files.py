@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from wsss_nb.base.core import UserError, load_json, save_json
+from wsss_nb.data.exports import read_export
+from wsss_nb.data.keywords import words_of
 from wsss_nb.data.maps import load_maps, save_maps
 from wsss_nb.data.pixels import image_size, read_image, read_mask, save_mask
 from wsss_nb.data.tags import read_tags
@@ -111,6 +113,40 @@ def test_tags_are_ids_or_refused(tmp_path, name, text, n):
     (tmp_path / name).write_text(text)
     assert right(read_tags(tmp_path / name, ['cat', 'dog']))
     refused_or(lambda p: read_tags(p, ['cat', 'dog']), tmp_path / name, text.encode(), n, right)
+
+
+EXPORTS = {
+    'studio.json': '[{"id": 1, "data": {"image": "/data/upload/3/1f2e3d4c-rex.jpg"}, "annotations": [{"was_cancelled": false, "result": [{"type": "choices", "value": {"choices": ["dog"]}}, {"type": "taxonomy", "value": {"taxonomy": [["animal", "cat"]]}}]}]}]',
+    'coco.json': '{"images": [{"id": 7, "file_name": "rex.jpg"}], "categories": [{"id": 1, "name": "dog"}, {"id": 3, "name": "cat"}], "annotations": [{"image_id": 7, "category_id": 3}, {"image_id": 7, "category_id": 1}]}',
+    'labelme.json': '{"version": "5.4.1", "flags": {"dog": true, "cow": false}, "shapes": [{"label": "cat", "points": [[1, 1], [9, 9]], "shape_type": "rectangle", "flags": {}}], "imagePath": "rex.jpg", "imageData": null}',
+    'cvat.xml': '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><image id="0" name="rex.jpg" width="60" height="40"><tag label="dog" source="manual"/><box label="cat" xtl="1" ytl="1" xbr="9" ybr="9"/></image></annotations>'}
+
+
+@HOW_MANY
+@pytest.mark.parametrize('name', EXPORTS)
+def test_exports_are_words_of_pictures_or_refused(tmp_path, name, n):
+    def right(x):
+        said = x[1] or {}
+        return all(isinstance(k, str) and all(isinstance(w, str) and w for row in rows for w in row) for k, rows in said.items())
+    (tmp_path / name).write_text(EXPORTS[name])
+    assert [sorted(row[-1] for row in rows) for rows in read_export(tmp_path / name)[1].values()] == [['cat', 'dog']]
+    refused_or(read_export, tmp_path / name, EXPORTS[name].encode(), n, right)
+
+
+@HOW_MANY
+@pytest.mark.parametrize('kind', ['jpg', 'webp', 'tif', 'xmp'])
+def test_keywords_are_words_or_the_packet_is_refused(tmp_path, kind, n):
+    packet = b'<x xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:subject><r:Bag><r:li>dog</r:li><r:li>cat</r:li></r:Bag></dc:subject></x>'
+    out = io.BytesIO()
+    if kind == 'xmp': out.write(packet)
+    else: Image.new('RGB', (16, 12)).save(out, dict(jpg='JPEG', webp='WEBP', tif='TIFF')[kind], **dict(tiffinfo={700: packet}) if kind == 'tif' else dict(xmp=packet))
+    (tmp_path / 'a.jpg').write_bytes(b'')
+    path = tmp_path / f'a.{kind}'
+    read = lambda p: words_of(tmp_path / 'a.jpg' if kind == 'xmp' else p)[0]
+    right = lambda words: all(isinstance(w, str) and w for row in words.rows for w in row)
+    path.write_bytes(out.getvalue())
+    assert read(path).rows == (('cat',), ('dog',))
+    refused_or(read, path, out.getvalue(), n, right)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 5000), (5000, 1)])

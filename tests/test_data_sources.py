@@ -125,6 +125,13 @@ def test_every_place_says_the_same(tmp_path, write):
     assert 'left out, because nothing is said of them: 1 (fog)' in data.notes
 
 
+def test_masks_in_the_folder_are_no_photographs(tmp_path):
+    in_xmp(tmp_path)
+    for n in NAMES: (tmp_path/f'masks/{n}.png').parent.mkdir(parents=True, exist_ok=True), Image.new('L', (48, 36)).save(tmp_path/f'masks/{n}.png')
+    data = folder(tmp_path, tmp_path)
+    assert data.names == ['garden/ann', 'garden/rex', 'sofa'] and data.notes[0] == f'tags: recognised keywords of photographs ({tmp_path.name}): 4 pictures, 4 of them are here'
+
+
 def test_the_folder_of_a_class_is_asked_for(tmp_path):
     for n in ('dogs/1', 'cats/2'): photo(tmp_path/f'{n}.jpg', packet(dc_subject=['beach']))
     (tmp_path/'synonyms.csv').write_text('from,to\ndogs,dog\ncats,cat\n')

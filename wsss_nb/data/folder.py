@@ -148,13 +148,13 @@ def with_keywords(images):
     return sum(bool(words_of(p)[0].rows) for p in list(images.values())[:PEEKED])
 
 
-def own_tags(root, images, masks, tags, classes, split, faults=None):
+def own_tags(root, images, masks, tags, classes, split, faults=None, leave=()):
     "What is `Known` of the images, from where it stands"
     place = kind_and_path(tags)[1] if tags else root
     synonyms, table = the_table(place if place.is_dir() else place.parent, root)
     loose = not tags and not masks and split != 'test' and all('/' not in n for n in images)
     if loose and with_keywords(images): tags = f'keywords:{root}'
-    source = read_source(tags, faults) if tags else None
+    source = read_source(tags, faults, leave) if tags else None
     if source: known = from_source(source, images, classes, root, synonyms, faults)
     elif tags: known = from_table(place, classes, root, synonyms, faults)
     elif masks: known = from_masks(images, masks, classes, root)
@@ -225,7 +225,7 @@ def folder(
     images = by_id(find_images(base, {place.resolve()}), 'root')
     if not images: raise UserError(f'root: expected images ({", ".join(IMAGES)}) in {base}, found none; correct the path.')
     path, training = tag_file(root, tags), not split.startswith(('val', 'test'))
-    known = own_tags(root, images, outlines, path, classes, split, faults)
+    known = own_tags(root, images, outlines, path, classes, split, faults, {place.resolve()})
     short = lambda n: n if n in images else n.removeprefix('images/')  # the table may say images/rex.jpg
     known = known._replace(tags={short(n): t for n, t in known.tags.items()}, splits={short(n): s for n, s in known.splits.items()})
     known = with_corrections(known, path, root, images, faults)

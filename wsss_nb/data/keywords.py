@@ -101,16 +101,17 @@ class Keywords(NamedTuple):
 def read_keywords(
     base,  # the folder
     faults=None,  # a list that takes what is wrong instead of an error
+    leave=(),  # folders that are not looked into
     workers=8,  # threads
 ):
     "The words of the photographs below a folder; of files beside photographs that are elsewhere, too"
-    found = by_id(find_images(base), 'tags')
+    found = by_id(find_images(base, leave), 'tags')
     def look(item):
         try: return words_of(item[1])
         except (UserError, OSError) as e: return Problem('tags', item[0], str(e).rstrip('.'))
     with ThreadPoolExecutor(workers) as pool: seen = dict(zip(found, pool.map(look, found.items())))
     known = {beside for p in found.values() if (beside := sidecar(p))}
-    for _, p in find_images(base, endings=('.xmp',)):
+    for _, p in find_images(base, leave, ('.xmp',)):
         if p in known: continue
         name = image_id(p.relative_to(base).with_suffix('').as_posix())
         try: seen[name] = packet_words(p.read_bytes(), str(p)), False

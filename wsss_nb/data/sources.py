@@ -39,38 +39,42 @@ def kind_and_path(tags):
     m = re.match(rf'({"|".join(CALLED)}):(.+)', str(tags))
     return (m[1], Path(m[2]).expanduser()) if m else ('', Path(tags).expanduser())
 
-# %% ../../nbs/data/sources.ipynb #b51d4a88
-def folder_words(base, kind, faults=None):
+# %% ../../nbs/data/sources.ipynb #daf4c06f
+def folder_words(base, kind, faults=None, leave=()):
     "{kind: (rows of words by name, notes)} of what a folder holds, of one kind or of all"
     found = {}
     if kind in ('', 'keywords'):
-        k = read_keywords(base, faults)
+        k = read_keywords(base, faults, leave)
         where = ', '.join(f'{f} {n}' for f, n in sorted(k.fields.items()))
         older = [f'an older place inside says something else, and was not read: {len(k.older)} ({few(k.older)})'] if k.older else []
         if any(k.said.values()): found['keywords'] = k.said, (f'keywords found in: {where}', *older)
     if kind in ('', 'labelme'):
         if said := labelme_folder(base): found['labelme'] = said, ()
     if kind == 'folders' or not found:
-        parts = {n: n.split('/')[:-1] for n, _ in find_images(base)}
+        parts = {n: n.split('/')[:-1] for n, _ in find_images(base, leave)}
         parts = {n: p[1:] if p and p[0] in SPLITS else p for n, p in parts.items()}
         if any(parts.values()): found['folders'] = {n: ((p[0],),) if p else () for n, p in parts.items()}, ()
     return found
 
 
-def read_folder(base, kind='', faults=None):
+def read_folder(base, kind='', faults=None, leave=()):
     "The `Source` in a folder"
-    found = folder_words(base, kind, faults)
+    found = folder_words(base, kind, faults, leave)
     if kind: found = {k: v for k, v in found.items() if k == kind}
     if not found: raise UserError(f'tags: {base} holds no {"keywords, no files of labelme and no sub-folders" if not kind else kind}; expected a table, an export of a labelling tool, or a folder of photographs with keywords.')
     if len(found) > 1: raise UserError(f'tags: {base} holds {" and ".join(CALLED[k] for k in found)}; say which: {" or ".join(f"tags={k}:{base}" for k in found)}.')
     (kind, (said, notes)), = found.items()
     return Source(kind, base, said, notes)
 
-# %% ../../nbs/data/sources.ipynb #13880c72
-def read_source(tags, faults=None):
+# %% ../../nbs/data/sources.ipynb #4e01aa2c
+def read_source(
+    tags,  # a file or a folder, or `kind:path`
+    faults=None,  # a list that takes what is wrong instead of an error
+    leave=(),  # folders that are not looked into
+):
     "The `Source` that a file or a folder is, or None of a table of tags"
     kind, path = kind_and_path(tags)
-    if path.is_dir(): return read_folder(path, kind, faults)
+    if path.is_dir(): return read_folder(path, kind, faults, leave)
     if path.suffix.lower() in ('.csv', '.npy'): return None
     if path.suffix.lower() not in ('.json', '.xml'):
         zipped = '; unpack it, and give the file of annotations in it' if path.suffix.lower() == '.zip' else ''
@@ -100,6 +104,8 @@ def placed(
         fits = [n] if n in images else [i for i in ends.get(n.split('/')[-1], ()) if f'/{n}'.endswith(f'/{i}') or f'/{i}'.endswith(f'/{n}')]
         if len(fits) == 1: by_image.setdefault(fits[0], []).append(name)
         else: (unclear if fits else lost).append(name)
+    exact = lambda i, names: [n for n in names if image_id(n) == i] or names
+    by_image = {i: exact(i, names) for i, names in by_image.items()}
     several = [n for names in by_image.values() if len(names) > 1 for n in names]
     return Placed({i: said[names[0]] for i, names in by_image.items() if len(names) == 1}, lost, unclear + several)
 

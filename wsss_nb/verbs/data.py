@@ -67,7 +67,9 @@ def do_data_audit(a):
     print(data, *data.notes, sep='\n')
     from wsss_nb.engine.recipes import first_at_hand
     from wsss_nb.nets.zoo import build
+    from wsss_nb.base.core import seed_everything
     from wsss_nb.results.audit import audit, earlier_list
+    seed_everything(0)  # of weights that are drawn
     name, (earlier, save) = a.backbone or first_at_hand(NETWORKS), earlier_list(a.root, a.tags) if a.name == 'folder' else ((), '')
     found = audit(data, build(name, a.weights), Path(a.out).expanduser(), a.most, a.side, earlier, save or 'corrections.csv', a.device)
     kinds = ', '.join(f'{sum(d.why == k for d in found)} look {k}' for k in ('wrong', 'missing'))
