@@ -19,7 +19,7 @@ from PIL import Image
 from ..base.basics import is_plain
 from ..base.core import UserError, as_array, digest, nearest
 from .maps import ScoreMaps, load_maps, maps_with_keys, save_maps
-from .pixels import few, image_size, read_image, read_mask, save_mask, to_rgb, upright
+from .pixels import few, image_size, read_image, read_mask, save_mask, need_photograph, to_rgb, upright
 
 # whoever has a Sample also reads and writes pictures and score maps
 _all_ = ['read_image', 'read_mask', 'save_mask', 'image_size', 'few',
@@ -166,7 +166,7 @@ def as_image(
     "One picture in any form as uint8 RGB [H,W,3]"
     if isinstance(x, (str, Path)): return read_image(Path(x).expanduser())
     if isinstance(x, Sample): return x.image
-    if isinstance(x, Image.Image): return np.array(to_rgb(upright(x)))
+    if isinstance(x, Image.Image): return np.array(to_rgb(upright(need_photograph(x, what))))
     a = as_array(x)
     if a.ndim == 4 and len(a) == 1: a = a[0]
     if a.ndim == 3 and a.shape[2] not in (1, 3, 4) and a.shape[0] in (1, 3, 4): a = a.transpose(1, 2, 0)

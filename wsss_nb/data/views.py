@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['as_tensor', 'random_size', 'random_window', 'cut_view', 'finish_views', 'padded', 'padded_at_once', 'training_view',
-           'multi_hot', 'TrainingViews', 'pair_views', 'merge_pairs', 'multi_scale', 'batches_of_one_size']
+           'multi_hot', 'TrainingViews', 'size_within', 'shown_within', 'pair_views', 'merge_pairs', 'multi_scale',
+           'views_in_tiles', 'batches_of_one_size', 'batches_to_show']
 
 # %% ../../nbs/data/views.ipynb #0420b064
 import numpy as np
 import torch
 
+from ..base.ahead import ReadAhead
 from ..base.core import UserError
 from .resize import resize_image, resize_mask, resized_part
+from .tiles import of_rows, tile_here, tile_side, tiled
 
 # %% ../../nbs/data/views.ipynb #c0d2f990
 def as_tensor(image):
@@ -147,6 +150,17 @@ class TrainingViews:
         return {k: v[0] for k, v in self.finish({k: v[None] for k, v in view.items()}).items()}
 
 # %% ../../nbs/data/views.ipynb #e3ac7637
+def size_within(size, max_side):
+    "(height, width) with a longer side of at most `max_side`; 0 = no limit"
+    fit = min(1., max_side / max(size)) if max_side else 1.
+    return tuple(max(1, round(n * fit)) for n in size)
+
+
+def shown_within(image, max_side=1024):
+    "The image (uint8), made small where a side is longer"
+    return resize_image(image, size_within(image.shape[:2], max_side))
+
+
 def pair_views(
     images,  # B uint8 images [H,W,3] of one size
     scale,  # factor
@@ -182,11 +196,22 @@ def multi_scale(
     "Sum of the raw maps over scales and mirror images, bilinear at `size`"
     if len({i.shape for i in images}) != 1: raise UserError(f'images: expected one size in a batch, got {sorted({i.shape[:2] for i in images})}.')
     size, total, long_side = size or images[0].shape[:2], 0, max(images[0].shape[:2])
+    if (side := tile_here(images[0].shape[:2], max_side)) and size == images[0].shape[:2]:
+        return torch.from_numpy(np.stack([views_in_tiles(maps_of, i, scales, flip, device, side) for i in images]))
     fit = max_side / long_side if 0 < max_side < long_side else 1.
     for s in scales:
         maps = merge_pairs(maps_of(pair_views(images, s * fit, device, flip)), flip)
         total = total + torch.nn.functional.interpolate(maps, size, mode='bilinear', align_corners=False)
     return total
+
+
+def views_in_tiles(maps_of, image, scales, flip, device, side):
+    "The sum [C,H,W] of one large picture, in the machine's memory"
+    whole = image.shape[:2]
+    def of_window(y, x, h, w):
+        window = np.ascontiguousarray(image[y:y + h, x:x + w])
+        return multi_scale(maps_of, [window], scales, flip, device)[0].float().cpu().numpy()
+    return of_rows(tiled(of_window, whole, side), whole)
 
 # %% ../../nbs/data/views.ipynb #7c7e1410
 def batches_of_one_size(
@@ -204,3 +229,11 @@ def batches_of_one_size(
         elif sum(map(len, waiting.values())) >= 16 * batch_size:
             yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
     yield from waiting.values()
+
+
+def batches_to_show(data, todo, batch_size, tile=0, max_side=0):
+    "The samples `todo` of a Data, read ahead, in batches of one size; then, one by one, what is taken in tiles"
+    large = [i for i in todo if tile_side(data.size(i), tile, max_side)] if tile else []
+    small = [i for i in todo if i not in set(large)] if large else todo
+    yield from batches_of_one_size(ReadAhead(data, small), batch_size, small)
+    for i in large: yield [data[i]]

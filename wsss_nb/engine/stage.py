@@ -103,7 +103,7 @@ class Stage:
         p, method = self.p, self.input('localiser')['parameters']['method']
         return self.part('maps', ['cams'], method=method_code(method), data=self.parts['data'][split],
                          localiser=self.parts['inputs']['localiser'], labels=p.use_image_labels, reading=p.reading,
-                         scales=p.scales, flip=p.flip, max_side=p.max_side)
+                         scales=p.scales, flip=p.flip, max_side=p.max_side, tile=p.tile)
 
     def take(self, folder, wait=30):
         "Lock a folder until the kernel ends, or it is released, and clear what a killed process left half-written"

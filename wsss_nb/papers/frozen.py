@@ -58,7 +58,7 @@ def cell_loss(scores, ids):
 # %% ../../nbs/papers/frozen.ipynb #e68939db
 class Frozen(Localiser):
     "Linear layers of tags and of cells, on a backbone that is never trained"
-    frozen_backbone = True
+    frozen_backbone, own_size = True, True  # every picture is shown at `side`, a large one as well
     reading = dict(kind='cells', lesson=0)  # kind: cells or cam; lesson: 1, 2, ..., 0 = the last
 
     def __init__(self, backbone, num_classes,
@@ -129,11 +129,11 @@ Frozen.sure_of, Frozen.forward, Frozen.raw_maps = sure_of, frozen_losses, raw_ma
 
 # %% ../../nbs/papers/frozen.ipynb #098f3954
 @torch.no_grad()
-def cell_scores(self: Frozen, images, scales, flip, lesson=0):
-    "Mean outputs [B,K+1,H,W] of a lesson for images (uint8, of one size), at the size of the images"
+def cell_scores(self: Frozen, images, scales, flip, lesson=0, keep=slice(None)):
+    "Mean outputs [B,K+1,H,W] of a lesson for images (uint8, of one size), at the size of the images; `keep`: channels"
     if not 0 <= lesson <= len(self.lessons): raise UserError(f'reading.lesson: expected 1 to {len(self.lessons)}, or 0 for the last, got {lesson}.')
     layer, size = self.lessons[lesson - 1], images[0].shape[:2]
-    of = lambda x: of_cells(layer, self.standard(self.features(x)))
+    of = lambda x: of_cells(layer, self.standard(self.features(x)))[:, keep]
     return multi_scale(of, self.shown(images), scales, flip, self.centre.device, size) / len(scales) / (1 + flip)
 
 
@@ -141,8 +141,10 @@ def frozen_score_maps(self: Frozen, images, labels, scales=(1.,), flip=True, max
     "Probabilities as ScoreMaps with a background in front (kind=cam: normalised maps without one)"
     if check_name(kind, ('cells', 'cam'), 'reading.kind') == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side, kind=kind)
     labels = labels.bool().cpu()
-    p = among_tags(self.cell_scores(images, scales, flip, lesson), labels.to(self.centre.device)).cpu().numpy()
     keys = [np.append(0, y.nonzero().flatten().numpy() + 1) for y in labels]
+    if len(images) == 1 and max(images[0].shape[:2]) > max_side:  # no memory for classes that are not there
+        return [ScoreMaps(keys[0], self.cell_scores(images, scales, flip, lesson, keys[0])[0].softmax(0).cpu().numpy())]
+    p = among_tags(self.cell_scores(images, scales, flip, lesson), labels.to(self.centre.device)).cpu().numpy()
     return [ScoreMaps(k, q[k]) for k, q in zip(keys, p)]
 
 

@@ -20,7 +20,7 @@ from ..base.core import Progress, UserError, check_name, make_folder, whole_file
 from ..base.plugs import imported_from
 from ..data.files import by_id, find_images
 from ..data.folder import class_names
-from ..data.pixels import few, need_folder
+from ..data.pixels import few, need_folder, need_photograph, opened
 from ..data.sample import Data, Record, ScoreMaps, load_maps, read_mask
 from ..engine.record import Run, stage_record
 from ..engine.splits import open_split
@@ -83,7 +83,7 @@ class Piece(NamedTuple):
 def as_it_is(path):
     "Whether tools read a picture as it is: a JPEG or PNG with 8 bits, upright"
     if not path.is_file() or path.suffix.lower() not in ('.jpg', '.jpeg', '.png'): return False
-    with Image.open(path) as im: return im.mode in ('RGB', 'L') and im.getexif().get(0x0112, 1) == 1
+    with opened(path) as im: return need_photograph(im, path).mode in ('RGB', 'L') and im.getexif().get(0x0112, 1) == 1
 
 
 def put_picture(data, i, folder):
