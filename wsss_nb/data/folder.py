@@ -14,7 +14,7 @@ from ..base.core import UserError, check_name, nearest
 from .pickles import read_npy_tags
 from .pixels import few, need_folder
 from .sample import Data, Record, need_tags
-from .tags import IMAGES, Problem, image_id, mask_tags, read_csv, read_json_tags, to_ids
+from .tags import IMAGES, Problem, ending, image_id, mask_tags, read_csv, read_json_tags, to_ids
 
 # %% ../../nbs/data/folder.ipynb #04a52fe4
 def find_images(
@@ -26,8 +26,9 @@ def find_images(
     found = []
     for here, folders, files in os.walk(base, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith('.') and Path(here, f).resolve() not in leave)
-        paths = [Path(here, f) for f in files if not f.startswith('.')]
-        found += [(image_id(p.relative_to(base).as_posix()), p) for p in paths if p.suffix.lower() in endings]
+        folder, inside = Path(here), Path(os.path.relpath(here, base)).as_posix()
+        ours = [f for f in files if not f.startswith('.') and ending(f).lower() in endings]
+        found += [(image_id(f if inside == '.' else f'{inside}/{f}'), folder / f) for f in ours]
     return sorted(found)
 
 

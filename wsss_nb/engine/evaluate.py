@@ -20,7 +20,9 @@ from ..base.workers import cores, keep_memory, parallel, trim_memory
 from ..data.sample import load_maps, missing, need_data, need_tags, read_mask, save_mask
 from ..data.views import batches_of_one_size
 from ..metrics import Confusion, threshold_sweep
-from ..refine.crf import dense_crf
+from ..nets.segmenter import FUSIONS
+from ..refine.crf import PRESETS, dense_crf
+from .domains import check_arguments
 
 # %% ../../nbs/engine/evaluate.ipynb #8893d3a6
 def restricted(p, ids=None):
@@ -56,8 +58,9 @@ def write_predictions(
     use_image_labels=False,  # leave out the classes that the image's tags do not name
 ):
     "Write the prediction of every image that has none yet"
-    net = net_of(net, 'predict')
-    need_data(data)
+    net, data = net_of(net, 'predict'), need_data(data)
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..', workers='0..')
+    check_name(fusion, FUSIONS, 'fusion'), crf and check_name(crf, PRESETS, 'crf')
     if use_image_labels: need_tags(data.records, data.where)
     todo = missing(data, out, '.png')
     def predicted():

@@ -9,7 +9,6 @@ __all__ = ['refined_mask', 'write_one', 'check_settings', 'need_maps', 'write_ma
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 
 from ..base.calls import check_keywords, keywords_of
 from ..base.core import Progress, UserError, digest
@@ -17,6 +16,7 @@ from ..base.workers import parallel
 from ..data.sample import Data, as_image, file_ends, load_maps, maps_with_keys, missing, need_data
 from ..data.sample import read_mask, save_maps, save_mask
 from .chain import check_steps, refine, settings_known, to_mask
+from ..engine.domains import check_arguments
 
 # %% ../../nbs/refine/masks.ipynb #1e52d043
 def refined_mask(
@@ -66,6 +66,7 @@ def write_masks(
 ):
     "Write the pseudo mask of every image that has none yet"
     check_settings(data, make, settings)
+    check_arguments(dict(dict(threshold=.25), **settings, workers=workers), workers='0..', threshold='0.0..1.0')
     todo = missing(data, out, '.png')
     if todo: need_maps(maps_folder)
     if make is refined_mask and not settings.get('steps'): workers = 1  # quicker than processes are started
