@@ -12,12 +12,17 @@ from hypothesis import strategies as st
 
 from wsss_nb.base.core import UserError
 from wsss_nb.cli import main
+from wsss_nb.cams import write_score_maps
+from wsss_nb.data.maps import load_maps
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine import domains as d
-from wsss_nb.engine.methods import METHODS, localiser_learner, method_class, segmenter_learner
+from wsss_nb.engine.evaluate import write_predictions
+from wsss_nb.engine.methods import METHODS, build_localiser, build_segmenter, localiser_learner, method_class, segmenter_learner
 from wsss_nb.engine.options import check_call, options_of, readings_of
 from wsss_nb.engine.parameters import STAGES, parameters_of
 from wsss_nb.engine.recipes import resolved
+from wsss_nb.refine.chain import refine
+from wsss_nb.refine.masks import write_masks
 
 OPTIONS = [('train.options', m, k, v, c) for m in METHODS for k, (v, c) in options_of(method_class(m)).items()]
 READINGS = [('masks.reading', m, k, v, c) for m in METHODS for k, (v, c) in readings_of(method_class(m)).items()]
@@ -157,6 +162,35 @@ def test_what_python_writes_otherwise_is_meant():
     check_call('train', dict(lr=np.float64(.1), epochs=np.int64(3), long_side=(72, 144), weights=Path('a.npz'), device=torch.device('cpu'), workers=2, channels_last=True, options=None, backbone=torch.nn.Identity()))
 
 
+@pytest.fixture(scope='module')
+def things(tmp_path_factory):
+    "Two images, a localiser, a segmenter, score maps of them"
+    folder, data, net = tmp_path_factory.mktemp('calls'), synthetic('train', n=2), build_localiser('cam', 8)
+    write_score_maps(net, data, folder / 'maps', scales=(1.,), flip=False)
+    return folder, data, net, build_segmenter(8, width=16)
+
+
+@pytest.mark.parametrize('given, text', [
+    (dict(scales=[]), 'scales: expected a list of one or more, each a number above 0, at most 16, got [].'), (dict(scales=[-1.]), 'scales: expected a list'), (dict(scales=2.), 'scales: expected a list'), (dict(scales=[float('nan')]), 'scales: expected a list'),
+    (dict(batch_size=0), 'batch_size: expected at least 1, got 0.'), (dict(max_side=0), 'max_side: expected at least 1, got 0.')])
+def test_maps_and_predictions_ask_the_same_in_python(things, given, text):
+    folder, data, net, segmenter = things
+    for f, of in ((write_score_maps, net), (write_predictions, segmenter)):
+        with pytest.raises(UserError, match=re.escape(text)): f(of, data, folder / 'none', **given)
+    assert not (folder / 'none').exists()
+
+
+@pytest.mark.parametrize('call, text', [
+    (lambda f, data, net, seg: write_score_maps(net, data, f / 'none', reading=dict(kind='x')), "reading.kind: unknown name 'x'. Known: cam, grad_cam, grad_cam_pp."),
+    (lambda f, data, net, seg: write_score_maps(net, data, f / 'none', reading=dict(knd='cam')), "reading: unknown name 'knd'. Did you mean 'kind'?"),
+    (lambda f, data, net, seg: write_predictions(seg, data, f / 'none', fusion='sum'), "fusion: unknown name 'sum'."), (lambda f, data, net, seg: write_predictions(seg, data, f / 'none', crf='x'), "crf: unknown name 'x'."),
+    (lambda f, data, net, seg: write_masks(data, f / 'maps', f / 'none', threshold=-1), 'threshold: expected a number from 0 to 1, got -1.'), (lambda f, data, net, seg: write_masks(data, f / 'maps', f / 'none', workers=-1), 'workers: expected at least 0, got -1.'),
+    (lambda f, data, net, seg: refine(data.image(0), load_maps(f / f'maps/{data.names[0]}.npz'), ['crf'], crf_unary='x'), "crf_unary: unknown name 'x'. Known: '', scores, labels."),
+    (lambda f, data, net, seg: refine(data.image(0), load_maps(f / f'maps/{data.names[0]}.npz'), ['crf'], threshold='x'), "threshold: expected a number from 0 to 1, got 'x'.")])
+def test_readings_presets_and_thresholds_in_python(things, call, text):
+    with pytest.raises(UserError, match=re.escape(text)): call(*things)
+
+
 @pytest.mark.parametrize('option, text', [
     ('train.batch_size=0', 'train.batch_size: expected at least 1, got 0.'),
     ('train.lr=-1', 'train.lr: expected a number above 0, got -1.0.'),
@@ -181,7 +215,7 @@ def test_what_python_writes_otherwise_is_meant():
     ('stages=[report]', "stages: unknown name 'report'. Known: train, psa, irn, masks, segment, evaluate."),
     ('about=3', "recipe, about: expected str (the default is ''), got int 3."),
     ('rows=3', 'recipe, rows: expected dict (the default is {}), got int 3.'),
-    ('expected={masks/val: 2}', 'recipe, expected.masks/val: expected a list of 2, each a number from 0 to 1, rising, got 2.'),
+    ('expected={masks/val: 2}', 'recipe, expected.masks/val: expected [] or a list of 2, each a number from 0 to 1, rising, got 2.'),
     ('workers=-1', "train.workers: expected auto or a whole number, got '-1'.")])
 @pytest.mark.parametrize('dry', [['--dry-run'], []])
 def test_the_command_line_says_so_and_makes_nothing(option, text, dry, tmp_path, capsys):

@@ -238,7 +238,7 @@ def affinity_learner(
     "A Learner that trains an affinity network on the labels of `data`"
     given = locals()
     check_keywords('affinity_learner', settings, keywords_of(affinity_learner) + LEARNING)
-    check_call(check_name(kind, AFFINITIES, 'affinity'), {**given, **settings})
+    check_call(check_name(kind, AFFINITIES, 'affinity'), {**given, **settings, 'workers': 0})  # the stage's make labels
     seed_everything(seed)
     net = build_affinity(kind, localiser, weights, normalization, **(dict(radius=radius) if radius else {}))
     return Learner(net, data, views_for(net, crop, long_side=long_side or None, masks=True), seed=seed, **settings)

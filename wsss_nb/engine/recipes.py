@@ -161,7 +161,7 @@ def check_said(recipe):
     kinds = dict(about='', stages=[], paper={}, expected={})
     for k, kind in kinds.items(): typed(f'recipe, {k}', recipe.get(k) or kind, kind)
     for k, v in (recipe.get('paper') or {}).items(): check_domain(f'recipe, paper.{k}', v, '[none | 0.0..1.0]')
-    for k, v in (recipe.get('expected') or {}).items(): check_domain(f'recipe, expected.{k}', v, '[2 of 0.0..1.0 rising]')
+    for k, v in (recipe.get('expected') or {}).items(): check_domain(f'recipe, expected.{k}', v, '[none | 2 of 0.0..1.0 rising]')
 
 # %% ../../nbs/engine/recipes.ipynb #fdda2e17
 def check_together(p):
