@@ -27,6 +27,7 @@ from .data.tagged import label_matrix
 from .data.tiles import maps_asked_of
 from .data.views import batches_of_one_size, batches_to_show, size_within, multi_hot, multi_scale
 from .metrics import pixel_ap
+from .engine.domains import check_arguments, check_reading
 
 # %% ../nbs/cams.ipynb #b54194c4
 def normalize(
@@ -35,8 +36,7 @@ def normalize(
 ):
     "ReLU, then divide each map by its spatial maximum + eps"
     if cam.ndim < 2 or 0 in cam.shape[-2:]: raise UserError(f'normalize: cam: expected maps [B,K,h,w], no side 0, got {list(cam.shape)}.')
-    cam = cam.relu()
-    return cam / (cam.amax((-2, -1), keepdim=True) + eps)
+    return (cam := cam.relu()) / (cam.amax((-2, -1), keepdim=True) + eps)
 
 
 def with_background(
@@ -172,7 +172,7 @@ class Localiser(nn.Module):
 # %% ../nbs/cams.ipynb #fedfc267
 class CamNet(Localiser):
     "The CAM baseline: a linear classifier at every position, whose mean is the class score"
-    reading = dict(kind='cam')  # cam, grad_cam or grad_cam_pp
+    reading = dict(kind='cam')  # which maps [cam | grad_cam | grad_cam_pp]
     kinds = dict(cam=None, grad_cam=grad_weights, grad_cam_pp=grad_pp_weights)
 
     def __init__(self, backbone, num_classes):
@@ -223,6 +223,8 @@ def write_score_maps(
 ):
     "Write the score maps of every image that has none yet"
     net, data = net_of(net).eval(), need_data(data)
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..')
+    how = dict(scales=scales, flip=flip, max_side=max_side, **check_reading(net, reading or {}))
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)
     todo, bar = missing(data, folder, '.npz'), Progress([], 'score maps, image', total=len(data))
@@ -230,8 +232,7 @@ def write_score_maps(
     def made():
         for batch in batches_to_show(data, todo, batch_size, tile, max_side):
             images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
-            with telling('score maps', [s.name for s in batch]):
-                found = maps_asked_of(net, tile, images, labels, scales, flip, max_side, **(reading or {}))
+            with telling('score maps', [s.name for s in batch]): found = maps_asked_of(net, tile, images, labels, **how)
             yield from ((Path(folder) / f'{s.name}.npz', *maps) for s, maps in zip(batch, found))
             trim_memory()
     for _ in ahead(lambda job: save_maps(*job), made()): bar.step(1)

@@ -49,6 +49,8 @@ class Sample(NamedTuple):
 def check_records(records, classes, where):
     "Names are distinct, and tags are ids of the classes"
     if not records: raise UserError(f'{where}: the split has no images; check its list, or name another split.')
+    for c in classes:
+        if not is_plain(c): raise UserError(f'{where}: a class is called {c!r}; expected a name without separators of folders and control characters.')
     seen = {}
     for r in records:
         if not all(map(is_plain, r.name.split('/'))): raise UserError(f'{where}: an image is called {r.name!r}; expected a name, or names of folders with / between them: what is made of it lies under that name.')
@@ -155,7 +157,8 @@ class Data(Records):
 
     def fingerprint(self):
         "A short name for exactly these images, tags, masks and classes"
-        with ThreadPoolExecutor(8) as pool: files = list(pool.map(self.file_digest, range(len(self))))
+        of_some = lambda start: [self.file_digest(i) for i in range(start, min(start + 500, len(self)))]
+        with ThreadPoolExecutor(8) as pool: files = [f for some in pool.map(of_some, range(0, len(self), 500)) for f in some]
         return digest(self.classes, [(r.name, r.tags, f) for r, f in zip(self.records, files)])
 
 # %% ../../nbs/data/sample.ipynb #8d834cf3

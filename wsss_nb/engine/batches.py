@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PROBED', 'FEW', 'epoch_order', 'more_of', 'Batches', 'Views', 'AsTheyTravel', 'enough_workers', 'probed', 'few_steps',
-           'loader_of', 'batches_of', 'rounds']
+           'loader_of', 'batches_of', 'loaders_alive', 'rounds']
 
 # %% ../../nbs/engine/batches.ipynb #f13b2d9b
 import math, pickle
+from contextlib import contextmanager
 from itertools import islice
 from time import perf_counter
 
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..base.core import UserError, rng
-from ..base.workers import by_value, cores, worker_context
+from ..base.workers import FOR_MEMORY, by_value, cores, worker_context
 from ..data.decoded import Decoded
 from ..data.views import TrainingViews
 
@@ -162,6 +163,15 @@ def batches_of(learner):
     chosen = lambda n: setattr(learner, 'workers', n)
     return probed(lambda n: loader_of(learner, n), learner.steps - learner.step, wait, on_cpu, chosen,
                   share, learner.views.travel)
+
+
+@contextmanager
+def loaders_alive():
+    "Within, a process of a loader that was killed is told in one line; torch raises wherever the training is just then"
+    try: yield
+    except RuntimeError as e:
+        if not str(e).startswith('DataLoader worker'): raise
+        raise UserError(f'workers: {FOR_MEMORY}') from None
 
 # %% ../../nbs/engine/batches.ipynb #e7e2d9ed
 def rounds(

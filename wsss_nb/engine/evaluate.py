@@ -22,6 +22,9 @@ from ..data.tiles import TILE, tile_side
 from ..data.views import batches_to_show
 from .in_tiles import likeliest, network_mask, restricted
 from ..metrics import Confusion, threshold_sweep
+from ..nets.segmenter import FUSIONS
+from ..refine.crf import PRESETS
+from .domains import check_arguments
 
 # %% ../../nbs/engine/evaluate.ipynb #8893d3a6
 def write_prediction(job):
@@ -59,8 +62,9 @@ def write_predictions(
     tile=1024,  # side of the tiles, 0 = shrink large images instead
 ):
     "Write the prediction of every image that has none yet"
-    net = net_of(net, 'predict')
-    need_data(data)
+    net, data = net_of(net, 'predict'), need_data(data)
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..', workers='0..')
+    check_name(fusion, FUSIONS, 'fusion'), crf and check_name(crf, PRESETS, 'crf')
     if use_image_labels: need_tags(data.records, data.where)
     todo, views = missing(data, out, '.png'), dict(scales=scales, flip=flip, max_side=max_side, fusion=fusion)
     jobs = predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..base.core import Progress, make_folder, whole_file
+from ..base.core import Progress, disk_error, make_folder, whole_file
 from ..base.page import filled, one_after_the_other, page
 from ..data.sample import few, read_mask
 from ..base.pictures import VOC_PALETTE, overlay
@@ -165,7 +165,8 @@ ABOUT = """<p>{{ n }} masks, as PNG in <a href="{{ link|urlencode }}">{{ made }}
 
 def is_page_of(page, made):
     "Whether a page is there and of that masks stage"
-    return page.exists() and f'<!-- {made} -->' in page.read_text(encoding='utf-8')[:6000]
+    try: return page.exists() and f'<!-- {made} -->' in page.read_text(encoding='utf-8', errors='replace')[:6000]
+    except OSError as e: raise disk_error(e, page) from e
 
 
 def write_masks_page(

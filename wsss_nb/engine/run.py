@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'takes_steps', 'tells_alone', 'unknown_tags', 'stage_warnings', 'going_on', 'masks_page', 'where_masks',
-           'lined_up', 'copy_whole', 'make_stage_of', 'make_run', 'run_recipe', 'stopped', 'resume_run',
-           'steps_of_training', 'work_of', 'said_settings', 'plan_without_data', 'plan', 'list_runs', 'unused',
-           'delete_unused']
+           'lined_up', 'copy_whole', 'check_inputs', 'check_stage', 'looked_at', 'make_stage_of', 'make_run',
+           'run_recipe', 'stopped', 'resume_run', 'steps_of_training', 'work_of', 'said_settings', 'plan_without_data',
+           'said_of', 'plan', 'list_runs', 'unused', 'delete_unused']
 
 # %% ../../nbs/engine/run.ipynb #a620cf99
 import shlex, time
 from pathlib import Path
 
-from ..base.core import whole_file
+from ..base.core import UserError, check_name, pick_device, whole_file
 from ..base.until import TimeUp, check_time
+from .evaluate import Validation
 from .execute import StageFailed, locked
 from .gallery import is_page_of, lost_classes, odd_masks, write_masks_page
 from .domains import check_free_name
+from .loggers import check_loggers
 from .methods import METHODS, check_network, method_class
 from .parameters import parameters_of
 from .recipes import read_recipe, resolved
-from .record import Run, delete_unused, is_made, list_runs, runs_folder, stage_record, unused
-from .splits import open_split, splits_of
+from .record import Run, delete_unused, is_made, list_runs, need_word, runs_folder
+from .record import stage_record, unused
+from .splits import once, open_split, splits_of
 from .trial import check_weights
 from .stage import INPUTS, Stage, execute, needed
 from .batches import Batches, few_steps, rounds
@@ -99,6 +102,32 @@ def copy_whole(source, target):
     "Copy a file, whole or not at all"
     with whole_file(target) as f: f.write(Path(source).read_bytes())
 
+# %% ../../nbs/engine/run.ipynb #155cad30
+def check_inputs(s, line):
+    "Raise where a stage was told to stand on a folder that holds no such stage"
+    for name, before in INPUTS[s.stage].items():
+        folder = Path(s.params[name] or '.').expanduser()
+        if not s.params[name] or folder.name in line: continue
+        if not is_made(folder): raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage that was made, got {s.params[name]}; leave it out, and the stage is made first.')
+        if (kind := stage_record(folder).get('stage')) != before: raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage, {s.params[name]} is one of {kind}.')
+
+
+def check_stage(s):
+    "Raise where a stage could not be made: its network, its weights, what it names of its data"
+    p = s.params
+    check_weights(p), check_network(s.stage, p, 20)
+    if p.get('log'): check_loggers(p['log'])
+    if p.get('validate'): Validation(s.data(p['validate']), p['validate_every'], p['keep'])
+    for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.stage}.measure')
+
+
+def looked_at(recipe, runs=''):
+    "The stages of a recipe, lined up, each that is still to be made looked at"
+    with once():
+        line = list(lined_up(recipe, runs))
+        for s in line: s.made or (check_inputs(s, {before.folder.name for before in line}), check_stage(s))
+    return line
+
 # %% ../../nbs/engine/run.ipynb #d031d1fd
 def make_stage_of(
     run,  # its Run
@@ -133,11 +162,12 @@ def make_run(
 ):
     "Execute the stages of a recipe that were not made yet; returns the run's folder"
     recipe, run, done = resolved(recipe), Run(runs_folder(runs) / check_free_name(name, 'name of the run')), {}
-    for p in recipe.stages.values(): check_weights(p)  # a mistake is told before a folder is made
+    line = looked_at(recipe, runs)  # a mistake is told before a folder is made
+    for p in recipe.stages.values() if make is execute else (): pick_device(p['device'])  # a cluster has others
     with locked(run.folder, f'run {name}'):
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
         for f in run.folder.rglob('.*.part'): f.unlink(missing_ok=True)  # of a process that was killed
-        for s in lined_up(recipe, runs):
+        for s in line:
             if s.made: say(f'{s.stage:9} kept      {s.folder.name}')
             else:
                 run.write(recipe.recipe, done, f'stopped in {s.stage}', name)
@@ -173,6 +203,7 @@ def stopped(error, folder):
 def resume_run(name, runs=''):
     "Go on with a run that was stopped"
     run = Run.named(name, runs)
+    need_word(run, runs, how=f'by naming its folder as yours: --runs {shlex.quote(str(run.folder.parent))}')
     try: return make_run(run.folder.name, run.recipe, run.folder.parent)
     except StageFailed as e: raise StageFailed(stopped(e, run.folder)) from None
 
@@ -210,17 +241,20 @@ def plan_without_data(recipe):
         yield said_settings(stage, p)
 
 
+def said_of(s):
+    "What a stage would do, line by line"
+    data = {k: s.data(k) for k in splits_of(s.params)}
+    yield f'{s.stage}: {work_of(s, data)}'
+    if takes_steps(s.params):
+        short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.stage}.epochs')
+        if short: yield f'  {short}'
+    yield from (f'  in        {d}' for d in data.values())
+    yield from (f'  in        {k}: stages/{name}' for k, name in s.parts['inputs'].items())
+    yield f'  out       stages/{s.folder.name}' + (', there already' if s.made else '')
+    yield said_settings(s.stage, s.params)
+
+
 def plan(recipe, runs=''):
     "What a run would do, line by line; its data and networks are looked at"
-    for s in lined_up(recipe, runs):
-        data = {k: s.data(k) for k in splits_of(s.params)}
-        check_network(s.stage, s.params, len(next(iter(data.values())).classes) if data else 1)
-        check_weights(s.params)
-        yield f'{s.stage}: {work_of(s, data)}'
-        if takes_steps(s.params):
-            short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.stage}.epochs')
-            if short: yield f'  {short}'
-        yield from (f'  in        {d}' for d in data.values())
-        yield from (f'  in        {k}: stages/{name}' for k, name in s.parts['inputs'].items())
-        yield f'  out       stages/{s.folder.name}' + (', there already' if s.made else '')
-        yield said_settings(s.stage, s.params)
+    with once():
+        for s in looked_at(recipe, runs): yield from said_of(s)

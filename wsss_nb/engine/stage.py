@@ -17,7 +17,7 @@ from ..base.rounding import rounding
 from .execute import StageFailed, locked, run_notebook
 from .key import code_digest, digest_of, method_code
 from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
-from .recipes import check_choices
+from .recipes import check_choices, check_together
 from .record import is_made, runs_folder, stage_record
 from .splits import data_fingerprints, given_masks, open_split, outlined_split
 from ..refine.steps import AFFINITIES, network_of
@@ -63,7 +63,7 @@ def parameters_in(
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
     p = {k: typed(f'{stage}.{k}', plain.get(k, default), default, comment) for k, (default, comment) in known.items()}
-    check_choices(stage, p)
+    check_choices(stage, p), check_together({stage: p})
     return p
 
 # %% ../../nbs/engine/stage.ipynb #998dc53c

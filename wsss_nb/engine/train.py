@@ -19,9 +19,10 @@ from ..base.processes import fit_in, share_norms
 from ..base.until import TimeUp
 from ..data.sample import as_images
 from .arithmetic import Arithmetic, choose_again, same_form, update
-from .batches import Batches, Views, batches_of, few_steps, more_of, rounds
+from .batches import Batches, Views, batches_of, few_steps, loaders_alive, more_of, rounds
 from .beside import Beside
 from .loggers import Loggers
+from .options import check_call
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 from .reading import READ_EVERY, Callback, Done, Losses, NanGuard, OnlyBackground, read
@@ -76,6 +77,7 @@ class Learner:
 
     def put_in_place(self, given):
         "The network on its device, with its optimiser"
+        check_call('train', dict(self.given, head_lr=given.head_lr or 1.))
         self.device = pick_device(given.device)
         parts = DistributedDataParallelKwargs(find_unused_parameters=True)  # a loss may leave out some, for some steps
         choose_again(self.device)
@@ -201,7 +203,7 @@ def fit(self: Learner):
     for c in self.callbacks: c.before_fit(self)
     bar.start_at(self.step)
     self.raw_net.train()
-    self.go_on(bar)
+    with loaders_alive(): self.go_on(bar)
     self.raw_net.eval()
     for c in self.callbacks: c.after_fit(self)
     if self.folder: self.save()

@@ -115,22 +115,22 @@ def swp(
 # %% ../../nbs/papers/ccmr.ipynb #0ebd60d4
 class Ccmr(MaskNet, Localiser):
     "A mask network that learns from tags and from its own refined masks"
-    reading = dict(kind='mask', cleaned=True)
+    reading = dict(kind='mask', cleaned=True)  # which map; without what is small [mask | refined]
     choices = dict(pooling=('swp', 'ngwp', 'average'), refinement=('ccmr', 'ccmr_no_neighbours', 'pamr', 'none'))
 
     def __init__(self, backbone, num_classes,
-        head='convs',  # convs or single_stage
-        norm='batch',  # batch or group, in the head
-        width=256,  # channels of the head
-        pooling='swp',  # swp, ngwp or average
-        refinement='ccmr',  # ccmr, ccmr_no_neighbours, pamr or none
-        tau=.6,  # SWP: sure above
-        min_area=.1,  # SWP: share of the view that makes an object large
-        iters=10,
-        scale=20.,  # of the kernel
-        dilations=(1, 2, 4, 8, 12, 24),
-        warmup=1 / 6,  # share of the training without mask loss
-        mask_weight=1.,  # of the mask loss
+        head='convs',  # what makes the maps [convs | single_stage]
+        norm='batch',  # in the head [batch | group]
+        width=256,  # channels of the head [1..]
+        pooling='swp',  # of maps to class scores [swp | ngwp | average]
+        refinement='ccmr',  # of the masks [ccmr | ccmr_no_neighbours | pamr | 'none']
+        tau=.6,  # SWP: sure above [0.0..1.0]
+        min_area=.1,  # SWP: share of the view that makes an object large [0.0..1.0]
+        iters=10,  # of the refinement [0..]
+        scale=20.,  # of the kernel [>0.0..]
+        dilations=(1, 2, 4, 8, 12, 24),  # distances of the neighbours [some of 1..]
+        warmup=1 / 6,  # share of the training without mask loss [0.0..1.0]
+        mask_weight=1.,  # of the mask loss [0.0..]
     ):
         super().__init__(backbone, num_classes)
         self.add_head(num_classes, head, norm, width)

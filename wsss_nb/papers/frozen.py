@@ -59,16 +59,16 @@ def cell_loss(scores, ids):
 class Frozen(Localiser):
     "Linear layers of tags and of cells, on a backbone that is never trained"
     frozen_backbone, own_size = True, True  # every picture is shown at `side`, a large one as well
-    reading = dict(kind='cells', lesson=0)  # kind: cells or cam; lesson: 1, 2, ..., 0 = the last
+    reading = dict(kind='cells', lesson=0)  # which maps; lesson 1, 2, ..., 0 = the last [cells | cam] [0..]
 
     def __init__(self, backbone, num_classes,
-        maps=3,  # how many of the backbone's last maps
-        side=449,  # long side at which pictures are shown
-        lessons=3,  # layers of cells: the first learns from the tags' maps, each later one from the one before
-        high=.5, low=.05,  # a map is sure of its class above, of the background below
-        sure=.8,  # a teacher's word is taken from this probability on
-        cells=40000,  # of all images, that a lesson learns from
-        decay=.1,  # penalty on the weights of a lesson
+        maps=3,  # how many of the backbone's last maps [1..]
+        side=449,  # long side at which pictures are shown [1..]
+        lessons=3,  # layers of cells: the first learns from the tags' maps, each later one from the one before [1..]
+        high=.5, low=.05,  # a map is sure of its class above, of the background below [0.0..<1.0]
+        sure=.8,  # a teacher's word is taken from this probability on [>0.0..<1.0]
+        cells=40000,  # of all images, that a lesson learns from [1..]
+        decay=.1,  # penalty on the weights of a lesson [0.0..]
     ):
         super().__init__(backbone.requires_grad_(False), num_classes)
         for name, value, fits in (('maps', maps, 1 <= maps <= len(backbone.channels)), ('side', side, side >= 1), ('lessons', lessons, lessons >= 1), ('low', low, 0 <= low <= high < 1), ('sure', sure, 0 < sure < 1), ('cells', cells, cells >= 1), ('decay', decay, decay >= 0)):

@@ -113,8 +113,7 @@ def refined_target(
 
 
 def top_down_loss(
-    logits,  # [B,K,h,w], S''
-    target,  # [B,K,h,w], 0 or 1
+    logits, target,  # both [B,K,h,w]: S'', and 0 or 1
     labels,  # [B,K]
     counts=None,  # [B,K,h,w], False where the target decides nothing
 ):
@@ -132,19 +131,20 @@ def warm_up(step, steps):
 # %% ../../nbs/papers/icd.ipynb #f39adb08
 class Icd(TwoBranches, Localiser):
     "CAM branch and intra-class discriminator, trained together"
-    reading = dict(kind='', mode='official', threshold=0.)  # kind '': icd, or bottom_up without a top-down branch
+    reading = dict(kind='',  # '' for the best there is ['' | icd | bottom_up | superpixels | signed_cam | cam]
+                   mode='official', threshold=0.)  # of the signs; of scores [official | paper] [0.0..<1.0]
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
-        features='conv5',  # what the directions see: conv4, conv5, fc6 or concat (Tab. 5)
-        structure='c',  # of the top-down branch: a, b, c, d (Tab. 6) or none
-        kind='square',  # square, abs or sigmoid (Tab. 4)
-        refine='mean',  # of the target: mean or vote over superpixels, or none (Tab. 3)
-        mode='official',  # signs and margin: official or paper
-        margin=.2,  # of the target, in official mode
-        weight=5.,  # of the bottom-up loss
-        top_down=1.,  # of the top-down loss, after the warm-up
-        warmup=2.,  # epochs
+        features='conv5',  # what the directions see, Tab. 5 [conv4 | conv5 | fc6 | concat]
+        structure='c',  # of the top-down branch, Tab. 6 [a | b | c | d | 'none']
+        kind='square',  # of the bottom-up loss, Tab. 4 [square | abs | sigmoid]
+        refine='mean',  # of the target, over superpixels, Tab. 3 [mean | vote | 'none']
+        mode='official',  # signs and margin [official | paper]
+        margin=.2,  # of the target, in official mode [0.0..<1.0]
+        weight=5.,  # of the bottom-up loss [0.0..]
+        top_down=1.,  # of the top-down loss, after the warm-up [0.0..]
+        warmup=2.,  # epochs [0.0..]
         single=True,  # learn each direction from images of that class alone, where there are any
     ):
         super().__init__(backbone, num_classes)
@@ -214,8 +214,8 @@ def signed_scores(self: Icd, images, kind='', scales=(1., .5, 1.5, 2.), flip=Tru
     total = multi_scale(both, images, scales, flip, self.directions.device, max_side=max_side)
     score, cam = (total / len(scales) / (1 + flip)).chunk(2, 1)
     if kind == 'superpixels':
-        of = lambda s, i: region_mean(s.cpu().numpy(), regions_of(i, self.base_features, max_side))
-        score = torch.stack([torch.from_numpy(of(s, i)).to(s) for s, i in zip(score, images)])
+        mean = lambda s, i: region_mean(s.cpu().numpy(), regions_of(i, self.base_features, max_side))
+        score = torch.stack([torch.from_numpy(mean(s, i)).to(s) for s, i in zip(score, images)])
     return score, cam
 
 

@@ -86,9 +86,7 @@ def one_hot(seeds, channels, mask=1.):
     return F.one_hot(seeds, channels).movedim(-1, 1) * mask
 
 
-def prototypes(
-    features, seeds,  # [B,D,h,w], and one-hot [B,K+1,h,w]
-):
+def prototypes(features, seeds):
     "P [B,K+1,D] of features [B,D,h,w] and one-hot seeds [B,K+1,h,w], up to a factor per class"
     same_grid('seeds', seeds, features)
     sums = torch.bmm(seeds.flatten(2).to(features), features.flatten(2).transpose(1, 2))
@@ -141,21 +139,23 @@ FROZEN = dict(resnet50=('stem', 'layer1', 'layer2'), resnet101=('stem', 'layer1'
 
 class Sipe(Localiser):
     "SIPE: a CAM network that is trained to agree with the image-specific CAMs of its own features"
-    reading = dict(kind='is_cam', background_of='all', bg_weight='', background='', feature='', seed_feature='',
-                   seeds='', seed_threshold='')  # '' = as trained
+    reading = dict(kind='is_cam', background_of='all',  # [is_cam | cam] [all | present]
+                   bg_weight='', seed_threshold='',  # '' = as trained, here and below ['' | 0.0..] ['' | 0.0..1.0]
+                   background='', feature='',  # ['' | prototype | estimated | threshold] ['' | hierarchical | semantic]
+                   seed_feature='', seeds='')  # ['' | semantic | hierarchical] ['' | structure | argmax | threshold]
 
     def __init__(
         self, backbone, num_classes,
-        gsc=1.,  # weight of the consistency loss; 0 = classification only, prototypes at test time (IPE without GSC)
-        bg_weight=.5,  # of the background when seeds are found; mode=paper: Eq. 2's alpha
-        seeds='structure',  # structure, argmax or threshold
-        seed_threshold=.3,  # for seeds=threshold
-        seed_feature='semantic',  # what pixels are compared by to find seeds, in training
-        feature='hierarchical',  # where prototypes and IS-CAMs live: hierarchical or semantic (the last stage)
-        background='prototype',  # prototype: one more channel in the loss; estimated or threshold: classes only
-        mode='official',  # official: the authors' code; paper: the text
-        widths=(128, 128, 256, 256),  # channels of the four projections
-        freeze='auto',  # parts of the backbone without gradient
+        gsc=1.,  # weight of the consistency loss; 0: classification only, prototypes at test time (no GSC) [0.0..]
+        bg_weight=.5,  # of the background when seeds are found; mode=paper: Eq. 2's alpha [0.0..]
+        seeds='structure',  # how they are found [structure | argmax | threshold]
+        seed_threshold=.3,  # for seeds=threshold [0.0..1.0]
+        seed_feature='semantic',  # what pixels are compared by to find seeds, in training [semantic | hierarchical]
+        feature='hierarchical',  # where prototypes and IS-CAMs live; semantic: the last stage [hierarchical | semantic]
+        background='prototype',  # one more channel in the loss; else classes only [prototype | estimated | threshold]
+        mode='official',  # official: the authors' code; paper: the text [official | paper]
+        widths=(128, 128, 256, 256),  # channels of the four projections [4 of 1..]
+        freeze='auto',  # parts of the backbone without gradient [auto | any of <part>]
     ):
         super().__init__(backbone, num_classes)
         self.options = dict(bg_weight=bg_weight, seeds=seeds, seed_threshold=seed_threshold, seed_feature=seed_feature,
@@ -238,8 +238,8 @@ def score_maps(self: Sipe, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
     if r['kind'] == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side)
     labels, here = labels.to(device).float(), F.pad(labels.to(device).bool(), (1, 0), value=True)
     keep = here.any(0).nonzero().flatten()
-    of = lambda x: self.view_maps(x, labels, keep, flip, r)
-    maps = multi_scale(of, images, scales, False, device, max_side=max_side)
+    view = lambda x: self.view_maps(x, labels, keep, flip, r)
+    maps = multi_scale(view, images, scales, False, device, max_side=max_side)
     maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
     if r['background'] == 'estimated':
         maps = with_background(maps[:, 1:], alpha=r['bg_weight']) if len(keep) > 1 else torch.ones_like(maps)

@@ -10,7 +10,6 @@ __all__ = ['refined_mask', 'write_one', 'made_in_tiles', 'check_settings', 'need
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 
 from ..base.calls import check_keywords, keywords_of
 from ..base.core import Progress, UserError, digest
@@ -19,6 +18,7 @@ from ..data.sample import Data, as_image, file_ends, load_maps, maps_with_keys, 
 from ..data.sample import read_mask, save_maps, save_mask
 from ..data.tiles import TILE, piece_by_piece, tile_side
 from .chain import check_steps, from_mask, refine, settings_known, to_mask
+from ..engine.domains import check_arguments
 
 # %% ../../nbs/refine/masks.ipynb #1e52d043
 def refined_mask(
@@ -79,6 +79,7 @@ def write_masks(
 ):
     "Write the pseudo mask of every image that has none yet"
     check_settings(data, make, settings)
+    check_arguments(dict(dict(threshold=.25), **settings, workers=workers), workers='0..', threshold='0.0..1.0')
     todo = missing(data, out, '.png')
     if todo: need_maps(maps_folder)
     if make is refined_mask and not settings.get('steps'): workers = 1  # quicker than processes are started

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ..cams import net_of
-from ..base.basics import spellings
 from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
 from ..base.page import filled
 from ..base.workers import parallel
@@ -27,7 +26,7 @@ from ..engine.methods import load_localiser, load_segmenter, record_of
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, small_overlay, write_gallery
-from ..engine.record import Run, find_run, is_made, runs_folder
+from ..engine.record import Run, find_run, is_made
 from ..engine.run import tells_alone
 from ..engine.splits import open_split
 
