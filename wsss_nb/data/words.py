@@ -94,7 +94,7 @@ class Matched(NamedTuple):
 
 def matched(said, classes):
     "The classes that rows of words mean"
-    tags, words, known, nothing = {}, {}, set(classes), []
+    tags, words, known = {}, {}, set(classes)
     for n, rows in said.items():
         found = {next((w for w in reversed(row) if w in known), None) for row in rows} - {None}
         for row in rows:

@@ -10,6 +10,7 @@ __all__ = ['refined_mask', 'write_one', 'made_in_tiles', 'check_settings', 'need
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 
 from ..base.calls import check_keywords, keywords_of
 from ..base.core import Progress, UserError, digest

@@ -12,10 +12,10 @@ from pathlib import Path
 from ..base.core import UserError, check_name, whole_file
 from ..base.page import filled
 from ..data.sample import read_mask
-from ..engine.gallery import in_words, small_overlay, swatch, write_gallery
+from ..engine.gallery import in_words, small_overlay, write_gallery
 from ..engine.record import Run, find_run, stage_record
 from .doubt import doubts_of, most_doubtful
-from .handover import FORMATS, Job, Masks, Told, opened_masks, whole_folder, written_for
+from .handover import FORMATS, Job, Told, opened_masks, whole_folder, written_for
 from .look import as_uri
 
 # %% ../../nbs/results/review.ipynb #17b0eeed
@@ -72,7 +72,8 @@ def write_review(
     runs='',
 ):
     "Write the folder; returns lines that say what is in it"
-    write, (folder, split, m) = check_name(to, FORMATS, 'to'), split_in_question(run, split, runs)
+    check_name(to, FORMATS, 'to')
+    folder, split, m = split_in_question(run, split, runs)
     doubts = doubts_of(m)
     first, out = most_doubtful(doubts)[:most], Path(out).expanduser()
     job = Job(folder.name, {split: m._replace(data=m.data.subset(first))}, out / to, told=Told())
