@@ -181,10 +181,10 @@ def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match='root: expected a folder at .*none with images and tags.csv, found nothing'): folder(tmp_path/'none')
     with pytest.raises(UserError, match=r'root: expected images \(.jpg, .*\) in .*, found none'): folder(tmp_path)
     images(tmp_path, 'a.jpg')
-    with pytest.raises(UserError, match='tags: expected .*tags.csv .*a folder masks, or a sub-folder for each class, found only images'): folder(tmp_path)
+    with pytest.raises(UserError, match='tags: expected .*tags.csv .*a folder masks, a sub-folder for each class, or keywords in the photographs, found only images'): folder(tmp_path)
     table(tmp_path, 'image,tags\na,dog\n')
     (tmp_path/'tags.json').write_text('{"a": ["dog"]}')
     with pytest.raises(UserError, match='has both tags.csv and tags.json; say which by tags='): folder(tmp_path)
-    for kwargs, message in ((dict(tags='list.xls'), 'tags: expected a .json, .csv or .npy file'), (dict(tags=str(tmp_path/'t.csv')), 't.csv: no such file'),
+    for kwargs, message in ((dict(tags='list.xls'), 'tags: expected a .json, .csv, .npy or .xml file or a folder'), (dict(tags=str(tmp_path/'t.csv')), 't.csv: no such file'),
                             (dict(tags=tmp_path/'tags.csv', classes='names.txt'), 'classes: names.txt: no such file'), (dict(tags=tmp_path/'tags.csv', classes='dog,dog'), "'dog' is there twice")):
         with pytest.raises(UserError, match=message): folder(tmp_path, **kwargs)

@@ -179,10 +179,12 @@ def check_split(name='synthetic', split='train', root='', tags='', masks='', cla
         else: data = open_data(name, split, root, tags, masks, classes)
     except UserError as e:
         if not faults: raise
-        stopped = [*faults, Problem('data', split or 'all', str(e))]
-        return SplitReport(f'{name} {split}'.strip(), 0, '', {}, {}, {}, [], [], stopped, [], {}), None
+        told = [f for f in faults if f.kind == 'warning']
+        stopped = [*[f for f in faults if f not in told], Problem('data', split or 'all', str(e))]
+        return SplitReport(f'{name} {split}'.strip(), 0, '', {}, {}, {}, [], [], stopped, told, {}), None
     report = check_data(data)
-    report.problems[:0] = faults
+    report.problems[:0] = [f for f in faults if f.kind != 'warning']
+    report.warnings[:0] = [f for f in faults if f.kind == 'warning']
     return report, data
 
 # %% ../../nbs/data/check.ipynb #10e93d5d
