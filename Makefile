@@ -19,7 +19,7 @@ QUICK   = OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESH
 alive   = (s=0; while sleep 20 3>&- && kill -0 $$$$; do s=$$((s + 20)); echo "  ... $$s s" >&3; done) 3>&1 >/dev/null 2>&1 </dev/null & t=$$!; $(1); rc=$$?; kill $$t; exit $$rc
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb nbs/results/*.ipynb))
 
-.PHONY: demo test test-slow coverage browser setup crf newest lab notebooks export readme site clean check-machine check-browser
+.PHONY: demo test test-slow test-cuda coverage browser setup crf newest lab notebooks export readme site clean check-machine check-browser
 
 demo: $(READY)  ## the main job on the embedded set; ends with a page to look at
 	$(BIN)/wsss demo
@@ -29,6 +29,10 @@ test: $(READY)  ## all tests but those of `make test-slow` and `make browser`; P
 
 test-slow: $(READY)  ## what proves endurance: runs killed by the dozen, every launch of several processes, a published run made again, the browser where `make browser` has set it up; minutes, for a schedule
 	$(QUICK) $(BIN)/python -m pytest -q -n 2 -m 'slow$(if $(wildcard $(BROWSER)), or browser)' $(PYTEST) tests
+
+test-cuda: $(READY)  ## every test that can, on the graphics card of this machine; without one a line says so. `make test` there runs the rest with device=auto
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "No CUDA device here, so nothing is tested on one (torch.cuda.is_available() is false)"; exit 0; }; \
+	$(QUICK) $(BIN)/python -m pytest -q -m cuda $(PYTEST) tests
 
 browser: check-browser $(BROWSER)  ## papers and tutorials run in JupyterLab in headless Chromium; screenshots in build/browser (takes minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -m browser tests/test_browser.py

@@ -35,15 +35,15 @@ pygments_dark_style = 'github-dark'
 
 # caption -> pages in their order; what a pattern finds beyond those that are named follows in the order of the alphabet
 contents = {
-    'Tutorials': ['tutorials/own_photographs', 'tutorials/tags_you_have', 'tutorials/use_as_a_library', 'tutorials/read_a_run', 'tutorials/add_a_method', 'papers/conformity', 'tutorials/*', 'glossary'],
+    'Tutorials': ['tutorials/own_photographs', 'tutorials/tags_you_have', 'tutorials/a_few_outlines', 'tutorials/use_as_a_library', 'tutorials/read_a_run', 'tutorials/add_a_method', 'papers/conformity', 'tutorials/*', 'glossary'],
     'The five papers': ['papers/sipe', 'papers/svm', 'papers/icd', 'papers/ecsnet', 'papers/seam', 'papers/ccmr', 'papers/[!b]*'],
-    'Results': ['results/drawings', 'results/photographs', 'results/grids', 'results/noise'],
+    'Results': ['results/drawings', 'results/photographs', 'results/few_outlines', 'results/grids', 'results/noise'],
     'Foundations': ['api', 'base/basics', 'base/tell', 'base/core', 'base/calls', 'base/plugs', 'base/workers', 'base/ahead', 'base/until', 'base/processes', 'metrics', 'base/pictures', 'base/show', 'base/page', 'base/rounding', 'base/timing'],
     'Data': ['data/catalog', 'data/folder', 'data/sources', 'data/keywords', 'data/exports', 'data/words', 'data/corrections', 'data/synthetic', 'data/voc', 'data/coco', 'data/sample', 'data/*'],
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
-    'Score maps and training': ['cams', 'engine/batches', 'engine/rates', 'engine/train', 'engine/checkpoint', 'engine/evaluate'],
+    'Score maps and training': ['cams', 'engine/batches', 'engine/rates', 'engine/train', 'engine/beside', 'engine/checkpoint', 'engine/evaluate'],
     'Refinement': ['refine/masks', 'refine/chain', 'refine/compare', 'refine/crf', 'refine/pamr', 'refine/batched', 'refine/superpixels', 'refine/psa', 'refine/irn', 'refine/[!b]*'],
-    'Recipes and runs': ['engine/methods', 'engine/domains', 'engine/parameters', 'engine/recipes', 'engine/record', 'engine/execute', 'engine/key', 'engine/stage', 'engine/run', 'engine/sheet', 'engine/scale', 'engine/*', 'cli', 'base/arguments', 'verbs/*'],
+    'Recipes and runs': ['engine/methods', 'engine/domains', 'engine/parameters', 'engine/options', 'engine/recipes', 'engine/record', 'engine/execute', 'engine/key', 'engine/stage', 'engine/run', 'engine/sheet', 'engine/scale', 'engine/*', 'cli', 'base/arguments', 'verbs/*'],
     'Pages and tables': ['results/report', 'results/predict', 'results/table_recipes', 'results/tables', 'results/grid_cells', 'results/grid', 'results/*'],
     'Stages': ['run/train', 'run/masks', 'run/affinity', 'run/segment', 'run/evaluate', 'run/report', 'run/*'],
     'How fast': ['*/benchmark*'],

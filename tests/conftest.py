@@ -14,6 +14,15 @@ FIRST = ('test_notebooks.py::test_it_runs', 'test_scale.py', 'test_run.py', 'tes
 def pytest_collection_modifyitems(items): items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))
 
 
+def pytest_generate_tests(metafunc):
+    "A test that asks for a `device` runs on the CPU, and on CUDA where there is a card (`make test-cuda`)"
+    named = [m.args[0] for m in metafunc.definition.iter_markers('parametrize')]
+    if 'device' not in metafunc.fixturenames or any('device' in str(names) for names in named): return
+    import torch
+    cuda = [pytest.param('cuda', marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
+    metafunc.parametrize('device', ['cpu', *cuda])
+
+
 @lru_cache(None)
 def shares(file):
     "Whether tests of this file stand on a fixture that is made once for all of them"

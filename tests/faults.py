@@ -19,8 +19,10 @@ from pathlib import Path
 
 from PIL import Image
 
-KINDS = dict(write=('full', 'error', 'kill'), read=('error', 'kill'), rename=('full', 'error', 'kill'), fsync=('full', 'error', 'kill'))
-OPEN, REPLACE, FSYNC = builtins.open, os.replace, os.fsync
+KINDS = dict(write=('full', 'error', 'readonly', 'kill'), read=('error', 'kill'), rename=('full', 'error', 'readonly', 'kill'), fsync=('full', 'error', 'kill'))
+STAY = dict(full=(errno.ENOSPC, 'No space left on device'), readonly=(errno.EROFS, 'Read-only file system'))  # errors that stay once they are there
+OPEN, REPLACE, FSYNC, OS_OPEN = builtins.open, os.replace, os.fsync, os.open
+CHANGES = {k: getattr(os, k) for k in ('unlink', 'remove', 'mkdir', 'rmdir')}
 STAGES = ('train', 'psa', 'irn', 'masks', 'segment', 'evaluate')
 RECIPE = dict(
     limit=2, workers=0, device='cpu', seed=0, epochs=2, crop=32, batch_size=2, save_seconds=0., scales=[1.], flip=False, splits=['train'],
@@ -29,22 +31,27 @@ RECIPE = dict(
 
 class Faults:
     "Counts what a process does to files below `root`, and lets the `n`-th of a kind fail"
-    def __init__(self, root, kind='', n=0, how=''): self.root, self.kind, self.n, self.how, self.counts, self.full = str(root), kind, n, how, Counter(), False
+    def __init__(self, root, kind='', n=0, how=''): self.root, self.kind, self.n, self.how, self.counts, self.stays = str(root), kind, n, how, Counter(), ''
 
     def ours(self, path): return not isinstance(path, int) and os.path.abspath(os.fspath(path)).startswith(self.root)
 
     def tick(self, kind, half=lambda: None):
         "Count one; at the n-th do half of it, and fail"
         self.counts[kind] += 1
-        if self.full and kind in ('write', 'fsync'): raise OSError(errno.ENOSPC, 'No space left on device')
+        if self.stays and kind in ('write', 'fsync', *(('rename',) if self.stays == 'readonly' else ())): raise OSError(*STAY[self.stays])
         if (kind, self.counts[kind]) != (self.kind, self.n): return
         half()
         if self.how == 'kill': os._exit(99)
-        self.full = self.how == 'full'  # and stays so
-        raise OSError(errno.ENOSPC, 'No space left on device') if self.full else OSError(errno.EIO, 'Input/output error')
+        if self.how in STAY: self.stays = self.how
+        raise OSError(*STAY.get(self.how, (errno.EIO, 'Input/output error')))
+
+    def refuse(self, path):
+        "Nothing is made and nothing taken away below a folder that has become read-only"
+        if self.stays == 'readonly' and self.ours(path): raise OSError(*STAY['readonly'], str(path))
 
     def open(self, file, mode='r', buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
         if not self.ours(file): return OPEN(file, mode, buffering, encoding, errors, newline, closefd, opener)
+        if mode.strip('bt') != 'r': self.refuse(file)
         faults = self
 
         class Raw(io.FileIO):
@@ -65,16 +72,28 @@ class Faults:
 
     def fsync(self, f): self.tick('fsync'); return FSYNC(f)
 
+    def os_open(self, path, flags, *a, **k):
+        if flags & (os.O_WRONLY | os.O_RDWR): self.refuse(path)
+        return OS_OPEN(path, flags, *a, **k)
+
+    def changing(self, name):
+        def change(path, *a, **k):
+            self.refuse(path)
+            return CHANGES[name](path, *a, **k)
+        return change
+
     def __enter__(self):
         builtins.open = io.open = self.open
         os.replace = os.rename = self.replace
-        os.fsync = self.fsync
+        os.fsync, os.open = self.fsync, self.os_open
+        for name in CHANGES: setattr(os, name, self.changing(name))
         return self
 
     def __exit__(self, *_):
         builtins.open = io.open = OPEN
         os.replace = os.rename = REPLACE
-        os.fsync = FSYNC
+        os.fsync, os.open = FSYNC, OS_OPEN
+        for name, real in CHANGES.items(): setattr(os, name, real)
 
 
 def forked(f):
@@ -208,6 +227,8 @@ def sweep(stage, share=1, say=lambda text: None):
         before, made, recipe = prepared(stage, folder)
         for module in ended(forked(lambda: run(folder / 'modules', recipe) or sorted(sys.modules))):  # imported once, not in each fork
             with contextlib.suppress(Exception): importlib.import_module(module)
+        from wsss_nb.engine.run import looked_at
+        looked_at(recipe, before)  # code that was read for the keys is not read again in each fork
         after, work = content(made), folder / 'work'
         shutil.copytree(before, work)
         def counted():
@@ -219,6 +240,7 @@ def sweep(stage, share=1, say=lambda text: None):
         every = [(kind, n, how) for kind, hows in KINDS.items() for n in range(1, counts.get(kind, 0) + 1) for how in hows]
         for kind, n, how in every[share // 2::share]:
             tried[f'{kind} {how}'] += 1
+            if not sum(tried.values()) % 50: say(f'{stage}: {sum(tried.values())} of {len(every) // share}')
             bad = one_fault(before, after, recipe, work, kind, n, how)
             for text in bad: say(f'{stage} {kind} {n} {how}: {text}')
             wrong += [f'{stage} {kind} {n} {how}: {text}' for text in bad]

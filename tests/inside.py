@@ -1,4 +1,5 @@
-"""Where the process is not the point: stage notebooks executed in that of the test, without a kernel; and kernels that a notebook starts as forks of the server of the test."""
+"""Where the process is not the point: stage notebooks executed in that of the test, without a kernel; kernels that a notebook starts as forks of the server of the test; and silence."""
+import logging
 import os
 from contextlib import contextmanager
 
@@ -43,3 +44,11 @@ def kernel_of_one_server():
     "A kernel, as `own_kernel` has it; kernels that are started from within it are forks of the same server"
     socket = warm.server({**os.environ, **{k: os.environ.get(k, v) for k, v in warm.KEEP_MEMORY.items()}})
     with environment(**dict(WSSS_WARM=socket) if socket else {}), warm.own_kernel() as kernel: yield kernel
+
+
+@pytest.fixture
+def quiet():
+    "torch logs what a fake tensor refuses; the test tells it anyway"
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)

@@ -37,7 +37,7 @@ def alone(path, folder, **parameters):
     return ''.join(o.text for o in outputs if o.output_type == 'stream' and o.name == 'stdout')
 
 
-def photographs(folder, n=30):
+def photographs(folder, n=16):
     "A folder of somebody's own: JPEGs of any size, tags of three classes, no masks and no splits"
     folder.mkdir()
     rows = ['image,tags']

@@ -75,7 +75,7 @@ def encoded(kind):
     draw, out = np.random.default_rng(1), io.BytesIO()
     rgb = Image.fromarray(draw.integers(0, 255, (20, 31, 3), dtype=np.uint8))
     pictures = dict(jpg=lambda: rgb.save(out, 'JPEG', exif=turned(6)), png=lambda: rgb.save(out, 'PNG'), gif=lambda: rgb.quantize(16).save(out, 'GIF'), webp=lambda: rgb.save(out, 'WEBP'), cmyk=lambda: rgb.convert('CMYK').save(out, 'JPEG'),
-                    deep=lambda: Image.fromarray(draw.integers(0, 65535, (20, 31), dtype=np.uint16)).save(out, 'PNG'), tif=lambda: rgb.save(out, 'TIFF', compression='tiff_lzw'))
+                    grey=lambda: rgb.convert('L').save(out, 'PNG'), tif=lambda: rgb.save(out, 'TIFF', compression='tiff_lzw'))
     pictures[kind]()
     return out.getvalue()
 
@@ -87,10 +87,10 @@ def turned(k):
 
 
 @HOW_MANY
-@pytest.mark.parametrize('kind', ['jpg', 'png', 'gif', 'webp', 'cmyk', 'deep', 'tif'])
+@pytest.mark.parametrize('kind', ['jpg', 'png', 'gif', 'webp', 'cmyk', 'grey', 'tif'])
 @pytest.mark.filterwarnings('ignore')
 def test_pictures_are_arrays_or_refused(tmp_path, kind, n):
-    good, file = encoded(kind), tmp_path / f'a.{dict(cmyk="jpg", deep="png").get(kind, kind)}'
+    good, file = encoded(kind), tmp_path / f'a.{dict(cmyk="jpg", grey="png").get(kind, kind)}'
     file.write_bytes(good)
     assert read_image(file).shape == (*image_size(file), 3) == ((31, 20, 3) if kind == 'jpg' else (20, 31, 3))
     right = lambda x: x.dtype == np.uint8 and x.ndim == 3 and x.shape[2] == 3
@@ -150,7 +150,7 @@ def test_keywords_are_words_or_the_packet_is_refused(tmp_path, kind, n):
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 5000), (5000, 1)])
-@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA', 'P', '1', 'CMYK', 'I;16', 'LA'])
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA', 'P', '1', 'CMYK', 'LA'])
 def test_pictures_of_every_mode_and_of_odd_sizes(tmp_path, size, mode):
     file = tmp_path / ('a.jpg' if mode == 'CMYK' else 'a.png')
     (Image.new('L', size, 200).convert('P') if mode == 'P' else Image.new(mode, size)).save(file)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from wsss_nb.base.core import UserError
-from wsss_nb.data.sample import Data, Record, file_ends, image_size, load_maps, read_image, read_mask, save_maps, save_mask
+from wsss_nb.data.sample import Data, Record, as_image, file_ends, image_size, load_maps, read_image, read_mask, save_maps, save_mask
 
 CLASSES = [f'class{k}' for k in range(1, 21)]
 
@@ -53,20 +53,33 @@ def test_hand_made_files(tmp_path):
     (tmp_path/'two bits.png').write_bytes(png(4, 1, 2, 3, [bytes([0b00011011])], (b'PLTE', bytes(12))))
     assert read_mask(tmp_path/'two bits.png', 20, (1, 4)).tolist() == [[0, 1, 2, 3]]
     (tmp_path/'sixteen.png').write_bytes(png(3, 1, 16, 0, [struct.pack('>3H', 0, 25599, 65535)]))
-    assert read_image(tmp_path/'sixteen.png')[0, :, 0].tolist() == [0, 100, 255]
+    with pytest.raises(UserError, match='sixteen.png: 16 bits a channel, of which nobody says what is black and what is white; export it with 8 bits'): read_image(tmp_path/'sixteen.png')
+    (tmp_path/'deep.png').write_bytes(png(1, 1, 16, 2, [struct.pack('>3H', 0, 25599, 65535)]))  # Pillow would drop the lower bytes
+    with pytest.raises(UserError, match='deep.png: 16 bits a channel'): read_image(tmp_path/'deep.png')
     (tmp_path/'alpha.png').write_bytes(png(3, 1, 8, 6, [bytes([9, 8, 7, 255, 9, 8, 7, 0, 0, 0, 0, 128])]))
     assert read_image(tmp_path/'alpha.png').tolist() == [[[9, 8, 7], [255] * 3, [127] * 3]]
     (tmp_path/'clear.png').write_bytes(png(2, 1, 8, 3, [bytes([0, 1])], (b'PLTE', bytes([9, 9, 9, 5, 6, 7])), (b'tRNS', bytes([0]))))
     assert read_image(tmp_path/'clear.png').tolist() == [[[255] * 3, [5, 6, 7]]]
 
 
-@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'CMYK', 'YCbCr', 'I;16'])
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'CMYK', 'YCbCr'])
 def test_every_mode_gives_rgb(tmp_path, mode):
     level = 255 if mode == '1' else 200
-    im = Image.new('L', (7, 5), level).convert(mode) if mode != 'I;16' else Image.fromarray(np.full((5, 7), level * 257, np.uint16))
-    im.save(tmp_path/'a.tif')
+    Image.new('L', (7, 5), level).convert(mode).save(tmp_path/'a.tif')
     got = read_image(tmp_path/'a.tif')
     assert got.shape == (5, 7, 3) and got.dtype == np.uint8 and abs(int(got.mean()) - level) <= 1
+
+
+@pytest.mark.parametrize('how', [dict(tiffinfo={33550: (1., 1., 0.)}), dict(tiffinfo={34735: (1, 1, 0, 0)})])
+def test_a_geotiff_is_refused_wherever_a_picture_goes_in(tmp_path, how):
+    Image.new('RGB', (4, 4)).save(tmp_path/'map.tif', **how)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path/'deep.tif')
+    says = dict(map='a GeoTIFF, whose places on the earth a mask as PNG would lose', deep='16 bits a channel')
+    for name, what in says.items():
+        with pytest.raises(UserError, match=what): read_image(tmp_path/f'{name}.tif')
+        with pytest.raises(UserError, match=what): as_image(tmp_path/f'{name}.tif')
+        with pytest.raises(UserError, match=f'image: {what}'): as_image(Image.open(tmp_path/f'{name}.tif'))
+        with pytest.raises(UserError, match=what): Data([Record('a', tmp_path/f'{name}.tif', (1,))], CLASSES)[0]
 
 
 @pytest.mark.parametrize('orientation', range(1, 9))
@@ -100,7 +113,7 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(UserError, match='x.jpg: no such image'): read_image(tmp_path/'x.jpg')
     with pytest.raises(UserError, match='damaged or not a picture'): read_image(tmp_path)
     Image.fromarray(np.full((4, 4), .5, np.float32)).save(tmp_path/'f.tif')
-    with pytest.raises(UserError, match='f.tif: expected 8 or 16 bits a channel, got floating point'): read_image(tmp_path/'f.tif')
+    with pytest.raises(UserError, match='f.tif: expected 8 bits a channel, got floating point'): read_image(tmp_path/'f.tif')
 
 
 def test_saved_mask_is_a_voc_palette_png(tmp_path):

@@ -1,11 +1,10 @@
 """What masks and refinements do on a graphics card, without one: tensors that only claim to be there."""
-import logging
-
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from inside import quiet  # noqa: F401
 from wsss_nb.cams import normalize, with_background
 from wsss_nb.data.scales import resized_there
 from wsss_nb.data.views import multi_scale
@@ -14,13 +13,7 @@ from wsss_nb.refine import batched as B
 from wsss_nb.refine.irn import directions
 from wsss_nb.refine.walk import pair_labels, pair_map
 
-
-@pytest.fixture(autouse=True)
-def quiet():
-    "torch logs what a fake tensor refuses; the test tells it anyway"
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures('quiet')
 
 
 def drawn(*shape): return torch.rand(*shape, device='cuda')

@@ -2,17 +2,31 @@
 import math
 import re
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from wsss_nb.base.core import UserError
 from wsss_nb.cli import main
+from wsss_nb.cams import write_score_maps
+from wsss_nb.data.maps import load_maps
+from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine import domains as d
+from wsss_nb.engine.evaluate import write_predictions
+from wsss_nb.engine.methods import METHODS, build_localiser, build_segmenter, localiser_learner, method_class, segmenter_learner
+from wsss_nb.engine.options import check_call, options_of, readings_of
 from wsss_nb.engine.parameters import STAGES, parameters_of
 from wsss_nb.engine.recipes import resolved
+from wsss_nb.refine.chain import refine
+from wsss_nb.refine.masks import write_masks
 
+OPTIONS = [('train.options', m, k, v, c) for m in METHODS for k, (v, c) in options_of(method_class(m)).items()]
+READINGS = [('masks.reading', m, k, v, c) for m in METHODS for k, (v, c) in readings_of(method_class(m)).items()]
+PROMPT = [('masks', k, v, c) for k, (v, c) in parameters_of('masks', ['prompt']).items() if k.startswith('prompt_')]
 KNOWN = [(s, k, v, c) for s in STAGES if s != 'report' for k, (v, c) in parameters_of(s).items()]
 ELSEWHERE = {'method', 'options', 'reading', 'backbone', 'crf_preset', 'crf', 'refine', 'stride', 'keep', 'crop'}  # further rules than their domain, or folders that must be there
 quick = dict(deadline=None, derandomize=True, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
@@ -22,6 +36,14 @@ def test_every_parameter_has_a_domain_that_holds_its_default():
     bare = [f'{s}.{k}' for s in STAGES for k, (v, c) in parameters_of(s).items() if type(v) is not bool and d.domain_in(c) is None]
     assert bare == [] and len(KNOWN) > 150
     for s, k, v, c in KNOWN: assert type(v) is bool or d.domain_in(c).allows(v), (s, k)
+
+
+def test_every_option_reading_and_setting_has_a_domain_that_holds_its_default():
+    own = [(f'{s} of {m}', k, v, c) for s, m, k, v, c in OPTIONS + READINGS] + PROMPT
+    assert len(OPTIONS) > 60 and len(READINGS) > 15 and len(PROMPT) == 3
+    for s, k, v, c in own: assert type(v) is bool or d.domain_in(c).allows(list(v) if type(v) is tuple else v), (s, k, c)
+    with_networks = {m for m in METHODS if options_of(method_class(m))}
+    assert with_networks == {*METHODS} - {'cam'}
 
 
 def test_words_are_those_of_the_registries():
@@ -94,6 +116,81 @@ def test_what_lies_inside_is_taken(data):
     assert resolved({'stages': [stage], stage: {name: value}}).stages[stage][name] == value
 
 
+SET = [x for x in OPTIONS + READINGS if type(x[3]) is not bool]
+TOGETHER = {'freeze', 'sides', 'high', 'low', 'lesson', 'maps'}  # what else they depend on is asked by the network
+
+
+def with_setting(section, method, name, value):
+    stage, own = section.split('.')
+    return {'stages': ['train', 'masks'], 'train': {'method': method}, **({'train': {'method': method, own: {name: value}}} if stage == 'train' else {stage: {own: {name: value}}})}
+
+
+@settings(max_examples=400, **quick)
+@given(st.data())
+def test_a_setting_of_a_method_that_lies_outside_is_one_line(data):
+    section, method, name, default, comment = data.draw(st.sampled_from(SET))
+    domain = d.domain_in(comment)
+    odd = outside_of(domain, list(default) if type(default) is tuple else default)
+    value = data.draw(odd.filter(lambda v: not domain.allows(v) and not isinstance(v, str)) | st.sampled_from(['../x', 'a\nb', 'what?', '1e']).filter(lambda v: not domain.allows(v)))
+    with pytest.raises(UserError) as e: resolved(with_setting(section, method, name, value))
+    text = str(e.value)
+    assert '\n' not in text and text.startswith(f'{section}.{name}: ') and ('expected' in text or 'Known' in text), text
+
+
+@settings(max_examples=200, **quick)
+@given(st.data())
+def test_a_setting_of_a_method_that_lies_inside_is_taken(data):
+    section, method, name, default, comment = data.draw(st.sampled_from([x for x in SET if x[2] not in TOGETHER]))
+    value = data.draw(st.one_of(*map(inside_of, d.domain_in(comment).parts)))
+    stage, own = section.split('.')
+    assert resolved(with_setting(section, method, name, value)).stages[stage][own][name] == value
+
+
+@pytest.mark.parametrize('given, text', [
+    (dict(lr=-1), 'lr: expected a number above 0, got -1.0.'), (dict(batch_size=0), 'batch_size: expected at least 1, got 0.'), (dict(crop=-5), 'crop: expected at least 1, got -5.'),
+    (dict(long_side=(144, 72)), r'long_side: expected \[\] or a list of 2, each at least 1, rising, got \[144, 72\].'), (dict(seed=-1), 'seed: expected at least 0'), (dict(momentum=float('nan')), 'momentum: expected a number from 0, below 1, got nan.'),
+    (dict(options=dict(gsc=-1), method='sipe'), 'options.gsc: expected at least 0, got -1.'), (dict(epochs=0), 'epochs: expected at least 1, got 0.'), (dict(workers=-1), 'workers: expected auto or a whole number'), (dict(device='gpu'), 'device: ')])
+def test_a_call_in_python_is_asked_the_same(given, text):
+    data = synthetic('train', n=2)
+    with pytest.raises(UserError, match=text) as e: localiser_learner(data, backbone='tiny', weights='', **{**dict(device='cpu'), **given})
+    assert '\n' not in str(e.value)
+    if {'options', 'long_side', 'method'} & set(given): return
+    with pytest.raises(UserError, match=text): segmenter_learner(data, backbone='tiny', weights='', **{**dict(device='cpu'), **given})
+
+
+def test_what_python_writes_otherwise_is_meant():
+    check_call('train', dict(lr=np.float64(.1), epochs=np.int64(3), long_side=(72, 144), weights=Path('a.npz'), device=torch.device('cpu'), workers=2, channels_last=True, options=None, backbone=torch.nn.Identity()))
+
+
+@pytest.fixture(scope='module')
+def things(tmp_path_factory):
+    "Two images, a localiser, a segmenter, score maps of them"
+    folder, data, net = tmp_path_factory.mktemp('calls'), synthetic('train', n=2), build_localiser('cam', 8)
+    write_score_maps(net, data, folder / 'maps', scales=(1.,), flip=False)
+    return folder, data, net, build_segmenter(8, width=16)
+
+
+@pytest.mark.parametrize('given, text', [
+    (dict(scales=[]), 'scales: expected a list of one or more, each a number above 0, at most 16, got [].'), (dict(scales=[-1.]), 'scales: expected a list'), (dict(scales=2.), 'scales: expected a list'), (dict(scales=[float('nan')]), 'scales: expected a list'),
+    (dict(batch_size=0), 'batch_size: expected at least 1, got 0.'), (dict(max_side=0), 'max_side: expected at least 1, got 0.')])
+def test_maps_and_predictions_ask_the_same_in_python(things, given, text):
+    folder, data, net, segmenter = things
+    for f, of in ((write_score_maps, net), (write_predictions, segmenter)):
+        with pytest.raises(UserError, match=re.escape(text)): f(of, data, folder / 'none', **given)
+    assert not (folder / 'none').exists()
+
+
+@pytest.mark.parametrize('call, text', [
+    (lambda f, data, net, seg: write_score_maps(net, data, f / 'none', reading=dict(kind='x')), "reading.kind: unknown name 'x'. Known: cam, grad_cam, grad_cam_pp."),
+    (lambda f, data, net, seg: write_score_maps(net, data, f / 'none', reading=dict(knd='cam')), "reading: unknown name 'knd'. Did you mean 'kind'?"),
+    (lambda f, data, net, seg: write_predictions(seg, data, f / 'none', fusion='sum'), "fusion: unknown name 'sum'."), (lambda f, data, net, seg: write_predictions(seg, data, f / 'none', crf='x'), "crf: unknown name 'x'."),
+    (lambda f, data, net, seg: write_masks(data, f / 'maps', f / 'none', threshold=-1), 'threshold: expected a number from 0 to 1, got -1.'), (lambda f, data, net, seg: write_masks(data, f / 'maps', f / 'none', workers=-1), 'workers: expected at least 0, got -1.'),
+    (lambda f, data, net, seg: refine(data.image(0), load_maps(f / f'maps/{data.names[0]}.npz'), ['crf'], crf_unary='x'), "crf_unary: unknown name 'x'. Known: '', scores, labels."),
+    (lambda f, data, net, seg: refine(data.image(0), load_maps(f / f'maps/{data.names[0]}.npz'), ['crf'], threshold='x'), "threshold: expected a number from 0 to 1, got 'x'.")])
+def test_readings_presets_and_thresholds_in_python(things, call, text):
+    with pytest.raises(UserError, match=re.escape(text)): call(*things)
+
+
 @pytest.mark.parametrize('option, text', [
     ('train.batch_size=0', 'train.batch_size: expected at least 1, got 0.'),
     ('train.lr=-1', 'train.lr: expected a number above 0, got -1.0.'),
@@ -103,11 +200,46 @@ def test_what_lies_inside_is_taken(data):
     ('train.long_side=[144, 72]', 'train.long_side: expected [] or a list of 2, each at least 1, rising, got [144, 72].'),
     ('masks.splits=[../val]', "masks.splits: expected a list of one or more, each the name of a split, got ['../val']."),
     ('segment.keep=best', 'segment.keep: best of what? Name a split with masks as segment.validate (its numbers become oracles), or keep the last.'),
-    ('train.crop=2', 'train.crop: expected at least 8, the output stride of tiny, got 2.')])
+    ('train.crop=2', 'train.crop: expected at least 8, the output stride of tiny, got 2.'),
+    ('segment.split=val', "segment.split: val is to be learnt from, and masks.splits are ['train']; name it there too."),
+    ('evaluate.splits=[nope]', "split: unknown name 'nope'. Known: train, val."),
+    ('evaluate.measure=[circles]', "evaluate.measure: unknown name 'circles'. Known: background, cat, rabbit, duck, mouse, robot, house, flower, crab."),
+    ('segment.width=12', 'width: expected a multiple of 8, got 12.'),
+    ('segment.stride=5', 'stride: tiny has the output strides 8, got 5.'),
+    ('masks.localiser=/nowhere', 'masks.localiser: expected the folder of a train stage that was made, got /nowhere; leave it out, and the stage is made first.'),
+    ('masks.saliency=/nowhere', "saliency: '/nowhere' is no folder, here or in the root of the data; give the one with <image id>.png for every image, 0 = background, 255 = salient."),
+    ('segment.log=nobody', "log: unknown name 'nobody'. Did you mean 'tensorboard'? Known: aim, comet_ml, mlflow, tensorboard, wandb, clearml, dvclive, swanlab, trackio."),
+    ('train.options.gsc=1', "train.options of cam: unknown name 'gsc'. Known: none."),
+    ('masks.reading.kind=cma', "masks.reading.kind: unknown name 'cma'. Did you mean 'cam'? Known: cam, grad_cam, grad_cam_pp."),
+    ('masks.refine=[prompt]', "masks.prompt_model: the step prompt needs it; the segmenter: a folder with a SAM of transformers, or file.py:name ['' | <folder or function>]."),
+    ('stages=[report]', "stages: unknown name 'report'. Known: train, psa, irn, masks, segment, evaluate."),
+    ('about=3', "recipe, about: expected str (the default is ''), got int 3."),
+    ('rows=3', 'recipe, rows: expected dict (the default is {}), got int 3.'),
+    ('expected={masks/val: 2}', 'recipe, expected.masks/val: expected [] or a list of 2, each a number from 0 to 1, rising, got 2.'),
+    ('workers=-1', "train.workers: expected auto or a whole number, got '-1'.")])
 @pytest.mark.parametrize('dry', [['--dry-run'], []])
 def test_the_command_line_says_so_and_makes_nothing(option, text, dry, tmp_path, capsys):
-    assert main(['run', 'cam_synthetic', '-p', option, '--runs', str(tmp_path / 'runs'), *dry]) == 2
+    split = ['-p', 'masks.splits=[train]'] if option == 'segment.split=val' else []
+    assert main(['run', 'cam_synthetic', '-p', option, *split, '--runs', str(tmp_path / 'runs'), *dry]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == f'wsss: {text}' and not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('dry', [['--dry-run'], []])
+@pytest.mark.parametrize('options, text', [
+    (['train.split=val'], 'the split has no images; check its list, or name another split.'),
+    (['segment.validate=test'], 'has no masks to compare with; leave validate empty.'),
+    (['data.classes=a/b'], "a class is called 'a/b'; expected a name without separators of folders and control characters.")])
+def test_a_split_without_images_or_masks_and_a_class_that_is_no_name_are_told_first(options, text, dry, tmp_path, capsys):
+    from PIL import Image
+    for k in range(4):
+        for kind in ('images', 'masks') if k < 3 else ('images',):
+            (tmp_path / 'set' / kind).mkdir(parents=True, exist_ok=True)
+            Image.new('RGB' if kind == 'images' else 'L', (40, 40)).save(tmp_path / f'set/{kind}/{k}.png')
+    (tmp_path / 'set/tags.csv').write_text(f'image,tags\n' + ''.join(f'{k}.png,a\n' for k in range(4)).replace('a\n', 'a/b\n' if options == ['data.classes=a/b'] else 'a\n'))
+    for split, lines in dict(train='0\n1\n', val='', test='3\n').items(): (tmp_path / f'set/{split}.txt').write_text(lines)
+    recipe = ['splits=[train]', 'data.name=folder', f'data.root={tmp_path}/set', *options]
+    assert main(['run', 'cam_synthetic', '--runs', str(tmp_path / 'runs'), *dry, *(x for o in recipe for x in ('-p', o))]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].endswith(text) and not (tmp_path / 'runs').exists()
 
 
 @pytest.mark.parametrize('name', ['../evil', 'a/b', '..', '.', ' ', 'a\x07b', 'a\\b'])

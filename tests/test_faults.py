@@ -114,23 +114,14 @@ print('made', len(made))"""
     assert [r['state'] for r in list_runs(tmp_path)] == ['done', 'done'] and not list(tmp_path.rglob('*.part'))
 
 
-@pytest.mark.skipif(not hasattr(os, 'geteuid'), reason='POSIX')
-def test_a_store_that_becomes_read_only_is_told_and_lost_nothing(trained, tmp_path, monkeypatch):
-    import errno
-    import shutil
-    from faults import content
-    shutil.copytree(trained, tmp_path / 'runs')
-    before, mkdir = content(tmp_path / 'runs'), Path.mkdir
-    def read_only(self, *a, **k):
-        if not self.exists(): raise OSError(errno.EROFS, 'Read-only file system')
-        return mkdir(self, *a, **k)
-    monkeypatch.setattr(Path, 'mkdir', read_only)
-    with pytest.raises(UserError, match='the file system is read-only: choose another folder'), inside(): make_run('r', dict(TINY, seed=1), tmp_path / 'runs', lambda text: None)
-    monkeypatch.undo()
-    after = content(tmp_path / 'runs')
-    assert {k: v for k, v in after.items() if k != 'r/run.json'} == {k: v for k, v in before.items() if k != 'r/run.json'} and not is_locked(tmp_path / 'runs/r')
-    with inside(): make_run('r', dict(TINY, seed=1), tmp_path / 'runs', lambda text: None)
-    assert load_json(tmp_path / 'runs/r/run.json')['state'] == 'done'
+@pytest.mark.parametrize('kind, n', [('write', 2), ('write', 9), ('rename', 4)])
+def test_a_store_that_becomes_read_only_in_the_middle_is_told_and_lost_nothing(trained, tmp_path, kind, n):
+    import faults
+    runs = tmp_path / 'runs'
+    with pytest.raises((UserError, StageFailed), match='the file system is read-only: choose another folder') as e, inside(), faults.Faults(runs, kind, n, 'readonly'): make_run('r', TINY, runs, lambda text: None)
+    assert '\n' not in str(e.value) and not faults.left_locked(runs) and faults.content(runs) is not None
+    with inside(): faults.resumed(runs, TINY)
+    assert faults.content(runs) == faults.content(trained) and not list(runs.rglob('*.part'))
 
 
 def test_a_worker_that_is_killed_is_told_and_the_next_pool_works():
@@ -140,6 +131,63 @@ def test_a_worker_that_is_killed_is_told_and_the_next_pool_works():
     with pytest.raises(UserError, match='masks, image: a worker process was killed, most likely for want of memory; use fewer workers'): list(parallel(dies, range(12), 'masks, image', workers=2))
     assert list(parallel(abs, range(-12, 0), 'again', workers=2)) == list(range(12, 0, -1))
     close_pool()
+
+
+def slow_view(data, i, rng):
+    import torch
+    time.sleep(.05)
+    return dict(image=torch.tensor([data[i], rng.random()], dtype=torch.float32))
+
+
+def test_a_process_that_prepares_batches_is_killed_and_the_training_goes_on_elsewhere(tmp_path):
+    import torch
+    from multiprocessing import active_children
+    from test_on_a_card import Line, Numbers
+    from wsss_nb.engine.train import Callback, Learner
+    class Kills(Callback):
+        def after_step(self, learner, batch, losses):
+            if learner.step == 5: os.kill(active_children()[0].pid, signal.SIGKILL)
+    def learner(folder, **how):
+        torch.manual_seed(0)
+        return Learner(Line(), Numbers([k / 40 for k in range(40)]), slow_view, epochs=2, batch_size=4, lr=.05, device='cpu', folder=tmp_path / folder, save_seconds=0., **how)
+    with pytest.raises(UserError, match='^workers: a worker process was killed, most likely for want of memory; use fewer workers.$'): learner('a', workers=1, callbacks=[Kills()]).fit()
+    whole, again = learner('b', workers=0), learner('a', workers=0)
+    assert again.fit() == whole.fit() and 5 <= whole.step == 20 and torch.equal(again.raw_net.w.weight, whole.raw_net.w.weight)
+
+
+def interrupted(work, first, second):
+    "A run in a fork of this process that is sent SIGINT after so many seconds, and again; returns whether it was still there"
+    from faults import run
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(1, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try: run(work, TINY)
+        except BaseException: os._exit(3)
+        os._exit(0)
+    for seconds in (first, second):
+        time.sleep(seconds)
+        if os.waitpid(pid, os.WNOHANG)[0]: return False
+        os.kill(pid, signal.SIGINT)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (3, -signal.SIGINT, 0)
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+@pytest.mark.parametrize('times', [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_ctrl_c_at_random_moments_twice_leaves_what_resume_needs(trained, tmp_path, times):
+    import random
+    import faults
+    draw, runs, cut = random.Random(times), tmp_path / 'runs', 0
+    for k in range(times):
+        there = interrupted(runs, draw.uniform(0, .6), draw.choice([.001, .01, .1]))
+        cut += there
+        assert not faults.left_locked(runs) and faults.content(runs) is not None
+        if there: continue
+        assert faults.content(runs) == faults.content(trained)
+        faults.shutil.rmtree(runs)
+    with inside(): faults.resumed(runs, TINY) if (runs / 'r/run.json').exists() else faults.run(runs, TINY)
+    assert cut and faults.content(runs) == faults.content(trained) and not list(runs.rglob('*.part'))
 
 
 def test_ctrl_c_at_any_step_and_again_while_it_ends_leaves_what_resume_needs(trained, tmp_path, monkeypatch):

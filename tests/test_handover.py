@@ -1,8 +1,10 @@
 """Masks handed to other tools: what comes back equals the mask, read by readers of this file's own and, where they are installed, by the tools'."""
 import importlib.util
 import json
+import struct
 import sys
 import xml.etree.ElementTree as ET
+import zlib
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,6 +22,7 @@ from wsss_nb.data.synthetic import synthetic
 from wsss_nb.results.handover import FORMATS, hand_over
 from wsss_nb.results.outlines import loops, polygons
 from wsss_nb.results.run_lengths import score_in, studio_rle, zeros_first
+from wsss_nb.results.to_label_studio import one_by_one
 
 CLASSES = ['cat', 'a "dog" & <more>', 'Möwe', 'background noise']
 
@@ -250,12 +253,23 @@ def test_a_run_is_handed_over_with_scores(tmp_path, capsys):
     assert {t['predictions'][0]['score'] for t in load_json(tmp_path / 'l/tasks.json')} == {.75}
 
 
-def test_turned_and_deep_pictures_are_written_anew(tmp_path):
+DEEP = b'\x89PNG\r\n\x1a\n' + b''.join(struct.pack('>I', len(b)) + k + b + struct.pack('>I', zlib.crc32(k + b)) for k, b in (  # 16 bits in colour, which Pillow opens as RGB
+    (b'IHDR', struct.pack('>2I5B', 4, 4, 16, 2, 0, 0, 0)), (b'IDAT', zlib.compress((b'\0' + bytes(24)) * 4)), (b'IEND', b'')))
+
+
+def test_tasks_are_written_one_by_one():
+    seen, items = [], [dict(a=1), dict(b=['ä', np.int64(2)]), dict(c=None)]
+    lines = one_by_one(x for x in items if not seen.append(x))
+    first = next(lines)
+    assert seen == items[:1] and json.loads(first + ''.join(lines)) == [dict(a=1), dict(b=['ä', 2]), dict(c=None)] and json.loads(''.join(one_by_one([]))) == []
+
+
+def test_turned_and_palette_pictures_are_written_anew(tmp_path):
     im = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
     exif = Image.Exif(); exif[0x0112] = 6
     (tmp_path / 'p').mkdir()
     im.save(tmp_path / 'p/turned.jpg', exif=exif)
-    Image.fromarray(np.full((3, 5), 40000, np.uint16)).save(tmp_path / 'p/deep.png')
+    Image.new('P', (5, 3)).save(tmp_path / 'p/deep.png')
     save_mask(tmp_path / 'm/turned.png', np.ones((6, 4), np.uint8)), save_mask(tmp_path / 'm/deep.png', np.ones((3, 5), np.uint8))
     hand_over(tmp_path / 'm', 'coco', tmp_path / 'c', tmp_path / 'p', 'cat')
     assert {p.name: Image.open(p).size for p in (tmp_path / 'c/images').iterdir()} == {'turned.png': (4, 6), 'deep.png': (5, 3)}
@@ -266,6 +280,7 @@ def test_turned_and_deep_pictures_are_written_anew(tmp_path):
     (lambda d: save_mask(d / 'masks/a.png', np.full((4, 4), 7, np.uint8)), 'masks: expected 255 or 0..1, got 7 in a.png'),
     (lambda d: save_mask(d / 'masks/a.png', np.ones((4, 5), np.uint8)), 'is 5x4 (width x height), its image is 4x4'),
     (lambda d: Image.new('RGB', (4, 4)).save(d / 'masks/a.png'), 'is this a colour image rather than a palette PNG?'),
+    (lambda d: (d / 'photos/a.png').write_bytes(DEEP), 'photos/a.png: 16 bits a channel'),
     (lambda d: (d / 'photos/a.png').rename(d / 'photos/b.png'), 'images: 1 of 1 masks have no picture of their name in'),
     (lambda d: (d / 'masks/classes.txt').unlink(), 'classes: the ids in the masks have no names; give --classes cat,dog'),
     (lambda d: (d / 'masks/a.png').unlink(), 'is no run, and there is no .png in it'),

@@ -1,11 +1,10 @@
 """What a training does on a graphics card, without one: tensors that only claim to be there, half precision, losses that are read late."""
-import logging
-
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from inside import quiet  # noqa: F401
 from wsss_nb.base.core import UserError
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.views import finish_views
@@ -23,13 +22,7 @@ NETS = {**{m: lambda m=m: build_localiser(m, 3) for m in STEPPED}, 'icd vote': l
         'segment': lambda: build_segmenter(3), 'segment balanced': lambda: build_segmenter(3, loss='balanced'),
         'psa': lambda: AffinityNet(build('tiny'), radius=3), 'irn': lambda: IRNet(build('tiny'), radius=3)}
 
-
-@pytest.fixture(autouse=True)
-def quiet():
-    "torch logs what a fake tensor refuses; the test tells it anyway"
-    logging.disable(logging.ERROR)
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures('quiet')
 
 
 def there(x): return torch.empty(x.shape, dtype=x.dtype, device='cuda')
@@ -175,7 +168,7 @@ def test_losses_are_read_together_and_only_when_asked():
 def tiny(method, tmp_path, precision, **kw):
     data = synthetic('train', n=8)
     how = dict(backbone='tiny', weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu', lr=.001, cache=tmp_path, workers=0)
-    return localiser_learner(data, method=method, precision=precision, **how, **kw)
+    return localiser_learner(data, method=method, precision=precision, **{**how, **kw})
 
 
 @pytest.mark.parametrize('method', STEPPED)

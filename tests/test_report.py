@@ -13,6 +13,7 @@ from wsss_nb.results import report_pictures as P
 from wsss_nb.base.core import UserError, load_json, save_json
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.gallery import ADVICE
 from wsss_nb.engine.parameters import stage_notebook
 from wsss_nb.base.show import overlay, plot_curves
 
@@ -221,7 +222,7 @@ def test_the_report_has_the_warnings_of_the_stages_and_the_page_of_the_masks(tmp
         save_json(tmp_path / 'stages' / folder / 'stage.json', dict(PUBLISHED['stages'][stage], results=results))
     report = R.RunReport(tmp_path, ['a'])
     assert list(report.notes()) == ['a: warning: 8 steps of training, from which little is learnt; train.epochs=250 makes 100',
-                                    'a: warning: of 30 masks of val 6 show nothing but background and 4 are filled by one class; look at them, and train longer (train.epochs)']
+                                    'a: warning: of 30 masks of val 6 show nothing but background and 4 are filled by one class; ' + ADVICE]
     assert all(n in report.summary() for n in report.notes()) and 'picture by picture' not in report.links()
     (tmp_path / 'a/masks').mkdir()
     (tmp_path / 'a/masks/index.html').touch()

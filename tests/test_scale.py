@@ -28,7 +28,7 @@ stages: [train, masks, evaluate]
 limit: 8
 device: cpu
 workers: 1
-train: {epochs: 30, batch_size: 4, crop: 64, save_seconds: 0.0}
+train: {epochs: 15, batch_size: 4, crop: 64, save_seconds: 0.0}
 masks: {splits: [val], scales: [1.0]}
 evaluate: {splits: [val], sweep: false}
 rows:
@@ -83,7 +83,7 @@ def table(tmp_path_factory):
 def test_a_killed_worker_loses_nothing(table):
     d, killed, said, _ = table
     print('killed:', killed)
-    assert killed and not killed['made'] and 0 < killed['step'] < 60
+    assert killed and not killed['made'] and 0 < killed["step"] < 30
     for run in ('t.low', 't.high'):
         assert (d / 'plain' / run / 'metrics.json').read_bytes() == (d / 'dask' / run / 'metrics.json').read_bytes()
         assert json.loads((d / 'dask' / run / 'run.json').read_text())['state'] == 'done' and (d / 'dask' / run / 'masks.ipynb').exists()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from wsss_nb.base import pictures, show
 from wsss_nb.base.core import UserError
@@ -24,6 +25,20 @@ def png(fig):
 
 def test_a_chart_is_sharp_and_a_large_one_is_no_heavier_than_before():
     assert show.Chart(5, 3).dpi == 120 and show.Chart(8, 9).dpi == 80 and 80 < show.Chart(7, 6).dpi < 120
+
+
+def test_a_palette_from_an_eighth_of_the_pixels_is_about_as_good_as_one_from_all():
+    noise = np.random.default_rng(0).normal(0, 12, (320, 480, 3))
+    y, x = np.mgrid[:320, :480]
+    paper = np.clip(np.stack([x / 2, y / 2, (x + y) / 4], -1) + noise, 0, 254).astype(np.uint8)
+    paper[:, 200:240], paper[150:152] = 255, (213, 94, 0)  # a white column, and a thin line
+    picture = Image.fromarray(paper)
+    error = lambda q: np.abs(np.asarray(q.convert('RGB')).astype(int) - paper).max(-1)
+    ours, whole = error(show.in_256_colours(picture)), error(picture.quantize(256, dither=Image.Dither.NONE))
+    assert not np.array_equal(ours, whole) and ours.mean() < 1.1 * whole.mean()
+    assert not ours[:150, 200:240].any() and ours[150:152].mean() < whole[150:152].mean() + 8
+    few = Image.fromarray(paper // 64 * 64)
+    assert np.array_equal(np.asarray(show.in_256_colours(few).convert('RGB')), np.asarray(few))
 
 
 def test_golden_palette():

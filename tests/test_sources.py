@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wsss_nb.results import sources as S
@@ -111,9 +112,38 @@ def test_every_row_has_a_number_or_a_reason(paper, tables):
         for k in known('paper_numbers')[name]['rows']: assert any(n in k for n in named), (name, k)
 
 
-def test_a_row_may_be_a_run_of_another_name(tmp_path):
+def of_two_seeds(run, what='masks'):
+    "By hand: mean and half of what lies between the two published seeds, in percent"
+    a, b = (next(n['miou'] for n in json.loads((ROOT / f'runs/published/{r}/metrics.json').read_text())['numbers'] if n['what'] == what) for r in (run, f'{run}_seed_1'))
+    return f'{50 * (a + b):.1f} ± {50 * abs(a - b):.1f}'
+
+
+def test_a_row_may_be_a_run_of_another_name_with_all_its_seeds(tmp_path):
     row = lambda also: next(r for r in S.every_row('icd', also).cells if r[:2] == ['icd:3', 'top-down'])
-    assert row({'icd:3 top-down': 'icd_photos.top-down'})[2:4] == ['59.9', '43.2'] and row({})[3] in ('', '43.2')
+    assert row({'icd:3 top-down': 'icd_photos.top-down'})[2:4] == ['59.9', of_two_seeds('icd_photos.top-down')] and row({})[3] == ''
+
+
+def test_rows_of_several_seeds_are_compared_seed_with_seed(capsys):
+    ours, paper = {'a': [9., 9.4], 'b': [8., 6.], 'c': [5., 9.8]}, dict(a=4., b=3., c=2., d=1.)
+    assert S.against_paper(ours, paper) == ([('a', 'b')], [], [('a', 'c'), ('b', 'c')])
+    out = capsys.readouterr().out
+    assert 'here:  a 9.2 ± 0.2 > c 7.4 ± 2.4 > b 7.0 ± 1.0' in out and 'too close: b over c: -0.4 ± 3.4 here, +1.0 there' in out and 'or within what lies between the seeds' in out
+    assert S.against_paper({'a': [1., 2.], 'b': [3.5, 4.5]}, dict(a=2., b=1.))[1] == [('a', 'b')]  # both seeds say the opposite of the paper
+    assert S.against_paper({'a': [1., 2.], 'b': [3.5, 4.5]}, dict(a=2., b=1.), close=3.)[2] == [('a', 'b')]
+    assert S.against_paper({'a': np.float32(3), 'b': [np.float64(1)], 'c': []}, dict(a=2., b=1., c=0.)) == ([('a', 'b')], [], [])
+    with pytest.raises(UserError, match='expected as many seeds in all rows, got 2 and 1'): S.against_paper({'a': [1., 2.], 'b': 3.}, dict(a=2., b=1.))
+
+
+def test_the_seeds_of_a_table_are_those_that_are_published():
+    n = S.Numbers(classes='bg+8', images=100)
+    found = S.seeds_here('sipe:fig8', 'synthetic', n)
+    for row, seeds in found.items():
+        run = f'sipe_fig8-synthetic.{row.replace(" ", "_").replace(".", "_")}'
+        assert seeds == [100 * json.loads((ROOT / f'runs/published/{r}/metrics.json').read_text())['numbers'][0]['miou'] for r in (run, f'{run}_seed_1')]
+        assert n.seeds(f'{run} masks/val') == [round(x, 1) for x in seeds] and S.every_seed(run, n) == f'{run},{run}_seed_1'
+    assert len(found) == 8
+    n.tables = None
+    assert S.seeds_here('sipe:fig8', 'synthetic', n) == {} and S.every_seed('x', n) == 'x'
 
 
 def test_a_row_may_be_runs_of_other_names_one_on_each_data_set():

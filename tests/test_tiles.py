@@ -6,13 +6,16 @@ from PIL import Image
 from torch import nn
 
 from wsss_nb.base.core import UserError
-from wsss_nb.cams import Localiser
-from wsss_nb.data.sample import read_mask
+from wsss_nb.cams import Localiser, write_score_maps
+from wsss_nb.data.sample import Data, Record, ScoreMaps, load_maps, read_mask
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.data.tiles import check_photograph, fading, said_of_the_whole, tile_starts, tiled
+from wsss_nb.data.tiles import IN_TILES, WHOLE, fading, of_the_whole, piece_by_piece, said_of_the_whole, tile_side, tile_starts, tiled
 from wsss_nb.nets.heads import ImagePool
 from wsss_nb.nets.segmenter import Segmenter
-from wsss_nb.results.in_tiles import needs_tiles, tiled_mask, tiled_score_maps
+from wsss_nb.engine.evaluate import write_predictions
+from wsss_nb.engine.in_tiles import mask_in_tiles, network_mask, tiled_score_maps
+from wsss_nb.engine.methods import localiser_learner
+from wsss_nb.refine.masks import write_masks
 from wsss_nb.results.predict import Predictor, predict_files
 
 CLASSES = ['a', 'b', 'c']
@@ -49,8 +52,8 @@ def test_a_network_in_tiles_is_the_network_on_the_whole(flip):
     sure = np.sort(whole, 0)[-1] - np.sort(whole, 0)[-2] > 1e-3
     for ids in (None, (1, 3)):
         want = predictor.mask(PICTURE, ids, **settings)
-        assert np.array_equal(tiled_mask(predictor, PICTURE, ids, settings, 256)[sure], want[sure]) or ids
-        if ids: assert set(np.unique(tiled_mask(predictor, PICTURE, ids, settings, 256))) <= {0, 1, 3}
+        assert np.array_equal(predictor.mask(PICTURE, ids, tile=256, **settings)[sure], want[sure]) or ids
+        if ids: assert set(np.unique(predictor.mask(PICTURE, ids, tile=256, **settings))) <= {0, 1, 3}
 
 
 def test_a_localiser_in_tiles_is_the_localiser_on_the_whole():
@@ -81,19 +84,111 @@ def test_what_is_pooled_over_the_picture_is_that_of_the_picture():
     hook = pools[0].register_forward_hook(lambda m, given, out: said.append(out[0, :, 0, 0].clone()))
     with torch.no_grad():
         net.logits(x)
-        with said_of_the_whole(net, ImagePool, lambda: net.logits(x)): net.logits(x[..., :16, :16])
+        with said_of_the_whole(net, lambda: net.logits(x)): net.logits(x[..., :16, :16])
     hook.remove()
     ours = []
-    with torch.no_grad(), said_of_the_whole(net, ImagePool, lambda: net.logits(x)):
+    with torch.no_grad(), said_of_the_whole(net, lambda: net.logits(x)):
         after = pools[0].register_forward_hook(lambda m, given, out: ours.append(out[0, :, 0, 0].clone()))
         net.logits(x[..., :16, :16])
         after.remove()
     assert torch.allclose(ours[0], said[0]) and not torch.allclose(said[2], said[0]) and not pools[0]._forward_hooks
 
 
+class Near2(Localiser):
+    "Three convolutions of stride 1"
+    def __init__(self):
+        super().__init__(None, 3)
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+        self.classes = CLASSES
+    def raw_maps(self, images): return self.body(images)
+
+
+class Two(Data):
+    "A large picture and a small one"
+    def __init__(self):
+        super().__init__([Record('large', 'large', (1, 3)), Record('small', 'small', (2,))], CLASSES, 'two', 'train')
+    def image(self, i): return PICTURE if self.records[self.index(i)].name == 'large' else np.ascontiguousarray(PICTURE[:100, :90])
+    def size(self, i): return self.image(i).shape[:2]
+
+
+def test_score_maps_of_a_set_in_tiles_are_those_of_the_whole(tmp_path):
+    net, data = Near2().eval(), Two()
+    for name, own in dict(tiles=dict(max_side=128, tile=128), whole=dict(max_side=0), shrunk=dict(max_side=128, tile=0)).items(): write_score_maps(net, data, tmp_path / name, (1.,), **own)
+    maps = {k: {n: load_maps(tmp_path / k / f'{n}.npz') for n in data.names} for k in ('tiles', 'whole', 'shrunk')}
+    assert maps['tiles']['large'].keys.tolist() == [1, 3] and np.abs(maps['tiles']['large'].maps - maps['whole']['large'].maps).max() < 2e-3  # of float16
+    assert np.abs(maps['shrunk']['large'].maps - maps['whole']['large'].maps).max() > .05
+    for k in maps: assert np.array_equal(maps[k]['small'].maps, maps['whole']['small'].maps)
+
+
+def test_masks_and_predictions_of_a_set_in_tiles(tmp_path):
+    net, data = Near2().eval(), Two()
+    write_score_maps(net, data, tmp_path / 'maps', (1.,), max_side=0)
+    local = dict(steps=['pamr'], pamr_iters=1, pamr_dilations=(1, 2))
+    for name, own in dict(tiles=dict(max_side=128, tile=128), whole=dict(tile=0)).items(): write_masks(data, tmp_path / 'maps', tmp_path / name, 1, **local, **own)
+    masks = {k: [read_mask(tmp_path / k / f'{n}.png') for n in data.names] for k in ('tiles', 'whole')}
+    assert np.array_equal(masks['tiles'][1], masks['whole'][1]) and (masks['tiles'][0] == masks['whole'][0]).mean() > .9999 and len(np.unique(masks['whole'][0])) > 1
+    seg = Near().eval()
+    write_predictions(seg, data, tmp_path / 'p', flip=False, max_side=192, tile=192)
+    assert np.array_equal(read_mask(tmp_path / 'p/large.png'), network_mask(seg, PICTURE, tile=192, max_side=192, flip=False))
+    assert np.array_equal(read_mask(tmp_path / 'p/small.png'), network_mask(seg, data.image(1), tile=0, flip=False))
+    sure = network_mask(seg, PICTURE, tile=0, max_side=10**6, flip=False)
+    assert (read_mask(tmp_path / 'p/large.png') == sure).mean() > .999
+
+
+def test_a_step_that_divides_by_the_largest_is_told_of_the_whole():
+    m = np.zeros((1, 64, 256), np.float32)
+    m[:, :, :128], m[:, :, 128:] = 1, 4
+    shares = lambda image, maps: ScoreMaps(np.array([0, 2]), np.stack([maps.maps[0] * 0, maps.maps[0] / of_the_whole('top', lambda: maps.maps.max())]))
+    image, maps = np.zeros((64, 256, 3), np.uint8), ScoreMaps(np.array([2]), m)
+    parts = piece_by_piece(shares, image, maps, 64)
+    assert parts.keys.tolist() == [0, 2] and np.allclose(parts.maps, shares(image, maps).maps, atol=1e-6) and WHOLE.get() is None
+
+
+def test_undecided_pixels_of_one_tile_keep_their_map():
+    def f(image, maps):
+        odd = (image[..., 0] > 0).any()
+        return ScoreMaps(np.array([0, 2, 255] if odd else [0, 2]), np.zeros((3 if odd else 2, *image.shape[:2]), np.float32))
+    image = np.zeros((64, 200, 3), np.uint8)
+    assert piece_by_piece(f, image, ScoreMaps(np.array([2]), np.zeros((1, 64, 200), np.float32)), 64).keys.tolist() == [0, 2]
+    image[:, 190:] = 9
+    assert piece_by_piece(f, image, ScoreMaps(np.array([2]), np.zeros((1, 64, 200), np.float32)), 64).keys.tolist() == [0, 2, 255]
+
+
+@pytest.mark.parametrize('method', ['cam', 'icd', 'sipe', 'ccmr', 'frozen'])
+def test_every_method_takes_large_pictures(method):
+    "what a method draws from the whole picture it is told in its tiles: no tile is a picture of its own"
+    torch.manual_seed(0)
+    data = synthetic('train', n=4)
+    net = localiser_learner(data, method=method, backbone='tiny', weights='', crop=64, long_side=(64, 96), epochs=1, batch_size=4, device='cpu', options=dict(refine='none') if method == 'icd' else {}).raw_net.eval()
+    image = np.ascontiguousarray(np.tile(data.image(0), (2, 3, 1)))
+    tags = torch.zeros(1, len(data.classes))
+    tags[0, [0, 4]] = 1
+    whole = net.score_maps([image], tags, (1.,), False, 10**6)[0]
+    parts = tiled_score_maps(net, image, tags, flip=False, tile=128)
+    assert set(whole.keys) - {255} == set(parts.keys) - {255} and parts.maps.shape[1:] == image.shape[:2]
+    assert np.isfinite(parts.maps).all() and 0 <= parts.maps.min() and parts.maps.max() <= 1
+    assert IN_TILES.get() == 0 and WHOLE.get() is None and not any(m._forward_hooks for m in net.modules())
+    if method == 'frozen': assert np.allclose(whole.maps, parts.maps, atol=1e-6)
+    if method == 'cam': assert np.abs(whole.maps - parts.maps).mean() < .3 * whole.maps.mean()
+
+
+def test_a_network_with_a_size_of_its_own_is_not_cut():
+    class Own(Near):
+        own_size = True
+    image = np.ascontiguousarray(np.tile(PICTURE, (2, 2, 1)))
+    found, ask = [], Near().eval()
+    def seen(i):
+        found.append(i.shape[:2])
+        return ask.predict([i], flip=False)[0].numpy()
+    mask = mask_in_tiles(Own(), image, seen, side=256)
+    assert mask.shape == image.shape[:2] and len(found) == 1 and max(found[0]) == 256
+
+
 def test_which_pictures_are_taken_in_tiles():
-    assert [needs_tiles(s) for s in ((500, 375), (2048, 10), (2049, 10))] == [0, 0, 1024]
-    assert [needs_tiles((3000, 100), t) for t in (0, 512, 4000)] == [0, 512, 0]
+    assert [tile_side(s) for s in ((500, 375), (1024, 10), (1025, 10))] == [0, 0, 1024]
+    assert [tile_side((3000, 100), t) for t in (0, 512, 4000)] == [0, 512, 1024]
+    assert [tile_side((3000, 100), 1024, m) for m in (640, 3000, 10**6, 1)] == [640, 0, 0, 64]
 
 
 def test_predict_takes_them_so_and_says_no_to_what_is_no_photograph(tmp_path):
@@ -106,7 +201,7 @@ def test_predict_takes_them_so_and_says_no_to_what_is_no_photograph(tmp_path):
     failed = predict_files(predictor, {p.stem: p for p in sorted((tmp_path / 'p').iterdir())}, tmp_path / 'o', tile=192, scales=(1.,), flip=False, max_side=10**6)
     assert set(failed) == {'deep', 'map'} and '16 bits a channel' in failed['deep'] and 'a GeoTIFF' in failed['map']
     settings = dict(scales=(1.,), flip=False, max_side=10**6)
-    assert np.array_equal(read_mask(tmp_path / 'o/masks/large.png'), tiled_mask(predictor, PICTURE, None, settings, 192))
+    assert np.array_equal(read_mask(tmp_path / 'o/masks/large.png'), predictor.mask(PICTURE, tile=192, **settings))
     assert np.array_equal(read_mask(tmp_path / 'o/masks/small.png'), predictor(PICTURE[:40, :50], scales=(1.,), flip=False))
     with pytest.raises(UserError, match='were made with another settings'): predict_files(predictor, {}, tmp_path / 'o', scales=(1.,), flip=False, max_side=10**6)
 

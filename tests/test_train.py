@@ -160,7 +160,6 @@ def tiny_losses(**kw):
 
 
 @pytest.mark.parametrize('method', [m for m in METHODS if not hasattr(method_class(m), 'learner')])  # one that brings its own takes no steps
-@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'))])
 def test_bf16_stays_close_to_fp32(tmp_path, method, device):
     whole, half = (tiny_losses(method=method, device=device, precision=p, cache=tmp_path, lr=.001) for p in ('fp32', 'bf16'))  # one after the other in one process
     assert whole != half and np.allclose(whole, half, rtol=.05, atol=.02)

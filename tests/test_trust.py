@@ -17,7 +17,8 @@ from wsss_nb.data.sample import Data, Record
 from wsss_nb.engine.checkpoint import read_checkpoint
 from wsss_nb.engine.execute import run_notebook
 from wsss_nb.engine.record import Run
-from wsss_nb.engine.run import list_runs
+from wsss_nb.engine.recipes import resolved
+from wsss_nb.engine.run import list_runs, plan
 from wsss_nb.engine.verify import recorded
 from wsss_nb.results import report as R
 from wsss_nb.results.predict import load
@@ -76,6 +77,40 @@ def test_verify_executes_no_code_that_the_record_names(tmp_path, capsys, recipe,
     named = next(t for t in json.dumps(recipe).split('"') if 'evil.py' in t)
     with pytest.raises(UserError): recorded(str(run), tmp_path / 'mine', [f'{option}[{named}]' if 'refine' in option else f'{option}{named}'])  # read now, for the user named it
     assert (tmp_path / 'executed').exists()
+
+
+def test_resume_executes_no_code_that_a_foreign_record_names(tmp_path, capsys):
+    evil = tmp_path / 'evil.py'
+    evil.write_text(f'open({str(tmp_path / "executed")!r}, "w")\n')
+    run = theirs(tmp_path / 'theirs', state='stopped in train', recipe=dict(train=dict(method=f'{evil}:Mine')))
+    assert main(['resume', str(run), '--runs', str(tmp_path / 'mine')]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith(f'wsss: {run}: its recipe names code of its own, {evil}:Mine, which would be executed; read it, and say so if you trust it, by naming its folder as yours: --runs ') and '\n' not in said
+    assert not (tmp_path / 'executed').exists() and not (tmp_path / 'mine').exists()
+    assert main(['resume', 'r', '--runs', str(tmp_path / 'theirs')]) == 2 and (tmp_path / 'executed').exists()  # now it was said
+
+
+def test_a_recipe_that_stands_on_a_foreign_localiser_imports_nothing_of_it_to_be_checked(tmp_path):
+    evil = tmp_path / 'evil.py'
+    evil.write_text(f'open({str(tmp_path / "executed")!r}, "w")\n')
+    save_json(tmp_path / 'train-1/stage.json', dict(stage='train', parameters=dict(method=f'{evil}:Mine', backbone='tiny', stride=0), results=dict(classes=['a'])))
+    list(plan(resolved(dict(stages=['masks'], limit=2, masks=dict(localiser=str(tmp_path / 'train-1'), reading=dict(kind='x')))), tmp_path / 'runs'))
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_what_is_pruned_behind_a_link_stays(tmp_path):
+    (tmp_path / 'mine').mkdir(), (tmp_path / 'runs/stages').mkdir(parents=True)
+    (tmp_path / 'mine/photo.jpg').touch()
+    (tmp_path / 'runs/stages/train-1').symlink_to(tmp_path / 'mine')
+    assert main(['prune', '--yes', '--runs', str(tmp_path / 'runs')]) == 0
+    assert (tmp_path / 'mine/photo.jpg').exists() and not (tmp_path / 'runs/stages/train-1').is_symlink()
+
+
+def test_a_name_does_not_move_the_cursor_of_a_terminal(tmp_path, capsys):
+    theirs(tmp_path, name='r', state='done\x1b[2J\x1b]0;title\x07')
+    assert main(['list', '--runs', str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert '\x1b' not in said and '\x07' not in said and 'done' in said
 
 
 class Boom:

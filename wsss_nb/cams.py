@@ -18,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base.ahead import ReadAhead, ahead, telling
+from .base.ahead import ahead, telling
 from .base.calls import check_keywords, keywords_of, spelt
 from .base.core import Progress, UserError, check_name, check_shapes
 from .base.workers import keep_memory, trim_memory
 from .data.sample import ScoreMaps, as_images, missing, need_data, need_tags, save_maps
 from .data.tagged import label_matrix
-from .data.views import batches_of_one_size, multi_hot, multi_scale
+from .data.tiles import maps_asked_of
+from .data.views import batches_of_one_size, batches_to_show, size_within, multi_hot, multi_scale
 from .metrics import pixel_ap
+from .engine.domains import check_arguments, check_reading
 
 # %% ../nbs/cams.ipynb #b54194c4
 def normalize(
@@ -34,8 +36,7 @@ def normalize(
 ):
     "ReLU, then divide each map by its spatial maximum + eps"
     if cam.ndim < 2 or 0 in cam.shape[-2:]: raise UserError(f'normalize: cam: expected maps [B,K,h,w], no side 0, got {list(cam.shape)}.')
-    cam = cam.relu()
-    return cam / (cam.amax((-2, -1), keepdim=True) + eps)
+    return (cam := cam.relu()) / (cam.amax((-2, -1), keepdim=True) + eps)
 
 
 def with_background(
@@ -120,7 +121,7 @@ def net_of(
     if hasattr(net, asked): return net
     kind = dict(score_maps='a localiser', predict='a segmentation network')[asked]
     shown = repr(str(net)) if isinstance(net, (str, Path)) else type(net).__name__
-    raise UserError(f'{what}: expected {kind} or the learner that trained one, got {shown}; give the learner that was fitted, or a network that load_localiser or load_segmenter has read.')
+    raise UserError(f'{what}: expected {kind} or the learner that trained one, got {shown}; give the learner that was made_small, or a network that load_localiser or load_segmenter has read.')
 
 # %% ../nbs/cams.ipynb #2fab60e9
 def multilabel_loss(scores, labels):
@@ -171,7 +172,7 @@ class Localiser(nn.Module):
 # %% ../nbs/cams.ipynb #fedfc267
 class CamNet(Localiser):
     "The CAM baseline: a linear classifier at every position, whose mean is the class score"
-    reading = dict(kind='cam')  # cam, grad_cam or grad_cam_pp
+    reading = dict(kind='cam')  # which maps [cam | grad_cam | grad_cam_pp]
     kinds = dict(cam=None, grad_cam=grad_weights, grad_cam_pp=grad_pp_weights)
 
     def __init__(self, backbone, num_classes):
@@ -192,8 +193,9 @@ class CamNet(Localiser):
 # %% ../nbs/cams.ipynb #103efd2b
 def own_scores(net, images, max_side=1024):
     "Class scores [B,K] of images (uint8, of one size): the mean of the raw map, of each image and its mirror image"
-    device = next(net.parameters()).device
-    return multi_scale(net.raw_maps, net.shown(images), (1.,), True, device, max_side=max_side).mean((2, 3)).cpu()
+    images, device = net.shown(images), next(net.parameters()).device
+    of = lambda size: multi_scale(net.raw_maps, images, (1.,), True, device, size, max_side).mean((2, 3)).cpu()
+    return of(size_within(images[0].shape[:2], max_side))
 
 
 def predicted_labels(net, images, max_side=1024):
@@ -213,25 +215,24 @@ def write_score_maps(
     net,  # a Localiser, or the learner that trained it
     data,  # a Data
     folder,  # one <image id>.npz each
-    scales=(1., .5, 1.5, 2.),
-    flip=True,
+    scales=(1., .5, 1.5, 2.), flip=True,
     batch_size=8,  # images of one size at a time
     use_image_labels=True,  # maps of the tagged classes; otherwise of the classes that the network sees
-    max_side=1024,  # images with a longer side are shown with this one
-    reading=None,  # settings of the method at test time, by name
+    max_side=1024, reading=None,  # the longest side of a view; settings of the method at test time, by name
+    tile=1024,  # side of the tiles that larger images are taken in, 0 = shrink them instead
 ):
     "Write the score maps of every image that has none yet"
     net, data = net_of(net).eval(), need_data(data)
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..')
+    how = dict(scales=scales, flip=flip, max_side=max_side, **check_reading(net, reading or {}))
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)
     todo, bar = missing(data, folder, '.npz'), Progress([], 'score maps, image', total=len(data))
-    bar.start_at(len(data) - len(todo))
-    keep_memory(2**30)
+    bar.start_at(len(data) - len(todo)), keep_memory(2**30)
     def made():
-        for batch in batches_of_one_size(ReadAhead(data, todo), batch_size, todo):
+        for batch in batches_to_show(data, todo, batch_size, tile, max_side):
             images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
-            with telling('score maps', [s.name for s in batch]):
-                found = net.score_maps(images, labels, scales, flip, max_side, **(reading or {}))
+            with telling('score maps', [s.name for s in batch]): found = maps_asked_of(net, tile, images, labels, **how)
             yield from ((Path(folder) / f'{s.name}.npz', *maps) for s, maps in zip(batch, found))
             trim_memory()
     for _ in ahead(lambda job: save_maps(*job), made()): bar.step(1)

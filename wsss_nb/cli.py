@@ -11,7 +11,7 @@ import os, sys
 from .base.arguments import VERBS, read_line
 from .base.basics import UserError, check_scheduler
 from .base.tell import at_work
-from .verbs import runs, use, handover, data, tables, demo, voc  # in the order of the help
+from .verbs import runs, use, handover, outlines, data, tables, demo, voc  # in the order of the help
 
 # %% ../nbs/cli.ipynb #84a60cdb
 def check_cluster(verb, a):
@@ -35,6 +35,10 @@ def main(argv=None):
     except BrokenPipeError:  # `wsss params | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:  # of a disk that fails, wherever that is found
+        from wsss_nb.base.core import disk_error
+        print(f'wsss: {disk_error(e, e.filename or "disk")}', file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print('\nwsss: stopped; the same command goes on from here', file=sys.stderr)
         return 130

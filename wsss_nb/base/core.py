@@ -9,7 +9,7 @@ __all__ = ['is_size', 'check_shapes', 'is_tensor', 'as_array', 'seed_everything'
 
 # %% ../../nbs/base/core.ipynb #0bba4e7c
 import errno, hashlib, json, math, os, platform, random, re, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 os.environ.setdefault('GOMP_SPINCOUNT', '1000')  # must stand before torch is imported; see below
@@ -146,7 +146,8 @@ def whole_file(
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e: raise disk_error(e, path) from e
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): part.unlink(missing_ok=True)  # a disk that became read-only was told already
 
 # %% ../../nbs/base/core.ipynb #169aef92
 def plain(x):

@@ -19,7 +19,7 @@ from PIL import Image
 from ..base.basics import is_plain
 from ..base.core import UserError, as_array, digest, nearest
 from .maps import ScoreMaps, load_maps, maps_with_keys, save_maps
-from .pixels import few, image_size, read_image, read_mask, save_mask, to_rgb, upright
+from .pixels import few, image_size, read_image, read_mask, save_mask, need_photograph, to_rgb, upright
 
 # whoever has a Sample also reads and writes pictures and score maps
 _all_ = ['read_image', 'read_mask', 'save_mask', 'image_size', 'few',
@@ -49,6 +49,8 @@ class Sample(NamedTuple):
 def check_records(records, classes, where):
     "Names are distinct, and tags are ids of the classes"
     if not records: raise UserError(f'{where}: the split has no images; check its list, or name another split.')
+    for c in classes:
+        if not is_plain(c): raise UserError(f'{where}: a class is called {c!r}; expected a name without separators of folders and control characters.')
     seen = {}
     for r in records:
         if not all(map(is_plain, r.name.split('/'))): raise UserError(f'{where}: an image is called {r.name!r}; expected a name, or names of folders with / between them: what is made of it lies under that name.')
@@ -155,7 +157,8 @@ class Data(Records):
 
     def fingerprint(self):
         "A short name for exactly these images, tags, masks and classes"
-        with ThreadPoolExecutor(8) as pool: files = list(pool.map(self.file_digest, range(len(self))))
+        of_some = lambda start: [self.file_digest(i) for i in range(start, min(start + 500, len(self)))]
+        with ThreadPoolExecutor(8) as pool: files = [f for some in pool.map(of_some, range(0, len(self), 500)) for f in some]
         return digest(self.classes, [(r.name, r.tags, f) for r, f in zip(self.records, files)])
 
 # %% ../../nbs/data/sample.ipynb #8d834cf3
@@ -166,7 +169,7 @@ def as_image(
     "One picture in any form as uint8 RGB [H,W,3]"
     if isinstance(x, (str, Path)): return read_image(Path(x).expanduser())
     if isinstance(x, Sample): return x.image
-    if isinstance(x, Image.Image): return np.array(to_rgb(upright(x)))
+    if isinstance(x, Image.Image): return np.array(to_rgb(upright(need_photograph(x, what))))
     a = as_array(x)
     if a.ndim == 4 and len(a) == 1: a = a[0]
     if a.ndim == 3 and a.shape[2] not in (1, 3, 4) and a.shape[0] in (1, 3, 4): a = a.transpose(1, 2, 0)

@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['as_tensor', 'random_size', 'random_window', 'cut_view', 'finish_views', 'padded', 'padded_at_once', 'training_view',
-           'multi_hot', 'TrainingViews', 'pair_views', 'merge_pairs', 'multi_scale', 'batches_of_one_size']
+           'multi_hot', 'TrainingViews', 'size_within', 'shown_within', 'pair_views', 'merge_pairs', 'multi_scale',
+           'views_in_tiles', 'batches_of_one_size', 'batches_to_show']
 
 # %% ../../nbs/data/views.ipynb #0420b064
 import numpy as np
 import torch
 
+from ..base.ahead import ReadAhead
 from ..base.core import UserError
 from .resize import resize_image, resize_mask, resized_part
+from .tiles import of_rows, tile_here, tile_side, tiled
 
 # %% ../../nbs/data/views.ipynb #c0d2f990
 def as_tensor(image):
@@ -47,6 +50,7 @@ def cut_view(
     long_side=None,  # (lowest, highest) long side, or
     scale=None,  # (lowest, highest) factor
     flip=True,  # mirror half of the time
+    **more,  # as `mask`, by name
 ):
     "One random view in 8 bits: `pixels` [crop,crop,3], `window` (first row and column, height, width) and `mask`"
     size = random_size(image.shape[:2], rng, long_side, scale)
@@ -56,10 +60,11 @@ def cut_view(
     pixels = np.zeros((crop, crop, 3), np.uint8)
     pixels[target] = resized_part(image, size, (y, h), (x, w), mirrored)
     out = dict(pixels=torch.from_numpy(pixels), window=torch.tensor([to_y, to_x, h, w]))
-    if mask is not None:
-        ids, whole = np.full((crop, crop), 255, mask.dtype), resize_mask(mask, size)
+    for name, m in dict(mask=mask, **more).items():
+        if m is None: continue
+        ids, whole = np.full((crop, crop), 255, m.dtype), resize_mask(m, size)
         ids[target] = (whole[:, ::-1] if mirrored else whole)[y:y + h, x:x + w]
-        out['mask'] = torch.from_numpy(ids)
+        out[name] = torch.from_numpy(ids)
     return out
 
 # %% ../../nbs/data/views.ipynb #0d51594d
@@ -119,7 +124,7 @@ def multi_hot(tags, num_classes):
 
 
 class TrainingViews:
-    "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask` or `regions`"
+    "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask` and `regions`"
     def __init__(self, crop, long_side=None, scale=None, flip=True, fill=(0.485, 0.456, 0.406),
         masks=False,  # the mask of each image as well
         regions=None,  # (data, i) -> [H,W] at most 255 regions of each image as well; padding is region 255
@@ -131,9 +136,8 @@ class TrainingViews:
         read=None,  # (data, i) -> uint8 [H,W,3]: where the image is taken from, if not from `data`
     ):
         "The view in 8 bits, for `finish`"
-        ids = data.mask(i) if self.masks else self.regions(data, i) if self.regions else None
-        view = cut_view(read(data, i) if read else data.image(i), rng, mask=ids, **self.settings)
-        if self.regions: view['regions'] = view.pop('mask')
+        ids = dict(mask=data.mask(i) if self.masks else None, regions=self.regions(data, i) if self.regions else None)
+        view = cut_view(read(data, i) if read else data.image(i), rng, **ids, **self.settings)
         tags = data.records[i].tags
         return view if tags is None else dict(view, labels=multi_hot(tags, len(data.classes)))
 
@@ -146,6 +150,17 @@ class TrainingViews:
         return {k: v[0] for k, v in self.finish({k: v[None] for k, v in view.items()}).items()}
 
 # %% ../../nbs/data/views.ipynb #e3ac7637
+def size_within(size, max_side):
+    "(height, width) with a longer side of at most `max_side`; 0 = no limit"
+    fit = min(1., max_side / max(size)) if max_side else 1.
+    return tuple(max(1, round(n * fit)) for n in size)
+
+
+def shown_within(image, max_side=1024):
+    "The image (uint8), made small where a side is longer"
+    return resize_image(image, size_within(image.shape[:2], max_side))
+
+
 def pair_views(
     images,  # B uint8 images [H,W,3] of one size
     scale,  # factor
@@ -181,11 +196,22 @@ def multi_scale(
     "Sum of the raw maps over scales and mirror images, bilinear at `size`"
     if len({i.shape for i in images}) != 1: raise UserError(f'images: expected one size in a batch, got {sorted({i.shape[:2] for i in images})}.')
     size, total, long_side = size or images[0].shape[:2], 0, max(images[0].shape[:2])
+    if (side := tile_here(images[0].shape[:2], max_side)) and size == images[0].shape[:2]:
+        return torch.from_numpy(np.stack([views_in_tiles(maps_of, i, scales, flip, device, side) for i in images]))
     fit = max_side / long_side if 0 < max_side < long_side else 1.
     for s in scales:
         maps = merge_pairs(maps_of(pair_views(images, s * fit, device, flip)), flip)
         total = total + torch.nn.functional.interpolate(maps, size, mode='bilinear', align_corners=False)
     return total
+
+
+def views_in_tiles(maps_of, image, scales, flip, device, side):
+    "The sum [C,H,W] of one large picture, in the machine's memory"
+    whole = image.shape[:2]
+    def of_window(y, x, h, w):
+        window = np.ascontiguousarray(image[y:y + h, x:x + w])
+        return multi_scale(maps_of, [window], scales, flip, device)[0].float().cpu().numpy()
+    return of_rows(tiled(of_window, whole, side), whole)
 
 # %% ../../nbs/data/views.ipynb #7c7e1410
 def batches_of_one_size(
@@ -203,3 +229,11 @@ def batches_of_one_size(
         elif sum(map(len, waiting.values())) >= 16 * batch_size:
             yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
     yield from waiting.values()
+
+
+def batches_to_show(data, todo, batch_size, tile=0, max_side=0):
+    "The samples `todo` of a Data, read ahead, in batches of one size; then, one by one, what is taken in tiles"
+    large = [i for i in todo if tile_side(data.size(i), tile, max_side)] if tile else []
+    small = [i for i in todo if i not in set(large)] if large else todo
+    yield from batches_of_one_size(ReadAhead(data, small), batch_size, small)
+    for i in large: yield [data[i]]

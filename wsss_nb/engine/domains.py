@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'RANGE', 'LISTED', 'Word', 'Number', 'Nothing', 'Range', 'Listed', 'name_fault', 'check_free_name', 'Named',
-           'part_of', 'Domain', 'domain_in', 'check_domain']
+           'part_of', 'Domain', 'domain_in', 'shares', 'with_lines', 'declared', 'check_domain', 'as_written',
+           'check_arguments', 'check_reading']
 
 # %% ../../nbs/engine/domains.ipynb #02e5d4a2
-import math, re
+import ast, inspect, io, math, re, textwrap, tokenize
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from ..base.basics import UserError, check_name
 
@@ -21,7 +23,7 @@ class Word:
     def allows(self, v):
         known = re.escape(self.text[:-1]) + r'\d{1,3}' if self.text == 'N' or self.text.endswith(':N') else re.escape(self.text)
         return type(v) is str and bool(re.fullmatch(known, v))
-    def says(self): return self.text or "''"
+    def says(self): return 'a whole number' if self.text == 'N' else self.text or "''"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def part_of(text):
     if m := RANGE.fullmatch(text): return Range(float(m[2]), float(m[4] or 'inf'), '.' not in m[2], bool(m[1]), bool(m[3]))
     if m := re.fullmatch(r'<(.+)>', text): return Named(m[1])
     if re.fullmatch(r'-?\d+(\.\d+)?', text): return Number(float(text))
-    return Word('' if text == "''" else text)
+    return Word(text[1:-1] if re.fullmatch("'.*'", text) else text)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,38 @@ def domain_in(comment):
     return Domain(tuple(map(part_of, m[1].split(' | ')))) if m else None
 
 
+# %% ../../nbs/engine/domains.ipynb #25ea72c5
+def shares(comment, names):
+    "Name -> comment, for the names of a line: the same for all, or one of several domains for each"
+    text, each = re.sub(r'( ?\[[^\[\]]+\])+$', '', comment), re.findall(r'\[[^\[\]]+\](?= \[|$)', comment)
+    return {n: f'{text} {each[i]}'.strip() if len(each) == len(names) else comment for i, n in enumerate(names)}
+
+
+def with_lines(tree, name):
+    "(name, line) of the arguments with defaults of a function, or of the keywords of a call that is given a name"
+    for n in ast.walk(tree):
+        if isinstance(n, ast.FunctionDef) and n.name == name:
+            a = n.args
+            return [(x.arg, x.lineno) for x in (*a.args[len(a.args) - len(a.defaults):], *a.kwonlyargs)]
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == name and isinstance(n.value, ast.Call):
+            return [(k.arg, k.value.lineno) for k in n.value.keywords]
+    return []
+
+
+@lru_cache(maxsize=None)
+def declared(
+    x,  # a function or a class
+    name='',  # of what declares them: the function itself, or something in the class
+):
+    "Name -> the comment behind an argument with a default, or behind an entry of a table; nothing where there is no source"
+    try: text = textwrap.dedent(inspect.getsource(x))
+    except (OSError, TypeError): return {}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+    lines = {}
+    for key, line in with_lines(ast.parse(text), name or x.__name__): lines.setdefault(line, []).append(key)
+    return {k: v for line, keys in lines.items() for k, v in shares(comments.get(line, ''), keys).items()}
+
 # %% ../../nbs/engine/domains.ipynb #cee2236a
 def check_domain(
     name,  # of the parameter, behind its stage: train.lr
@@ -151,5 +185,27 @@ def check_domain(
     domain = domain_in(comment)
     if domain is None or domain.allows(value): return value
     words = [p.text for p in domain.parts if isinstance(p, Word)]
-    if type(value) is str and len(words) == len(domain.parts) and not any(w == 'N' or w.endswith(':N') for w in words): check_name(value, words, name)
+    if type(value) is str and len(words) == len(domain.parts) and not any(w == 'N' or w.endswith(':N') for w in words): check_name(value, [w or "''" for w in words], name)
     raise UserError(f'{name}: expected {domain.says()}, got {value!r}.')
+
+# %% ../../nbs/engine/domains.ipynb #0f069f15
+def as_written(value, default):
+    "A Python value as a recipe would have it"
+    if value is None: return type(default)()
+    if isinstance(value, (list, tuple)): return [as_written(v, '') for v in value]
+    if hasattr(value, 'item') and not getattr(value, 'shape', ()): return value.item()
+    return str(value) if isinstance(value, Path) or type(value).__name__ == 'device' else value
+
+
+def check_arguments(given, **domains):
+    "Raise where an argument of a call lies outside its domain; `given`: name -> value, others are left alone"
+    for name, domain in domains.items(): check_domain(name, as_written(given[name], ''), f'[{domain}]')
+
+
+def check_reading(net, reading):
+    "The settings at test time of a localiser; raises at one that it does not have, or that may not be so"
+    known = getattr(net, 'reading', {})
+    home = next((c for c in type(net).__mro__ if 'reading' in vars(c)), object)
+    said = declared(home, 'reading')
+    for k, v in reading.items(): check_domain(f'reading.{check_name(k, known or ["none"], "reading")}', v, '' if isinstance(known[k], bool) else said.get(k, ''))
+    return reading

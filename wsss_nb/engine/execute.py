@@ -7,7 +7,7 @@ __all__ = ['THREADS', 'lock_of', 'locked', 'is_locked', 'StageFailed', 'in_threa
            'run_notebook']
 
 # %% ../../nbs/engine/execute.ipynb #4e4774bc
-import logging, os, re, sys, tempfile, time
+import logging, os, re, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 

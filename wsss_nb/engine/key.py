@@ -20,7 +20,7 @@ from ..refine.steps import AFFINITIES, REFINERS
 # %% ../../nbs/engine/key.ipynb #ba54bc5b
 # modules that change no number; nor do those of `results`
 NO_NUMBERS = {'cli', 'base.arguments', 'base.basics', 'base.rounding', 'base.tell', 'base.until', 'base.show',
-              'engine.domains', 'engine.execute', 'engine.warm', 'engine.key', 'engine.splits', 'engine.record', 'engine.loggers',
+              'engine.domains', 'engine.options', 'engine.execute', 'engine.warm', 'engine.key', 'engine.splits', 'engine.record', 'engine.loggers',
               'engine.stage', 'engine.run', 'engine.scale', 'engine.sheet', 'engine.gallery', 'engine.spread', 'engine.verify'}
 
 # %% ../../nbs/engine/key.ipynb #ad5df780

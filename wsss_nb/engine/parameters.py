@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from ..base.basics import UserError, check_name, shipped
-from .domains import check_domain, domain_in
-from ..refine.steps import AFFINITIES, REFINERS, flat_settings, short_name
+from .domains import check_domain, declared
+from ..refine.steps import AFFINITIES, REFINERS, flat_settings, short_name, step_of
 
 # %% ../../nbs/engine/parameters.ipynb #0057cea6
 STAGES = ('train', *AFFINITIES, 'masks', 'segment', 'evaluate', 'report')
@@ -74,7 +74,8 @@ def parameters_of(
     known = dict(notebook_parameters(stage_notebook(stage)))
     for s in steps if stage == 'masks' else ():
         if s not in REFINERS and '.py' not in str(s) or any(k.startswith(f'{short_name(s)}_') for k in known): continue
-        known.update({k: (v, f'of the step {s}') for k, v in flat_settings(s).items()})
+        said = {f'{short_name(s)}_{k}': c for k, c in declared(step_of(s).run).items()}
+        known.update({k: (v, said.get(k) or f'of the step {s}') for k, v in flat_settings(s).items()})
     return known
 
 
@@ -103,8 +104,7 @@ def typed(
 ):
     "`value` if it has the type of the default and is allowed"
     kind, value, name = type(default), of_type(value, type(default)), re.sub(r'^\w+\.data_', 'data.', name)
-    word = str(value).lower() if default == 'auto' and type(value) in (int, bool) else ''  # workers=2, channels_last=true
-    if word.isalnum() and (domain := domain_in(comment)) and domain.allows(word): kind, value = str, word
+    if default == 'auto' and type(value) in (int, bool): value = str(value).lower()  # workers=2, channels_last=true
     if type(value) is not kind:
         raise UserError(f'{name}: expected {kind.__name__} (the default is {default!r}), got {type(value).__name__} {value!r}' + (f'; a list is written [{value}].' if kind is list and str(value).isidentifier() else '.'))
     return check_domain(name, value, comment)

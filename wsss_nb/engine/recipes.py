@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_option', 'with_options', 'with_more', 'method_in',
-           'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'check_names', 'check_choices',
-           'check_method', 'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved',
+           'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'check_names', 'check_choices', 'check_said',
+           'check_together', 'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved',
            'resolved']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
-import copy, functools, re
+import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,12 +17,14 @@ from types import MappingProxyType
 
 import yaml
 
-from ..base.basics import UserError, check_name, nearest, shipped, spellings
+from ..base.basics import UserError, check_name, nearest, shipped
+from .domains import check_domain, check_free_name
 from .parameters import STAGES, of_type, parameters_of, typed
-from ..refine.steps import AFFINITIES, REFINERS, step_of
+from ..refine.steps import AFFINITIES, REFINERS, must_have
 
 # %% ../../nbs/engine/recipes.ipynb #e7dfe166
 WORDS = ('about', 'base', 'rows', 'stages', 'paper', 'expected')  # what a recipe may say besides parameters
+BY_NAME = ('options', 'reading')  # of a method: settings of their own, inside a section
 
 
 def all_recipes():
@@ -57,8 +59,9 @@ def set_option(recipe, text):
         if not isinstance(recipe, dict): raise UserError(f'-p {text}: {s} is {recipe!r} in this recipe, and has no parts; leave out what stands behind it.')
     try: recipe[last] = yaml.safe_load(value)
     except yaml.YAMLError as e: raise UserError(f'-p {text}: the value is not valid YAML ({e}).') from None
-    if isinstance(recipe[last], str) and recipe[last].lower() in ('none', 'null'): recipe[last] = ''
-    if recipe[last] is None: recipe[last] = ''
+    if {*sections} & {*BY_NAME}:
+        if recipe[last] is None: del recipe[last]  # the method's own default
+    elif str(recipe[last]).lower() in ('none', 'null'): recipe[last] = ''
 
 
 def with_options(recipe, options):
@@ -67,9 +70,6 @@ def with_options(recipe, options):
     return recipe
 
 # %% ../../nbs/engine/recipes.ipynb #e2cf9934
-BY_NAME = ('options', 'reading')  # of a method: settings of their own, inside a section
-
-
 def with_more(own, more):
     "Settings with more of them, name by name; one that is null is taken away"
     if not isinstance(more, dict): return copy.deepcopy(more)
@@ -123,9 +123,10 @@ def start_of(name):
 # %% ../../nbs/engine/recipes.ipynb #5120121d
 def rows_of(recipe):
     "Row -> recipe, for a recipe that is a table; nothing for another"
-    rows, rest = recipe.get('rows') or {}, {k: v for k, v in recipe.items() if k != 'rows'}
+    rows, rest = typed('recipe, rows', recipe.get('rows') or {}, {}), {k: v for k, v in recipe.items() if k != 'rows'}
     for name, row in rows.items():
-        if not re.fullmatch(r'[\w +-]+', str(name)) or not isinstance(row or {}, dict): raise UserError(f'recipe, rows: expected `name: {{differences}}` with a name of letters, digits, blanks, + and -, got {name!r}: {row!r}.')
+        check_free_name(name, 'recipe, rows')
+        if '.' in str(name) or not isinstance(row or {}, dict): raise UserError(f'recipe, rows: expected `name: {{differences}}` and no dot in the name, which parts a table from its row, got {name!r}: {row!r}.')
     said = {name: dict(row or {}, about=f'{rest.get("about", "")}: {name}') for name, row in rows.items()}
     return {str(name).replace(' ', '_'): laid_over(rest, row) for name, row in said.items()}
 
@@ -134,9 +135,10 @@ def check_names(stage, p):
     "Raise at a backbone, a step or a preset that nobody knows"
     from wsss_nb.nets.zoo import check_backbone
     if 'backbone' in p: check_backbone(p['backbone'], f'{stage}.backbone')
+    for step in p.get('refine', []): '.py' in step or check_name(step, REFINERS, f'{stage}.refine')
     for step in p.get('refine', []):
-        if '.py' in step: step_of(step)  # from a file
-        else: check_name(step, REFINERS, f'{stage}.refine')
+        for k in must_have(step):
+            if not p[k]: raise UserError(f'{stage}.{k}: the step {step} needs it; {parameters_of(stage, [step])[k][1]}.')
     for name in ('crf_preset', 'crf'):
         if not p.get(name): continue
         from wsss_nb.refine.crf import PRESETS
@@ -153,18 +155,22 @@ def check_choices(stage, p):
     if 'scales' in p and (least := min(p['scales']) * p['max_side']) < 1: raise UserError(f'{stage}.scales: {min(p["scales"])} of a side of at most {p["max_side"]} ({stage}.max_side) leaves no pixel ({least:.2g}).')
     if p.get('keep') == 'best' and not p['validate']: raise UserError(f'{stage}.keep: best of what? Name a split with masks as {stage}.validate (its numbers become oracles), or keep the last.')
 
-# %% ../../nbs/engine/recipes.ipynb #49610ea4
-def check_method(p):
-    "Raise at an unknown method, and at an option or a reading that it does not have"
-    from wsss_nb.engine.methods import method_class, options_of
-    from wsss_nb.engine.trial import check_localiser
-    method = p.get('train', {}).get('method')
-    if not method: return
-    cls = method_class(method)
-    for k in p['train']['options']: check_name(k, options_of(cls) or ['none'], f'train.options of {method}')
-    check_localiser(method, p['train']['options'])
-    for s in p:
-        for k in p[s].get('reading', {}): check_name(k, cls.reading or ['none'], f'{s}.reading of {method}')
+
+def check_said(recipe):
+    "Raise at what a recipe says besides parameters, where it is something else"
+    kinds = dict(about='', stages=[], paper={}, expected={})
+    for k, kind in kinds.items(): typed(f'recipe, {k}', recipe.get(k) or kind, kind)
+    for k, v in (recipe.get('paper') or {}).items(): check_domain(f'recipe, paper.{k}', v, '[none | 0.0..1.0]')
+    for k, v in (recipe.get('expected') or {}).items(): check_domain(f'recipe, expected.{k}', v, '[none | 2 of 0.0..1.0 rising]')
+
+# %% ../../nbs/engine/recipes.ipynb #fdda2e17
+def check_together(p):
+    "Raise where two stages of a recipe do not go together, and at a method or a setting of it that nobody knows"
+    masks, segment = p.get('masks'), p.get('segment')
+    if masks and segment and not segment['masks'] and segment['split'] not in masks['splits']: raise UserError(f'segment.split: {segment["split"]} is to be learnt from, and masks.splits are {masks["splits"]}; name it there too.')
+    if not any('method' in own or own.get('reading') for own in p.values()): return
+    from wsss_nb.engine.trial import check_method
+    check_method(p)
 
 # %% ../../nbs/engine/recipes.ipynb #2ea9f387
 def default_stages(recipe):
@@ -202,9 +208,9 @@ def first_at_hand(backbones):
 # %% ../../nbs/engine/recipes.ipynb #b605913a
 def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked. `resolved` keeps them"
+    check_said(recipe)
     wanted = recipe.get('stages') or default_stages(recipe)
-    if not isinstance(wanted, list): raise UserError(f'recipe, stages: expected a list such as [train, masks], got {wanted!r}.')
-    for s in wanted: check_name(s, STAGES, 'stages')
+    for s in wanted: check_name(s, [s for s in STAGES if s != 'report'], 'stages')  # which is made of runs
     walks = [s for s in AFFINITIES if 'masks' in wanted and s in default_stages(recipe)]
     stages = [s for s in STAGES if s in wanted or s in walks]
     steps = of_type((recipe.get('masks') or {}).get('refine', recipe.get('refine', [])), list)
@@ -218,7 +224,7 @@ def stage_parameters(recipe):
         for s in out:
             if name in known[s] and stage in ('', s): out[s][name] = typed(f'{s}.{name}', value, *known[s][name])
     for s in out: check_choices(s, out[s])
-    check_method(out)
+    check_together(out)
     return out
 
 # %% ../../nbs/engine/recipes.ipynb #ddfc9a6e

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['runs_folder', 'worded', 'is_made', 'stage_record', 'short_results', 'only_names', 'Run', 'not_there', 'all_runs',
-           'list_runs', 'report_places', 'find_run', 'numbers_in', 'unused', 'delete_unused']
+           'texts_in', 'need_word', 'list_runs', 'report_places', 'find_run', 'numbers_in', 'unused', 'delete_unused']
 
 # %% ../../nbs/engine/record.ipynb #45dc72ca
-import os, shutil
+import os, re, shutil
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,19 @@ def all_runs(runs=''):
     "The runs of a folder, by name"
     return [Run(f.parent) for f in sorted(runs_folder(runs).glob('*/run.json'))]
 
+# %% ../../nbs/engine/record.ipynb #50bccc22
+def texts_in(x):
+    "Every text in nested dicts and lists"
+    if isinstance(x, str): return [x]
+    return [t for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()) for t in texts_in(v)]
+
+
+def need_word(run, runs, options=(), how=''):
+    "Raise where the run of somebody else names a file of code that the user did not name"
+    if run.folder.parent == runs_folder(runs): return
+    named = [t for t in texts_in(run.recipe) if re.search(r'[.]py(:|$)', t) and not any(t in o for o in options)]
+    if named: raise UserError(f'{run.folder}: its recipe names code of its own, {named[0]}, which would be executed; read it, and say so if you trust it, {how or f"such as -p train.method={named[0]} or -p masks.refine=[{named[0]}]"}.')
+
 # %% ../../nbs/engine/record.ipynb #1fa1ca47
 def list_runs(runs=''):
     "The runs that are there: name, folder, state, seconds and the headline numbers"
@@ -173,4 +186,4 @@ def unused(runs=''):
 
 def delete_unused(runs=''):
     "Delete the stages that no run stands on"
-    for f in unused(runs): shutil.rmtree(f)
+    for f in unused(runs): f.unlink() if f.is_symlink() else shutil.rmtree(f)

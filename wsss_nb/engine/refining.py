@@ -30,7 +30,8 @@ def write_step(
     load = load_affinity if s.network else load_localiser if s.needs else None
     net = load(network, p['device'])[0] if load else None
     if s.whole: s.run(net, data, maps, out, workers=p['workers'], **settings)
-    else: write_maps(data, maps, out, lambda image, m: s.run(net, image, m, **settings), f'{short_name(step)}, image')
+    else: write_maps(data, maps, out, lambda image, m: s.run(net, image, m, **settings), f'{short_name(step)}, image',
+                     p['tile'], p['max_side'], net)
 
 # %% ../../nbs/engine/refining.ipynb #8172a3c6
 def pixel_settings(steps, p):
@@ -60,7 +61,8 @@ def through_pixels(stage, data, steps, maps):
     "The score maps behind some steps that need no network"
     settings = dict(threshold=stage.p.threshold, **pixel_settings(steps, stage.params))
     out = place_of(stage, 'refined', steps, maps=maps.name, settings=settings)
-    write_maps(data, maps, out, lambda image, m: refine(image, m, steps, **settings))
+    write_maps(data, maps, out, lambda image, m: refine(image, m, steps, **settings), tile=stage.p.tile,
+               max_side=stage.p.max_side)
     stage.release(out)
     return out
 

@@ -17,7 +17,7 @@ from ..base.basics import UserError, check_scheduler
 from ..base.core import make_folder, not_installed
 from .execute import THREADS, is_locked
 from .record import runs_folder
-from .run import lined_up, make_run
+from .run import looked_at, make_run
 from .stage import INPUTS, Stage, execute
 from ..base.tell import at_work, written
 from .warm import KEEP_MEMORY
@@ -39,7 +39,7 @@ def graph(
     "Folder -> Node, for all stages of some recipes; what they agree on is there once"
     nodes = {}
     for run, recipe in recipes.items():
-        for s in lined_up(recipe, runs):
+        for s in looked_at(recipe, runs):
             if s.made or s.stage == 'report': continue
             after = [Path(s.params[k]) for k in INPUTS[s.stage] if s.params[k]]
             nodes.setdefault(s.folder, Node(s.stage, s.params, [a for a in after if a in nodes], [])).runs.append(run)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGE_OF', 'PUBLISHED', 'SEED', 'LEAST', 'SURE', 'SAME', 'OUTSIDE', 'WITHIN', 'OF_PLACE', 'stage_told_by', 'headline',
-           'published_like', 'seeds_of', 'seed_of', 'in_grid', 'numbers_of_seeds', 'pooled', 'expected_range', 'of_all',
-           'among_seeds', 'data_word', 'ranged', 'verdict', 'unequal', 'rounded_by', 'unlike_records',
-           'unlike_settings', 'briefly', 'differs_in', 'seeds_for', 'held_against']
+           'published_like', 'seeds_of', 'seed_of', 'published_cells', 'in_grid', 'numbers_of_seeds', 'pooled',
+           'expected_range', 'of_all', 'among_seeds', 'data_word', 'ranged', 'verdict', 'unequal', 'rounded_by',
+           'unlike_records', 'unlike_settings', 'briefly', 'differs_in', 'seeds_for', 'held_against']
 
 # %% ../../nbs/engine/spread.ipynb #f5d84ccb
 import functools, re
@@ -62,11 +62,17 @@ def seed_of(run):
     return next((made['parameters']['seed'] for made in run.stages.values() if 'seed' in made['parameters']), None)
 
 
+@functools.lru_cache(maxsize=2)
+def published_cells(file, changed):
+    "The cells of a published grid, read once"
+    return load_json(file)['cells']
+
+
 def in_grid(name, folder=None):
     "Numbers of a recipe on the embedded set in the published grid: seed -> number -> mIoU on val"
     file, found = (folder or PUBLISHED) / 'grid-synthetic/grid.json', {}
     what = {'none': 'masks/val', 'light': 'network/val'}
-    for c in load_json(file)['cells'] if file.is_file() else ():
+    for c in published_cells(file, file.stat().st_mtime_ns) if file.is_file() else ():
         mine = f'{c["localiser"]}_synthetic' == name and c['refiner'] == 'none' and c['segmenter'] in what
         if mine and c['miou'] is not None: found.setdefault(c['seed'], {})[what[c['segmenter']]] = c['miou']
     return found
@@ -90,8 +96,8 @@ def pooled(groups):
 
 def expected_range(values, deviation, free, sure=SURE):
     "Where one more value is expected beside these, as (low, high): a prediction interval"
-    from scipy.stats import t
-    half = t.ppf((1 + sure) / 2, free) * deviation * sqrt(1 + 1 / len(values))
+    from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
+    half = stdtrit(free, (1 + sure) / 2) * deviation * sqrt(1 + 1 / len(values))
     return max(0., mean(values) - half), min(1., mean(values) + half)
 
 

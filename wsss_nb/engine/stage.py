@@ -17,9 +17,9 @@ from ..base.rounding import rounding
 from .execute import StageFailed, locked, run_notebook
 from .key import code_digest, digest_of, method_code
 from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
-from .recipes import check_choices
+from .recipes import check_choices, check_together
 from .record import is_made, runs_folder, stage_record
-from .splits import data_fingerprints, given_masks, open_split
+from .splits import data_fingerprints, given_masks, open_split, outlined_split
 from ..refine.steps import AFFINITIES, network_of
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
@@ -31,7 +31,7 @@ INPUTS = {  # stage -> parameter -> the stage that it names
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
-           'save_seconds', 'saliency', 'log'}
+           'save_seconds', 'saliency', 'outlines', 'log'}
 
 
 def needed(stage, p):
@@ -63,7 +63,7 @@ def parameters_in(
     for k in plain:
         if k not in known: raise UserError(f'{stage}: unknown parameter {k!r}.{nearest(k, known)} Known: {", ".join(known)}.')
     p = {k: typed(f'{stage}.{k}', plain.get(k, default), default, comment) for k, (default, comment) in known.items()}
-    check_choices(stage, p)
+    check_choices(stage, p), check_together({stage: p})
     return p
 
 # %% ../../nbs/engine/stage.ipynb #998dc53c
@@ -81,6 +81,7 @@ class Stage:
     def stamp(self): return {k: self.parts[k] for k in ('parameters', 'inputs', 'data')}  # of a checkpoint
     def data(self, split): return open_split(self.params, split)
     def given(self, split): return given_masks(self.params, split)
+    def outlined(self, split): return outlined_split(self.params, split)
 
     def input(self, name):
         "What is on record of a stage before: its stage.json, with its folder"
@@ -102,7 +103,7 @@ class Stage:
         p, method = self.p, self.input('localiser')['parameters']['method']
         return self.part('maps', ['cams'], method=method_code(method), data=self.parts['data'][split],
                          localiser=self.parts['inputs']['localiser'], labels=p.use_image_labels, reading=p.reading,
-                         scales=p.scales, flip=p.flip, max_side=p.max_side)
+                         scales=p.scales, flip=p.flip, max_side=p.max_side, tile=p.tile)
 
     def take(self, folder, wait=30):
         "Lock a folder until the kernel ends, or it is released, and clear what a killed process left half-written"

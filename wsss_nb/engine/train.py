@@ -19,8 +19,10 @@ from ..base.processes import fit_in, share_norms
 from ..base.until import TimeUp
 from ..data.sample import as_images
 from .arithmetic import Arithmetic, choose_again, same_form, update
-from .batches import Batches, Views, batches_of, few_steps, rounds
+from .batches import Batches, Views, batches_of, few_steps, loaders_alive, more_of, rounds
+from .beside import Beside
 from .loggers import Loggers
+from .options import check_call
 from .checkpoint import load_net, read_checkpoint, same_settings
 from .rates import SCHEDULES, make_optimizer, parameter_groups
 from .reading import READ_EVERY, Callback, Done, Losses, NanGuard, OnlyBackground, read
@@ -75,6 +77,7 @@ class Learner:
 
     def put_in_place(self, given):
         "The network on its device, with its optimiser"
+        check_call('train', dict(self.given, head_lr=given.head_lr or 1.))
         self.device = pick_device(given.device)
         parts = DistributedDataParallelKwargs(find_unused_parameters=True)  # a loss may leave out some, for some steps
         choose_again(self.device)
@@ -88,7 +91,9 @@ class Learner:
         net.__dict__.pop('_is_accelerate_prepared', None)  # of another learner: accelerate would leave it alone
         groups = parameter_groups(net, given.lr, given.head_lr, given.weight_decay)
         optimizer = make_optimizer(groups, given.optimizer, given.momentum, self.arithmetic.fused)
-        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.outlined = getattr(given.data, 'outlined', ())  # images that train beside the tags, each batch with some more
+        whole = Beside(net, more_of(min(given.batch_size, len(given.data)), self.accelerator.num_processes)) if self.outlined else net
+        self.net, self.optimizer = self.accelerator.prepare(whole, optimizer)
 
     def line_up(self, given):
         "The views of the data in their order, and the schedule over all steps"
@@ -96,7 +101,7 @@ class Learner:
         given.epochs = rounds(n, given.batch_size, given.epochs, given.steps)
         share = self.accelerator.process_index, self.accelerator.num_processes
         self.views = Views(given.data, given.view, seed, given.decoded)
-        self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, *share)
+        self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, *share, self.outlined)
         self.schedule = SCHEDULES[check_name(given.schedule, SCHEDULES, 'schedule')]
         self.clip, self.seed, self.workers = given.clip, seed, number_of(given.workers)
         self.steps, self.per_epoch = len(self.order(0)), self.order(0).per_epoch
@@ -113,7 +118,7 @@ class Learner:
         return dict(self.arithmetic.said, workers=self.workers, read_every=self.read_every)
 
     @property
-    def plan(self): return f'{self.steps} steps of {self.order(0).size}'
+    def plan(self): return f'{self.steps} steps of {self.order(0).size}' + (f' and {self.order(0).more} outlined' if self.outlined else '')
 
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
     def predict(self, images, **kwargs): return self.raw_net.eval().predict(as_images(images)[0], **kwargs)
@@ -198,7 +203,7 @@ def fit(self: Learner):
     for c in self.callbacks: c.before_fit(self)
     bar.start_at(self.step)
     self.raw_net.train()
-    self.go_on(bar)
+    with loaders_alive(): self.go_on(bar)
     self.raw_net.eval()
     for c in self.callbacks: c.after_fit(self)
     if self.folder: self.save()

@@ -94,6 +94,8 @@ def _become(request, files, connection, minder):
     from ipykernel.kernelapp import IPKernelApp
     sys.argv = [ipykernel_launcher.__file__, *request['argv'][3:]]
     IPKernelApp.launch_instance()
+    atexit._run_exitfuncs()
+    os._exit(0)  # to take down all that was imported would copy each of its pages first
 
 
 def _follow(connection):

@@ -63,6 +63,8 @@ class SummedASPP(nn.Module):
 # %% ../../nbs/nets/heads.ipynb #d3a3da6d
 class ImagePool(nn.Module):
     "The mean over the image, projected, at every pixel"
+    of_the_whole = True  # in a tile of a large picture as well (`data/tiles`)
+
     def __init__(self, cin, cout, norm):
         super().__init__()
         self.project = conv_block(cin, cout, 1, norm=norm)

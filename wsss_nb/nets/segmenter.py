@@ -76,7 +76,7 @@ class Segmenter(nn.Module):
     def background(self, logits, mask):
         "The share of background among the predictions at labelled pixels"
         mask = labels_at(mask, logits.shape[2:])
-        return mean_over((logits.detach().argmax(1) == 0).float(), mask != 255)
+        return mean_over((logits.detach().max(1).indices == 0).float(), mask != 255)
 
     def forward(self, batch):
         logits = self.logits(batch['image'])

@@ -49,7 +49,7 @@ def pseudo_labels(
     share = torch.full_like(masks[:1, :, :1, :1], top)
     share[:, 0] = background_top
     confident = masks > (share * masks.amax((2, 3), keepdim=True)).clamp(min=low)
-    return torch.where(confident.sum(1) == 1, confident.byte().argmax(1), 255)
+    return torch.where(confident.sum(1) == 1, confident.byte().max(1).indices, 255)
 
 
 def balanced_mask_loss(
@@ -93,6 +93,7 @@ class SingleStageHead(nn.Module):
         self.aspp, self.skip = ASPP(channels[-1], rates, width, norm), conv_block(early, 48, 1, norm=norm)
         self.merge = conv_block(width + 48, width, 3, norm=norm)
         self.shallow, self.cue = conv_block(early, width, 1, norm=norm), nn.Conv2d(width, 2 * width, 1)
+        self.cue.of_the_whole = True  # in a tile of a large picture as well (`data/tiles`)
         self.mixed = conv_block(width, width, 1, norm=norm)
         self.classify = nn.Sequential(conv_block(width, width, 3, norm=norm), nn.Dropout(.5),
                                       nn.Conv2d(width, num_classes, 1))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from ..cams import Localiser, any_form, multilabel_loss
 from ..base.core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
+from ..data.tiles import tensors_by_piece, tile_here, tile_side
 from ..data.views import as_tensor
 from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize, within
 from ..refine.chain import probabilities, with_threshold
@@ -114,22 +115,22 @@ def swp(
 # %% ../../nbs/papers/ccmr.ipynb #0ebd60d4
 class Ccmr(MaskNet, Localiser):
     "A mask network that learns from tags and from its own refined masks"
-    reading = dict(kind='mask', cleaned=True)
+    reading = dict(kind='mask', cleaned=True)  # which map; without what is small [mask | refined]
     choices = dict(pooling=('swp', 'ngwp', 'average'), refinement=('ccmr', 'ccmr_no_neighbours', 'pamr', 'none'))
 
     def __init__(self, backbone, num_classes,
-        head='convs',  # convs or single_stage
-        norm='batch',  # batch or group, in the head
-        width=256,  # channels of the head
-        pooling='swp',  # swp, ngwp or average
-        refinement='ccmr',  # ccmr, ccmr_no_neighbours, pamr or none
-        tau=.6,  # SWP: sure above
-        min_area=.1,  # SWP: share of the view that makes an object large
-        iters=10,
-        scale=20.,  # of the kernel
-        dilations=(1, 2, 4, 8, 12, 24),
-        warmup=1 / 6,  # share of the training without mask loss
-        mask_weight=1.,  # of the mask loss
+        head='convs',  # what makes the maps [convs | single_stage]
+        norm='batch',  # in the head [batch | group]
+        width=256,  # channels of the head [1..]
+        pooling='swp',  # of maps to class scores [swp | ngwp | average]
+        refinement='ccmr',  # of the masks [ccmr | ccmr_no_neighbours | pamr | 'none']
+        tau=.6,  # SWP: sure above [0.0..1.0]
+        min_area=.1,  # SWP: share of the view that makes an object large [0.0..1.0]
+        iters=10,  # of the refinement [0..]
+        scale=20.,  # of the kernel [>0.0..]
+        dilations=(1, 2, 4, 8, 12, 24),  # distances of the neighbours [some of 1..]
+        warmup=1 / 6,  # share of the training without mask loss [0.0..1.0]
+        mask_weight=1.,  # of the mask loss [0.0..]
     ):
         super().__init__(backbone, num_classes)
         self.add_head(num_classes, head, norm, width)
@@ -204,8 +205,7 @@ def raw_maps(self: Ccmr, images):
 
 @torch.no_grad()
 def score_maps(self: Ccmr, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024,
-    kind='mask',  # mask, or refined: refined once more at the image's size
-    cleaned=True,  # only the classes in `labels`; False: whatever wins somewhere
+    kind='mask', cleaned=True,  # or refined: once more at the image's size; False: also classes that `labels` lack
 ):
     "A ScoreMaps for each of the images (uint8, of one size): the mean mask of the background and its classes"
     check_name(kind, ('mask', 'refined'), 'reading.kind')
@@ -216,8 +216,8 @@ def score_maps(self: Ccmr, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
         wins = own[keep] if cleaned else torch.isin(keep, F.pad(maps.argmax(0).cpu().unique(), (1, 0)))
         maps = maps[wins.to(maps.device)]
         if kind == 'refined':
-            all_of_them = torch.ones(1, len(maps), dtype=torch.bool, device=maps.device)
-            maps = self.refine(as_tensor(image)[None].to(maps), maps[None], all_of_them)[0]
+            once = lambda i, m: self.refine(as_tensor(i)[None].to(m), m[None], m.new_ones(1, len(m)).bool())[0]
+            maps = tensors_by_piece(once, image, maps, tile_here(image.shape[:2], max_side))
         out.append(ScoreMaps(keep[wins].numpy(), maps.clamp(0, 1).cpu().numpy()))
     return out
 
@@ -229,15 +229,16 @@ def refine_file(job):
     "Refine and write the score maps of one image (a function of a module, so that processes can share the work)"
     image, maps, path, settings = job
     known = torch.from_numpy(maps.keys != 255)[None]
-    m = ccmr(as_tensor(image)[None], torch.from_numpy(maps.maps)[None], known, **settings)[0]
+    once = lambda i, m: ccmr(as_tensor(i)[None], m[None], known, **settings)[0]
+    m = tensors_by_piece(once, image, torch.from_numpy(maps.maps), tile_side(image.shape[:2]))
     save_maps(path, maps.keys, m.clamp(0, 1).numpy())
 
 
 def write_ccmr(
     net, data,  # the network is not asked: images and maps are enough
     maps_folder, out,  # with its <image id>.npz, and for new ones
-    workers=0,  # processes, 0 = one per core
-    threshold=.25, iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # of the background without a map; see ccmr
+    workers=0, threshold=.25,  # processes, 0 = one per core; score of a background without a map
+    iters=10, scale=20., dilations=(1, 2, 4, 8, 12, 24),  # see ccmr
 ):
     "Write the maps, refined by prototypes and neighbours, of every image that has none yet"
     todo, settings = missing(data, out, '.npz'), dict(iters=iters, scale=scale, dilations=tuple(dilations))

@@ -136,22 +136,22 @@ def check_options(o):
 # %% ../../nbs/papers/ecsnet.ipynb #11a0a5c4
 class EcsNet(Localiser):
     "A classifier whose map of the erased image teaches its map of the image"
-    reading = dict(kind='refined')
+    reading = dict(kind='refined')  # which map [refined | cam]
 
     def __init__(self, backbone, num_classes,
         erase=True,  # show every image a second time, its strongest region blurred
         segment=True,  # train the first map on reliable pixels of the second
-        delta=.6,  # erased is what scores more
-        theta=.8,  # reliable is what scores more
-        beta=.5,  # scale of the first image
-        rates=(5, 7, 12),  # dilations of the overlay in the second pass; () = none
-        labels_from='cam',  # the map that labels are taken from: cam (H') or refined (E')
-        seg_weight=1.,  # of the segmentation loss
-        sigma=10., radius=25,  # of the blur at side 448
-        dropout=.5,  # of channels before the classifier
-        sides=(),  # stages that the correlation looks at; () = the backbone's own
+        delta=.6,  # erased is what scores more [>0.0..1.0]
+        theta=.8,  # reliable is what scores more [>0.0..1.0]
+        beta=.5,  # scale of the first image [>0.0..1.0]
+        rates=(5, 7, 12),  # dilations of the overlay in the second pass; () = none [any of 1..]
+        labels_from='cam',  # the map that labels are taken from, H' or E' [cam | refined]
+        seg_weight=1.,  # of the segmentation loss [0.0..]
+        sigma=10., radius=25,  # of the blur at side 448 [>0.0..] [1..]
+        dropout=.5,  # of channels before the classifier [0.0..<1.0]
+        sides=(),  # stages that the correlation looks at; () = the backbone's own [none | 2 of <stage>]
         centre=False,  # subtract the mean vector before pixels are compared
-        freeze=(),  # parts of the backbone that are not trained
+        freeze=(),  # parts of the backbone that are not trained [any of <part>]
     ):
         super().__init__(backbone, num_classes)
         self.o = {k: v for k, v in locals().items() if k not in ('self', 'backbone', 'num_classes', '__class__')}

@@ -22,7 +22,7 @@ from ..data.views import as_tensor, multi_scale
 from ..base.processes import everyones
 from ..nets.top_down import TwoBranches, sized_as
 from ..refine.signed import MODES, keep_regions, seed_maps, seeds, superpixel_mean, superpixel_vote, unit_scores
-from ..refine.superpixels import region_mean, superpixels
+from ..refine.superpixels import region_mean, regions_of
 
 # %% ../../nbs/papers/icd.ipynb #eb4a19b8
 def directional_scores(
@@ -113,8 +113,7 @@ def refined_target(
 
 
 def top_down_loss(
-    logits,  # [B,K,h,w], S''
-    target,  # [B,K,h,w], 0 or 1
+    logits, target,  # both [B,K,h,w]: S'', and 0 or 1
     labels,  # [B,K]
     counts=None,  # [B,K,h,w], False where the target decides nothing
 ):
@@ -132,19 +131,20 @@ def warm_up(step, steps):
 # %% ../../nbs/papers/icd.ipynb #f39adb08
 class Icd(TwoBranches, Localiser):
     "CAM branch and intra-class discriminator, trained together"
-    reading = dict(kind='', mode='official', threshold=0.)  # kind '': icd, or bottom_up without a top-down branch
+    reading = dict(kind='',  # '' for the best there is ['' | icd | bottom_up | superpixels | signed_cam | cam]
+                   mode='official', threshold=0.)  # of the signs; of scores [official | paper] [0.0..<1.0]
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
-        features='conv5',  # what the directions see: conv4, conv5, fc6 or concat (Tab. 5)
-        structure='c',  # of the top-down branch: a, b, c, d (Tab. 6) or none
-        kind='square',  # square, abs or sigmoid (Tab. 4)
-        refine='mean',  # of the target: mean or vote over superpixels, or none (Tab. 3)
-        mode='official',  # signs and margin: official or paper
-        margin=.2,  # of the target, in official mode
-        weight=5.,  # of the bottom-up loss
-        top_down=1.,  # of the top-down loss, after the warm-up
-        warmup=2.,  # epochs
+        features='conv5',  # what the directions see, Tab. 5 [conv4 | conv5 | fc6 | concat]
+        structure='c',  # of the top-down branch, Tab. 6 [a | b | c | d | 'none']
+        kind='square',  # of the bottom-up loss, Tab. 4 [square | abs | sigmoid]
+        refine='mean',  # of the target, over superpixels, Tab. 3 [mean | vote | 'none']
+        mode='official',  # signs and margin [official | paper]
+        margin=.2,  # of the target, in official mode [0.0..<1.0]
+        weight=5.,  # of the bottom-up loss [0.0..]
+        top_down=1.,  # of the top-down loss, after the warm-up [0.0..]
+        warmup=2.,  # epochs [0.0..]
         single=True,  # learn each direction from images of that class alone, where there are any
     ):
         super().__init__(backbone, num_classes)
@@ -202,20 +202,20 @@ def base_features(self: Icd, image):
 
 
 @torch.no_grad()
-def signed_scores(self: Icd, images, kind='', scales=(1., .5, 1.5, 2.), flip=True, max_side=1024):
-    "Signed scores of that kind and raw CAM, of images of one size: two [B,K,H,W]"
+def signed_scores(self: Icd, images, kind='', scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, keep=slice(None)):
+    "Signed scores of that kind and raw CAM, of images of one size, classes `keep` only: two [B,K,H,W]"
     kind = kind or ('icd' if self.branch is not None else 'bottom_up')
     if check_name(kind, self.kinds, 'reading.kind') == 'icd' and self.branch is None: raise UserError('reading.kind: this network has no top-down branch (structure=none); use bottom_up or superpixels.')
     def both(x):
         cam, f, logits = self.outputs(x)
         s = logits if kind == 'icd' else cam
         if kind in ('bottom_up', 'superpixels'): s = self.aligner(directional_scores(f, self.directions), cam, None)
-        return torch.cat([sized_as(s, cam), cam], 1)
+        return torch.cat([sized_as(s, cam)[:, keep], cam[:, keep]], 1)
     total = multi_scale(both, images, scales, flip, self.directions.device, max_side=max_side)
     score, cam = (total / len(scales) / (1 + flip)).chunk(2, 1)
     if kind == 'superpixels':
-        score = torch.stack([torch.from_numpy(region_mean(s.cpu().numpy(), superpixels(i, self.base_features(i)))).to(s)
-                             for s, i in zip(score, images)])
+        mean = lambda s, i: region_mean(s.cpu().numpy(), regions_of(i, self.base_features, max_side))
+        score = torch.stack([torch.from_numpy(mean(s, i)).to(s) for s, i in zip(score, images)])
     return score, cam
 
 
@@ -226,9 +226,9 @@ def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, m
                threshold=0.):
     "Seeds as ScoreMaps, with a background in front (kind=cam: normalised maps without one)"
     if kind == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side)
-    scores = self.signed_scores(images, kind, scales, flip, max_side)
-    return [seed_maps(s[y], c[y], y.nonzero().flatten().numpy() + 1, mode, threshold)
-            for s, c, y in zip(*scores, labels.bool().cpu())]
+    labels, ids = labels.bool().cpu(), F.pad(labels.cpu()[:, 1:].any(0), (1, 0), value=True).nonzero().flatten()
+    scores = self.signed_scores(images, kind, scales, flip, max_side, ids.to(self.directions.device))
+    return [seed_maps(s[y], c[y], ids[y].numpy() + 1, mode, threshold) for s, c, y in zip(*scores, labels[:, ids])]
 
 
 Icd.score_maps = any_form(score_maps)

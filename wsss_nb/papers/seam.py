@@ -63,16 +63,16 @@ def floor_loss(
 # %% ../../nbs/papers/seam.ipynb #affc4923
 class Seam(Localiser):
     "A classifier whose maps move along with the image, and a module that spreads scores over pixels that look alike"
-    reading = dict(kind='refined')
+    reading = dict(kind='refined')  # which map [refined | cam]
 
     def __init__(self, backbone, num_classes,
-        scale=.3,  # of the second image
-        er=1., ecr=1., floor=1.,  # weights of the three terms beside classification
-        share=.2,  # of the entries that Eq. 2 counts
-        dropout=.5,  # of channels before the classifier
-        sides=(),  # stages that the correlation looks at; () = the backbone's own
+        scale=.3,  # of the second image [>0.0..<1.0]
+        er=1., ecr=1., floor=1.,  # weights of the three terms beside classification [0.0..]
+        share=.2,  # of the entries that Eq. 2 counts [>0.0..1.0]
+        dropout=.5,  # of channels before the classifier [0.0..<1.0]
+        sides=(),  # stages that the correlation looks at; () = the backbone's own [none | 2 of <stage>]
         centre=False,  # subtract the mean vector before pixels are compared
-        freeze=(),  # parts of the backbone that are not trained
+        freeze=(),  # parts of the backbone that are not trained [any of <part>]
     ):
         super().__init__(backbone, num_classes)
         if not 0 < scale < 1: raise UserError(f'scale: expected a number between 0 and 1, got {scale}.')

@@ -17,6 +17,7 @@ from torch import nn
 from ..cams import Localiser, any_form, multilabel_loss, normalize, with_background
 from ..base.core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps
+from ..data.tiles import of_the_whole
 from ..data.views import merge_pairs, multi_scale
 
 # %% ../../nbs/papers/sipe.ipynb #363287ef
@@ -85,9 +86,7 @@ def one_hot(seeds, channels, mask=1.):
     return F.one_hot(seeds, channels).movedim(-1, 1) * mask
 
 
-def prototypes(
-    features, seeds,  # [B,D,h,w], and one-hot [B,K+1,h,w]
-):
+def prototypes(features, seeds):
     "P [B,K+1,D] of features [B,D,h,w] and one-hot seeds [B,K+1,h,w], up to a factor per class"
     same_grid('seeds', seeds, features)
     sums = torch.bmm(seeds.flatten(2).to(features), features.flatten(2).transpose(1, 2))
@@ -140,21 +139,23 @@ FROZEN = dict(resnet50=('stem', 'layer1', 'layer2'), resnet101=('stem', 'layer1'
 
 class Sipe(Localiser):
     "SIPE: a CAM network that is trained to agree with the image-specific CAMs of its own features"
-    reading = dict(kind='is_cam', background_of='all', bg_weight='', background='', feature='', seed_feature='',
-                   seeds='', seed_threshold='')  # '' = as trained
+    reading = dict(kind='is_cam', background_of='all',  # [is_cam | cam] [all | present]
+                   bg_weight='', seed_threshold='',  # '' = as trained, here and below ['' | 0.0..] ['' | 0.0..1.0]
+                   background='', feature='',  # ['' | prototype | estimated | threshold] ['' | hierarchical | semantic]
+                   seed_feature='', seeds='')  # ['' | semantic | hierarchical] ['' | structure | argmax | threshold]
 
     def __init__(
         self, backbone, num_classes,
-        gsc=1.,  # weight of the consistency loss; 0 = classification only, prototypes at test time (IPE without GSC)
-        bg_weight=.5,  # of the background when seeds are found; mode=paper: Eq. 2's alpha
-        seeds='structure',  # structure, argmax or threshold
-        seed_threshold=.3,  # for seeds=threshold
-        seed_feature='semantic',  # what pixels are compared by to find seeds, in training
-        feature='hierarchical',  # where prototypes and IS-CAMs live: hierarchical or semantic (the last stage)
-        background='prototype',  # prototype: one more channel in the loss; estimated or threshold: classes only
-        mode='official',  # official: the authors' code; paper: the text
-        widths=(128, 128, 256, 256),  # channels of the four projections
-        freeze='auto',  # parts of the backbone without gradient
+        gsc=1.,  # weight of the consistency loss; 0: classification only, prototypes at test time (no GSC) [0.0..]
+        bg_weight=.5,  # of the background when seeds are found; mode=paper: Eq. 2's alpha [0.0..]
+        seeds='structure',  # how they are found [structure | argmax | threshold]
+        seed_threshold=.3,  # for seeds=threshold [0.0..1.0]
+        seed_feature='semantic',  # what pixels are compared by to find seeds, in training [semantic | hierarchical]
+        feature='hierarchical',  # where prototypes and IS-CAMs live; semantic: the last stage [hierarchical | semantic]
+        background='prototype',  # one more channel in the loss; else classes only [prototype | estimated | threshold]
+        mode='official',  # official: the authors' code; paper: the text [official | paper]
+        widths=(128, 128, 256, 256),  # channels of the four projections [4 of 1..]
+        freeze='auto',  # parts of the backbone without gradient [auto | any of <part>]
     ):
         super().__init__(backbone, num_classes)
         self.options = dict(bg_weight=bg_weight, seeds=seeds, seed_threshold=seed_threshold, seed_feature=seed_feature,
@@ -185,8 +186,8 @@ def stage_features(self: Sipe, stages, o):
 def specific(self: Sipe, cam, features, mask, o):
     "IS-CAM with the options o: Eq. 3-7"
     f, weight = features[o['feature']], 1. if self.paper else o['bg_weight']
-    seeds = SEEDS[o['seeds']](features[o['seed_feature']], cam, weight, o['seed_threshold'])
-    return is_cam(f, prototypes(f, one_hot(seeds, cam.shape[1], mask)))
+    seeds = lambda: SEEDS[o['seeds']](features[o['seed_feature']], cam, weight, o['seed_threshold'])
+    return is_cam(f, of_the_whole('prototypes', lambda: prototypes(f, one_hot(seeds(), cam.shape[1], mask))))
 
 
 Sipe.stage_features, Sipe.specific = stage_features, specific
@@ -215,7 +216,8 @@ def view_maps(self: Sipe, x, labels, keep, flip, r):
     "IS-CAMs [B,len(keep),h,w] of one scale; keep = channels that some image needs"
     stages = self.backbone(torch.cat([x, x.flip(-1)]) if flip else x)[-4:]
     features = {n: merge_pairs(f, flip) for n, f in self.stage_features(stages, r).items()}
-    cam = normalize(merge_pairs(self.head(stages[-1]), flip))
+    cam = merge_pairs(self.head(stages[-1]), flip).relu()
+    cam = cam / (of_the_whole('largest', lambda: cam.amax((-2, -1), keepdim=True)) + 1e-5)
     if r['background_of'] == 'present': cam = cam * labels[..., None, None]
     cam = self.general(cam, labels, r['bg_weight'])[:, keep]
     return self.specific(cam, features, channel_mask(labels)[:, keep], r)
@@ -234,17 +236,15 @@ def score_maps(self: Sipe, images, labels, scales=(1., .5, 1.5, 2.), flip=True, 
     "A ScoreMaps for each of the images (uint8, of one size), background first; see `Sipe.reading`"
     r, device = self.reading_of(reading), next(self.parameters()).device
     if r['kind'] == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side)
-    labels = labels.to(device).float()
-    here = F.pad(labels.bool(), (1, 0), value=True)
+    labels, here = labels.to(device).float(), F.pad(labels.to(device).bool(), (1, 0), value=True)
     keep = here.any(0).nonzero().flatten()
-    maps = multi_scale(lambda x: self.view_maps(x, labels, keep, flip, r), images, scales, False, device,
-                       max_side=max_side)
+    view = lambda x: self.view_maps(x, labels, keep, flip, r)
+    maps = multi_scale(view, images, scales, False, device, max_side=max_side)
     maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
     if r['background'] == 'estimated':
         maps = with_background(maps[:, 1:], alpha=r['bg_weight']) if len(keep) > 1 else torch.ones_like(maps)
     if r['background'] == 'threshold': here[:, 0] = False
-    rows = here[:, keep].cpu()
-    return [ScoreMaps(keep.cpu()[row].numpy(), m[row].numpy()) for m, row in zip(maps.cpu(), rows)]
+    return [ScoreMaps(keep.cpu()[row].numpy(), m[row].numpy()) for m, row in zip(maps.cpu(), here[:, keep].cpu())]
 
 
 Sipe.view_maps, Sipe.reading_of, Sipe.score_maps = view_maps, reading_of, any_form(score_maps)

@@ -17,6 +17,7 @@ from .crf import PRESETS, check_maps, crf_from_labels, dense_crf
 from .pamr import pamr
 from .steps import REFINERS, Step, given_to, flat_settings, step_of
 from .superpixels import region_mean, superpixels
+from ..engine.domains import check_arguments
 
 # %% ../../nbs/refine/chain.ipynb #51a930d9
 def with_threshold(
@@ -63,6 +64,7 @@ def among(confidence, labels, n):
 def crf_step(image_u8, maps, preset='psa', iters=10, backend='auto', unary=''):
     "The maps after a dense CRF, from scores or from their labels as the preset has it"
     how = PRESETS[check_name(preset, PRESETS, 'crf_preset')]
+    check_arguments(dict(crf_unary=unary), crf_unary="'' | scores | labels")
     if (unary or how.unary) == 'scores':
         return ScoreMaps(maps.keys, dense_crf(image_u8, maps.maps, preset, iters, backend))
     known = maps.keys[maps.keys != 255]
@@ -120,6 +122,7 @@ def refine(
     **settings,  # of the steps: crf_preset, crf_iters, crf_backend, crf_unary, pamr_iters, pamr_dilations
 ):
     "The maps after all steps, background in front: probabilities, float32"
+    check_arguments(dict(threshold=threshold), threshold='0.0..1.0')
     steps, maps = check_steps(steps, settings), with_threshold(maps_with_keys(maps, keys), threshold)
     _, image_u8 = check_maps(maps.maps, as_image(image_u8), 'maps')
     if not steps or len(maps.keys) == 1: return maps

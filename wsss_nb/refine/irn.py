@@ -20,7 +20,8 @@ from torch import nn
 
 from ..base.core import Progress, UserError
 from ..data.sample import ScoreMaps
-from ..data.views import as_tensor, batches_of_one_size
+from ..data.tiles import of_the_whole
+from ..data.views import as_tensor, batches_of_one_size, shown_within
 from .crf import check_image, check_maps, crf_from_labels
 from .steps import Network, Step
 from .walk import at_sources, batched, directions, ends, from_grid, mean_where, pair_labels, to_grid, walk
@@ -203,11 +204,10 @@ class IRNet(nn.Module):
 @torch.no_grad()
 def mean_shift(net, data, batch_size=8):
     "Measure the field's mean over the images of `data`, which the network subtracts from now on, and say it"
-    net.eval()
-    total, device = 0, net.mean_displacement.device
+    total, device = 0, net.eval().mean_displacement.device
     bar = Progress([], 'mean displacement, image', total=len(data))
     for batch in batches_of_one_size(data, batch_size):
-        total = total + net.heads(torch.stack([as_tensor(s.image) for s in batch]).to(device))[1].mean((2, 3)).sum(0)
+        total = total + net.heads(torch.stack([as_tensor(shown_within(s.image)) for s in batch]).to(device))[1].mean((2, 3)).sum(0)
         bar.step(len(batch))
     bar.close()
     net.mean_displacement.copy_((total / len(data)).view(1, 2, 1, 1))
@@ -235,7 +235,7 @@ def refine(
     if not len(keys): return ScoreMaps(np.zeros(1, np.int64), np.full((1, *size), threshold, np.float32))
     boundary, _, cams = prepared(net, image_u8, maps, power)
     walked = from_grid(boundary_walk(cams, boundary, radius, beta, log2_steps), size, net.stride)[0]
-    walked = walked / walked.max().clamp(min=1e-5)
+    walked = walked / of_the_whole('walked', lambda: walked.max()).clamp(min=1e-5)
     if keys[0] != 0: keys, walked = np.append(0, keys), torch.cat([torch.full_like(walked[:1], threshold), walked])
     return ScoreMaps(keys, walked.cpu().numpy())
 

@@ -110,7 +110,13 @@ def segmenter_origin(model):
     return dict(model=str(model), files={p.name: file_sha256(p) for p in files}, trained_on='not image tags alone; see its own page')
 
 # %% ../../nbs/refine/prompt.ipynb #5eb1c7ed
-def prompt_all(net, data, maps, out, workers=1, model='', by='box', least=.25, threshold=.25):
+def prompt_all(
+    net, data, maps, out, workers=1,
+    model='',  # the segmenter: a folder with a SAM of transformers, or file.py:name ['' | <folder or function>]
+    by='box',  # what it is shown of a map [box | point | both]
+    least=.25,  # overlap with the map, below which its mask is not taken [0.0..1.0]
+    threshold=.25,
+):
     "Outlines by a promptable segmenter of the user's own, shown boxes or points of the maps"
     ask = segmenter_at(model, str(getattr(net, 'device', 'cpu')))
     save_json(Path(out) / 'origin.json', segmenter_origin(model))
@@ -119,4 +125,4 @@ def prompt_all(net, data, maps, out, workers=1, model='', by='box', least=.25, t
         save_maps(Path(out) / file, *prompted(data.image(i), load_maps(Path(maps) / file), ask, by, least, threshold))
 
 
-PROMPT = Step(prompt_all, whole=True, settings=('model', 'by', 'least'), shares=('threshold',))
+PROMPT = Step(prompt_all, whole=True, settings=('model', 'by', 'least'), shares=('threshold',), must=('model',))

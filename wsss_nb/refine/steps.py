@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFINERS', 'AFFINITIES', 'Network', 'Step', 'step_in', 'step_of', 'short_name', 'flat_settings', 'given_to',
-           'network_of']
+           'must_have', 'network_of']
 
 # %% ../../nbs/refine/steps.ipynb #bee700b0
 import functools, inspect
@@ -49,6 +49,7 @@ class Step:
     network: Network = None  # or one of its own
     settings: tuple = None  # the keywords of `run` that a recipe may set; None: all
     shares: tuple = ()  # further ones, whose values are the masks stage's parameters of the same names
+    must: tuple = ()  # settings that have no use at their defaults, and so must be given
     whole: bool = False  # `run` is (net, data, maps_folder, out, workers, **settings) and writes all maps itself
     about: str = ''  # one sentence; '' = that of `run`
 
@@ -98,6 +99,11 @@ def given_to(name, parameters):
     step = step_of(name)
     flat = {**{f'{short_name(name)}_{k}': k for k in step.keywords()}, **{k: k for k in step.shares}}
     return {k: tuple(v) if isinstance(v := parameters[f], list) else v for f, k in flat.items() if f in parameters}
+
+
+def must_have(name):
+    "The flat names of the settings that a step cannot do without"
+    return [f'{short_name(name)}_{k}' for k in step_of(name).must]
 
 # %% ../../nbs/refine/steps.ipynb #aabee7b1
 def network_of(name):

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['region_mean', 'corners', 'region_features', 'check_regions', 'similarities', 'merged_row', 'merge_regions',
-           'segments', 'pad_regions', 'superpixels']
+           'segments', 'pad_regions', 'superpixels', 'regions_of']
 
 # %% ../../nbs/refine/superpixels.ipynb #37b96946
 import numpy as np
 
 from ..base.core import UserError, check_name
+from ..data.resize import resize_mask
+from ..data.views import shown_within
 
 # %% ../../nbs/refine/superpixels.ipynb #d629fef8
 def region_mean(
@@ -137,3 +139,9 @@ def superpixels(
     if features.ndim != 3: raise UserError(f'features: expected [D,h,w], got {list(features.shape)}; take one image from the batch.')
     regions[valid] = merge_regions(regions[valid][None], region_features(features, regions), max_regions)[0]
     return pad_regions(regions, valid)
+
+
+def regions_of(image_u8, features_of, max_side=1024):
+    "Regions merged by the features of an image; of a large one those that it has when it is made small"
+    small = shown_within(image_u8, max_side) if 0 < max_side < max(image_u8.shape[:2]) else image_u8
+    return resize_mask(superpixels(small, features_of(small)), image_u8.shape[:2])

@@ -94,7 +94,7 @@ def cell_recipe(data, cell, options=()):
 
 def with_maps(recipe):
     "The recipe with PSA and IRN learning from maps that are read as those of the masks are"
-    reading = ('scales', 'flip', 'max_side', 'reading', 'use_image_labels')
+    reading = ('scales', 'flip', 'max_side', 'tile', 'reading', 'use_image_labels')
     read = {k: v for k, v in recipe.get('masks', {}).items() if k in reading}
     walks = {a: {**recipe.get(a, {}), **read} for a in AFFINITIES if a in recipe['masks']['refine']}
     return {**{k: v for k, v in recipe.items() if k not in AFFINITIES}, **walks}

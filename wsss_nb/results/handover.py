@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'HOLDS_255', 'Masks', 'masks_of_run', 'masks_of_folder', 'opened_masks', 'Piece', 'as_it_is', 'put_picture',
-           'Told', 'pieces_of', 'Job', 'whole_folder', 'hand_over']
+           'Told', 'pieces_of', 'Job', 'whole_folder', 'written_for', 'hand_over']
 
 # %% ../../nbs/results/handover.ipynb #3a147b98
 import shutil
@@ -20,7 +20,7 @@ from ..base.core import Progress, UserError, check_name, make_folder, whole_file
 from ..base.plugs import imported_from
 from ..data.files import by_id, find_images
 from ..data.folder import class_names
-from ..data.pixels import few, need_folder
+from ..data.pixels import few, need_folder, need_photograph, opened
 from ..data.sample import Data, Record, ScoreMaps, load_maps, read_mask
 from ..engine.record import Run, stage_record
 from ..engine.splits import open_split
@@ -83,7 +83,7 @@ class Piece(NamedTuple):
 def as_it_is(path):
     "Whether tools read a picture as it is: a JPEG or PNG with 8 bits, upright"
     if not path.is_file() or path.suffix.lower() not in ('.jpg', '.jpeg', '.png'): return False
-    with Image.open(path) as im: return im.mode in ('RGB', 'L') and im.getexif().get(0x0112, 1) == 1
+    with opened(path) as im: return need_photograph(im, path).mode in ('RGB', 'L') and im.getexif().get(0x0112, 1) == 1
 
 
 def put_picture(data, i, folder):
@@ -164,6 +164,12 @@ def whole_folder(out):
     finally: shutil.rmtree(part, ignore_errors=True)
 
 
+def written_for(job, to, folder):
+    "Write a job into a folder for a tool; returns lines that say what its users should know"
+    notes, n = list(imported_from(FORMATS[check_name(to, FORMATS, 'to')])(job, folder)), job.told['pictures']
+    return [f'{n} picture{"s" * (n != 1)} with masks, {len(job.classes)} classes: {job.out}', *job.told.lines(to in HOLDS_255), *notes]
+
+
 def hand_over(
     source,  # a run, by name or folder, or a folder of masks
     to,  # one of FORMATS
@@ -176,9 +182,7 @@ def hand_over(
     runs='',
 ):
     "Write masks and pictures for another tool; returns lines that say what its users should know"
-    write = imported_from(FORMATS[check_name(to, FORMATS, 'to')])
+    check_name(to, FORMATS, 'to')
     masks, out = opened_masks(source, images, classes, splits, runs), Path(out).expanduser()
     job = Job(Path(source).name, masks, out, parts, url, Told())
-    with whole_folder(out) as folder: notes = list(write(job, folder))
-    n = job.told['pictures']
-    return [f'{n} picture{"s" * (n != 1)} with masks, {len(job.classes)} classes: {out}', *job.told.lines(to in HOLDS_255), *notes]
+    with whole_folder(out) as folder: return written_for(job, to, folder)

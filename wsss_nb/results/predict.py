@@ -14,20 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from ..cams import net_of
-from ..base.basics import spellings
 from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
 from ..base.page import filled
 from ..base.workers import parallel
 from ..data.files import by_id, find_images
-from ..data.sample import Sample, as_image, few, read_mask, save_mask
+from ..data.sample import Sample, as_image, few, read_image, read_mask, save_mask
+from ..data.tiles import TILE, tile_side
 from ..data.tags import IMAGES, ids_of, image_id
-from ..engine.evaluate import likeliest, restricted
+from ..engine.in_tiles import likeliest, mask_in_tiles, restricted
 from ..engine.methods import load_localiser, load_segmenter, record_of
-from .in_tiles import photograph, write_if_large
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, small_overlay, write_gallery
-from ..engine.record import Run, find_run, is_made, runs_folder
+from ..engine.record import Run, find_run, is_made
 from ..engine.run import tells_alone
 from ..engine.splits import open_split
 
@@ -78,7 +77,7 @@ class Predictor:
         if not classes: raise UserError('Predictor: this network does not know the names of its classes; give classes=[...] in their order.')
         own = {k: p.default for k, p in inspect.signature(net.predict).parameters.items() if p.default is not p.empty}
         self.net, self.classes, self.name = net, list(classes), name
-        of_the_test = measured or {}  # scales, flip, max_side, crf ...
+        of_the_test, self.tile = measured or {}, (measured or {}).get('tile', TILE)  # scales, flip, max_side, crf ...
         self.settings = {k: of_the_test.get(k, v) for k, v in dict(own, crf='').items()}
 
     def chosen(self, given):
@@ -105,22 +104,28 @@ class Predictor:
     def probabilities(self, image, tags=None, **settings):
         "float32 [K+1,H,W]; 0 for classes that the tags do not name"
         image, settings = as_image(image), self.chosen(settings)
-        p = self.scores(image, settings)
-        keep, q = restricted(p, self.ids(tags))
+        keep, q = restricted(p := self.scores(image, settings), self.ids(tags))
         p = np.zeros_like(p)
         p[keep] = dense_crf(image, q, preset=settings['crf']) if settings['crf'] else q
         return p
 
-    def mask(self, image, tags=None, **settings):
-        "uint8 [H,W], 0 = background"
+    def side(self, size, settings, tile=None):
+        "The side of the tiles of a picture of this size, 0 for none; `tile`: what was asked for"
+        return tile_side(size, tile, tile) if tile is not None else tile_side(size, self.tile, settings['max_side'])
+
+    def mask(self, image, tags=None, tile=None, **settings):
+        "uint8 [H,W], 0 = background; a large picture is taken in tiles"
+        image, s = as_image(image), self.chosen(settings)
+        if side := self.side(image.shape[:2], s, tile):
+            ask = lambda image: self.scores(image, dict(s, max_side=0))
+            return mask_in_tiles(self.net, image, ask, self.ids(tags), s['crf'], side)
         return self.probabilities(image, tags, **settings).argmax(0).astype(np.uint8)
 
     def __call__(self, images, tags=None, **settings):
         "The mask of one image; a list of masks for a list, a folder or a pattern (then `tags` is a list as long)"
         if isinstance(images, (str, Path)) and not Path(images).expanduser().is_file():
             images = list(find_pictures(images).values())
-        one = isinstance(images, Sample) or not isinstance(images, (list, tuple))
-        if one: return self.mask(images, tags, **settings)
+        if isinstance(images, Sample) or not isinstance(images, (list, tuple)): return self.mask(images, tags, **settings)
         if tags is not None and len(tags) != len(images): raise UserError(f'tags: expected one list of tags for each of {len(images)} images, got {len(tags)}.')
         return [self.mask(im, t, **settings) for im, t in zip(images, tags or [None] * len(images))]
 
@@ -167,9 +172,10 @@ def left_to_do(predictor, pictures, out, tags, overlays, settings, failed, tile=
     for name, path in pictures.items():
         mask, over = out / f'masks/{name}.png', out / f'overlays/{name}.jpg' if overlays else None
         if fresh(mask, path) and (not over or fresh(over, path)): continue
-        try: image = photograph(path)
+        try: image = read_image(path)
         except UserError as e: failed[name] = str(e); continue
-        if not fresh(mask, path): write_if_large(predictor, image, mask, tags.get(name), settings, tile)
+        if not fresh(mask, path) and predictor.side(image.shape[:2], settings, tile):
+            save_mask(mask, predictor.mask(image, tags.get(name), tile, **settings))
         if fresh(mask, path): keep, made = None, read_mask(mask)
         else: keep, made = restricted(predictor.scores(image, settings), tags.get(name))
         yield image, made, keep, settings['crf'], mask, over
@@ -182,7 +188,7 @@ def predict_files(
     tags=None,  # {image id: class names or ids}; pictures without an entry are predicted freely
     overlays=True,
     workers=0,  # processes for the CRF
-    tile=None,  # side of the tiles of large pictures, 0 = shrink them; None: tiles above 2048 pixels
+    tile=None,  # side of the tiles of larger pictures, 0 = shrink them; None: 1024 above max_side, or as evaluated
     **settings,  # scales, flip, crf ...
 ):
     "Write mask and overlay of each picture that has none, and the page; returns {image id: why it could not be read}"
@@ -214,8 +220,8 @@ def write_page(out, names, predictor, settings, overlays, failed):
     used = '; '.join(f'{k.replace("_", " ")} {of_settings(v)}' for k, v in settings.items())
     about = filled('<p>{{ name }}: {{ used }}</p>', name=predictor.name, used=used)
     figures = [predicted(out, n, predictor.classes, overlays) for n in names]
-    title = f'{len(names)} picture' + 's' * (len(names) != 1)
-    write_gallery(out / 'index.html', title, predictor.classes, [('', filled(BROKEN, failed=failed), figures)], about)
+    rows, title = [('', filled(BROKEN, failed=failed), figures)], f'{len(names)} picture' + 's' * (len(names) != 1)
+    write_gallery(out / 'index.html', title, predictor.classes, rows, about)
 
 # %% ../../nbs/results/predict.ipynb #c13a6e5c
 def voc_masks(run, root='', runs=''):
@@ -235,8 +241,7 @@ def voc_masks(run, root='', runs=''):
 # %% ../../nbs/results/predict.ipynb #c2985ddd
 def export_onnx(
     run,  # a run or a segment stage, or a `Predictor`
-    out='network.onnx',
-    output='probabilities',  # or logits
+    out='network.onnx', output='probabilities',  # or logits
     runs='',
 ):
     "Write the network of a run as an ONNX file, compared with torch"

@@ -16,6 +16,7 @@ from PIL import Image
 from ..base.core import UserError, check_name, file_sha256, load_json, make_folder, whole_file
 from .grid_page import grid_markdown
 from ..base.basics import PACKAGE
+from ..engine.domains import check_free_name
 from ..engine.record import Run, numbers_in, runs_folder
 
 # %% ../../nbs/results/published.ipynb #44d962f4
@@ -128,7 +129,7 @@ def refuse_private(file, x):
 
 def laid_down(files, name, folder):
     "Write the files of a published run, if nothing in them names this machine"
-    if not re.fullmatch(r'[\w.+-]+', name): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
+    if not re.fullmatch(r'[\w.+-]+', check_free_name(name, 'publish: --as')): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
     for file, x in files.items(): refuse_private(f'{name}/{file}', x)
     target = make_folder(published_folder(folder) / name)
     for old in target.glob('*.ipynb'): old.unlink()

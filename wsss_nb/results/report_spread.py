@@ -7,7 +7,7 @@ __all__ = ['spread_chart', 'spread_of']
 
 # %% ../../nbs/results/report_spread.ipynb #c5c3f986
 from ..engine.record import Run
-from ..engine.spread import held_against, ranged, verdict
+from ..engine.spread import held_against, ranged
 
 # %% ../../nbs/results/report_spread.ipynb #59c92777
 def spread_chart(rows):

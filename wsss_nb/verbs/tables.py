@@ -19,17 +19,19 @@ def do_recipes(a):
     print(f"and {sum(map(is_row, ours.values()))} rows of the papers' tables: wsss tables")
 
 
-@verb('params', 'show the parameters of the stages',
-      arg('stage', nargs='?', default='', help='one stage, such as train (default: all)'))
+@verb('params', 'show the parameters of the stages, and what a method or a step lets one set',
+      arg('stage', nargs='?', default='',
+          help='a stage, a method or a step, such as train, sipe or prompt (default: all stages)'))
 def do_params(a):
-    "Print the parameters of one stage, or of all"
-    from wsss_nb.engine.parameters import STAGES, parameters_of
-    for stage in [a.stage] if a.stage else STAGES:
-        there = parameters_of(stage)
-        print(f'\n{stage}')
-        for k, (default, comment) in there.items():
-            print(f'  {k.replace("data_", "data."):18} {default!r:28} {comment}')
+    "Print the parameters of one stage, or of all; or the settings of a method or a step"
+    from wsss_nb.engine.listing import things_to_set
+    from wsss_nb.engine.parameters import STAGES
+    for name in [a.stage] if a.stage else STAGES:
+        for section, known in things_to_set(name).items():
+            print(f'\n{section}')
+            for k, (v, comment) in known.items(): print(f'  {k.replace("data_", "data."):18} {v!r:28} {comment}')
     print('\nIn a recipe and after -p as they stand here; a notebook and papermill write data_name for data.name.')
+    if not a.stage: print('Options and reading of a method: wsss params sipe. Settings of a step: wsss params prompt.')
 
 # %% ../../nbs/verbs/tables.ipynb #d6b9c3cc
 @verb('table', "run the rows of a paper's table that are not done, and show its numbers beside ours",
