@@ -93,7 +93,7 @@ def test_what_needs_no_network_answers_with_less_than_a_third_of_an_import_of_to
     ('publish', 'publish: run is missing: runs, or folders with'),
     ('predict', 'predict: --out is missing: folder for masks'),
     ('predict x --out y', 'predict: images is missing: files, folders, patterns'),
-    ('data', 'data: expected check or synth behind it'),
+    ('data', 'data: expected check or synth or audit behind it'),
     ('data chek', "data: unknown name 'chek'. Did you mean 'check'?"),
     ('data synth', 'data synth: --out is missing: folder for the set'),
     ('params trian', "stage: unknown name 'trian'. Did you mean 'train'?"),

@@ -34,7 +34,8 @@ def table_rows(path, what):
     except UnicodeDecodeError: raise UserError(f'{what}: {path} is not UTF-8 text; save the table as "CSV UTF-8".') from None
     first = text.split('\n', 1)[0]
     rows = csv.DictReader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=first.count), skipinitialspace=True)
-    try: yield from ((rows.line_num, {str(k).strip(): (v or '').strip() for k, v in r.items() if isinstance(v, (str, type(None)))}) for r in rows)
+    cells = lambda r: {str(k).strip(): (v or '').strip() for k, v in r.items() if v is None or isinstance(v, str)}
+    try: yield from ((rows.line_num, cells(r)) for r in rows)
     except csv.Error as e: raise UserError(f'{what}: {path}, line {rows.line_num}: not a CSV table ({e}).') from None
 
 
@@ -47,13 +48,15 @@ def read_corrections(path):
         if r['do'].lower() in WORDS[2:]: out.append(Correction(line, image_id(r['image']), r['tag'], r['do'].lower()))
     return out
 
-# %% ../../nbs/data/corrections.ipynb #d8121509
-def line_fault(c, known, classes, images):
+# %% ../../nbs/data/corrections.ipynb #ba9379a2
+def line_fault(c, known, classes, images, others):
     "What is wrong with a line of the list, or nothing"
     near = lambda name, known: f' ({nearest(name, known).strip()})' * bool(nearest(name, known))
     if c.image not in images: return f'no image is called {c.image!r}{near(c.image, images)}'
-    if c.tag not in classes and (c.tag, c.do) != ('none', 'add'): return f'the tag {c.tag!r} is no class{near(c.tag, classes)}'
-    if c.do == 'add' and c.tag == 'none' and known.get(c.image): return f'image {c.image!r} has tags, remove them instead of adding none'
+    none = c.do == 'add' and c.tag == 'none'
+    if not none and c.tag not in classes: return f'the tag {c.tag!r} is no class{near(c.tag, classes)}'
+    if none and known.get(c.image): return f'image {c.image!r} has tags, remove them instead of adding none'
+    if c._replace(line=0, do=dict(add='remove', remove='add')[c.do]) in others: return f'{c.tag!r} of {c.image!r} is added and removed, keep one of the two lines'
 
 
 def corrected(
@@ -66,9 +69,9 @@ def corrected(
 ):
     "(the tags with the corrections, how many changed something)"
     number, out, found, changed = {c: k for k, c in enumerate(classes, 1)}, dict(known), [], 0
-    both = {(c.image, c.tag) for c in list_ if c.do == 'add'} & {(c.image, c.tag) for c in list_ if c.do == 'remove'}
+    others = {c._replace(line=0) for c in list_}
     for c in list_:
-        fault = line_fault(c, known, number, images) or (f'{c.tag!r} of {c.image!r} is added and removed, keep one of the two lines' if (c.image, c.tag) in both else '')
+        fault = line_fault(c, known, number, images, others)
         if fault: found.append(Problem('tags', f'line {c.line}', fault)); continue
         old = out.get(c.image)
         ids = set(old or ()) | {number[t] for t in (c.tag,) if c.do == 'add' and t in number}

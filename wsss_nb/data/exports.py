@@ -66,14 +66,16 @@ def labelme(read, beside=''):
     "{name: rows of words} of the file of one picture; `beside` is the file's own folder"
     flags = [(str(k),) for k, v in (read.get('flags') or {}).items() if v is True]
     name = Path(str(read['imagePath']).replace('\\', '/')).name
-    return {f'{beside}/{name}'.strip('/.') if beside else name: said_of([*flags, *[(str(s['label']),) for s in read['shapes']]])}
+    labels = [(str(s['label']),) for s in read['shapes']]
+    return {f'{beside}/{name}'.removeprefix('./') if beside else name: said_of([*flags, *labels])}
 
 # %% ../../nbs/data/exports.ipynb #211f8bc1
 def tool_of(read):
     "Which tool wrote what was read from JSON; '' for none of these"
-    if isinstance(read, list) and read and isinstance(read[0], dict) and isinstance(read[0].get('data'), dict): return 'label-studio'
-    if isinstance(read, list) and read and isinstance(read[0], dict) and {'annotator', 'annotation_id'} & set(read[0]): raise UserError('is a short export of Label Studio (JSON-MIN); export it as JSON')
-    if isinstance(read, dict) and isinstance(read.get('annotations'), list) and {'images', 'categories'} <= set(read): return 'coco'
+    first = read[0] if isinstance(read, list) and read and isinstance(read[0], dict) else {}
+    if isinstance(first.get('data'), dict): return 'label-studio'
+    if {'annotator', 'annotation_id'} & set(first): raise UserError('is a short export of Label Studio (JSON-MIN); export it as JSON')
+    if isinstance(read, dict) and {'images', 'categories', 'annotations'} <= set(read): return 'coco'
     return 'labelme' if is_labelme(read) else ''
 
 

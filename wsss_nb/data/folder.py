@@ -50,7 +50,8 @@ def tag_file(root, tags):
     "Where the tags are, a file or a folder, or None"
     if tags:
         if not isinstance(tags, (str, Path)): raise UserError(f'tags: expected a .json, .csv or .npy file, got {type(tags).__name__}; for pictures and tags that Python holds there is tagged(images, tags).')
-        if not kind_and_path(tags)[1].is_dir() and kind_and_path(tags)[1].suffix.lower() not in ('.json', '.csv', '.npy', '.xml', '.zip'):
+        path = kind_and_path(tags)[1]
+        if not path.is_dir() and path.suffix.lower() not in ('.json', '.csv', '.npy', '.xml', '.zip'):
             raise UserError(f'tags: expected a .json, .csv, .npy or .xml file or a folder, got {tags}; {TABLE}.')
         return tags
     found = [root/f for f in ('tags.csv', 'tags.json') if (root/f).is_file()]
@@ -65,6 +66,7 @@ class Known(NamedTuple):
     classes: list
     source: str
     notes: tuple = ()
+    told: bool = False  # whether the notes say what was left out
 
 
 def from_table(path, classes, root, synonyms, faults=None):
@@ -86,7 +88,7 @@ def from_source(source, images, classes, root, synonyms, faults=None):
     m, number = matched(said, classes), {c: k for k, c in enumerate(classes, 1)}
     if faults is not None: faults += left_words(m.words, classes)
     ids = {n: tuple(sorted(number[t] for t in tags)) for n, tags in m.tags.items()}
-    return Known(ids, {}, classes, str(source), (*placing_notes(source, at), *matching_notes(m)))
+    return Known(ids, {}, classes, str(source), (*placing_notes(source, at), *matching_notes(m)), True)
 
 
 def from_masks(images, masks, classes, root):
@@ -96,7 +98,7 @@ def from_masks(images, masks, classes, root):
 
 # %% ../../nbs/data/folder.ipynb #b4c42173
 def from_folders(images, classes, root, split='', synonyms={}):
-    "What the folders' names say where images lie in <class>/ or <split>/<class>/; nothing of `test`, which lies anywhere"
+    "What the names of folders say, <class>/ or <split>/<class>/; nothing of `test`, which lies anywhere"
     parts = {n: n.split('/')[:-1] for n in images}
     splits = {n: p[0] for n, p in parts.items()} if all(p and p[0] in SPLITS for p in parts.values()) else {}
     if splits: parts = {n: p[1:] for n, p in parts.items()}
@@ -159,8 +161,11 @@ def own_tags(root, images, masks, tags, classes, split, faults=None, leave=()):
     elif tags: known = from_table(place, classes, root, synonyms, faults)
     elif masks: known = from_masks(images, masks, classes, root)
     else: known = from_folders(images, classes, root, split, synonyms)
-    if known.source == 'folders' and (n := with_keywords(images)): known = known._replace(notes=(f'{n} of the first {min(PEEKED, len(images))} photographs hold keywords, which were not read; tags={root} asks for them',))
-    told = [f'synonyms from {table.name}: {len(synonyms)}'] if synonyms else []
+    told = []
+    if known.source == 'folders' and (n := with_keywords(images)):
+        told = [f'{n} of the first {min(PEEKED, len(images))} photographs hold keywords, which were not read; '
+                f'tags={root} asks for them']
+    if synonyms: told.append(f'synonyms from {table.name}: {len(synonyms)}')
     return known._replace(notes=(*known.notes, *told))
 
 # %% ../../nbs/data/folder.ipynb #52b23707
@@ -203,7 +208,7 @@ def usable(
 # %% ../../nbs/data/folder.ipynb #bacf91fa
 def own_notes(images, known, split, outlines, chosen):
     "What was left out"
-    unlisted = [] if known.notes and known.notes[0].startswith('tags: recognised') else sorted(images.keys() - known.tags.keys() - set(chosen))
+    unlisted = [] if known.told else sorted(images.keys() - known.tags.keys() - set(chosen))
     unsplit = sorted(known.tags.keys() - known.splits.keys()) if known.splits and split else []
     out = {'not in the tags file': unlisted, 'without a split': unsplit}
     notes = [f'left out, because {why}: {len(ids)} ({few(ids)})' for why, ids in out.items() if ids]
@@ -227,11 +232,12 @@ def folder(
     path, training = tag_file(root, tags), not split.startswith(('val', 'test'))
     known = own_tags(root, images, outlines, path, classes, split, faults, {place.resolve()})
     short = lambda n: n if n in images else n.removeprefix('images/')  # the table may say images/rex.jpg
-    known = known._replace(tags={short(n): t for n, t in known.tags.items()}, splits={short(n): s for n, s in known.splits.items()})
+    known = known._replace(**{k: {short(n): x for n, x in getattr(known, k).items()} for k in ('tags', 'splits')})
     known = with_corrections(known, path, root, images, faults)
     listed = [short(n) for n in in_split(root, split, known.tags if known.source != 'masks' else images, known.splits)]
     chosen = usable(listed, images, known.tags if training else None, base, faults)
-    data = Data([Record(n, images[n], known.tags.get(n), outlines.get(n)) for n in chosen], known.classes, 'folder', split)
+    records = [Record(n, images[n], known.tags.get(n), outlines.get(n)) for n in chosen]
+    data = Data(records, known.classes, 'folder', split)
     if training: need_tags(data.records, data.where)
     data.tags_from, data.notes = known.source, own_notes(images, known, split, outlines, chosen)
     return data

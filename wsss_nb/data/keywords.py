@@ -23,7 +23,8 @@ from .words import said_of
 
 # %% ../../nbs/data/keywords.ipynb #563be464
 LI = '{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li'
-FIELDS = {'{http://purl.org/dc/elements/1.1/}subject': ('dc:subject', None),  # tag: its name, what stands between a word and those above it
+FIELDS = {  # tag: its name, and what stands between a word and those above it
+          '{http://purl.org/dc/elements/1.1/}subject': ('dc:subject', None),
           '{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject': ('lr:hierarchicalSubject', '|'),
           '{http://www.digikam.org/ns/1.0/}TagsList': ('digiKam:TagsList', '/')}
 
@@ -39,7 +40,8 @@ def packet_words(
     where,  # for the message
 ):
     "The words in a packet of XMP"
-    root, rows, fields = read_xml(packet.strip(b'\0 \r\n\t'), where, 'packet', 'write the keywords of this picture again'), [], []
+    packet, rows, fields = packet.strip(b'\0 \r\n\t'), [], []
+    root = read_xml(packet, where, 'packet', 'write the keywords of this picture again')
     for tag, (name, between) in FIELDS.items():
         words = [li.text or '' for element in root.iter(tag) for li in element.iter(LI)]
         rows += [tuple(w.split(between)) if between else (w,) for w in words]
@@ -60,8 +62,10 @@ def iptc_words(im):
 def xmp_packet(im, path):
     "The packet of XMP of an open picture as bytes, or nothing"
     packet = im.info.get('xmp') or im.info.get('XML:com.adobe.xmp') or getattr(im, 'tag_v2', {}).get(700)
-    if not packet: packet = next((d.partition(b'\0')[2] for _, d in getattr(im, 'applist', ()) if d.startswith(b'http://ns.adobe.com/xap/1.0/')), b'')
-    if not packet and im.format == 'PNG' and b'XML:com.adobe.xmp' in Path(path).read_bytes(): packet = im.text.get('XML:com.adobe.xmp')  # behind the pixels
+    parts = [d.partition(b'\0') for _, d in getattr(im, 'applist', ())]  # of a JPEG; Pillow before 11 has it there alone
+    if not packet: packet = next((p for name, _, p in parts if name == b'http://ns.adobe.com/xap/1.0/'), b'')
+    behind_the_pixels = not packet and im.format == 'PNG' and b'XML:com.adobe.xmp' in Path(path).read_bytes()
+    if behind_the_pixels: packet = im.text.get('XML:com.adobe.xmp')
     return packet.encode() if isinstance(packet, str) else bytes(packet or b'')
 
 # %% ../../nbs/data/keywords.ipynb #52ebc538
@@ -72,8 +76,8 @@ def inside(path):
             packet, old = xmp_packet(im, path), iptc_words(im)
     except (*BROKEN, Image.DecompressionBombError): return Words((), ()), False  # `data check` says so of the picture
     new = packet_words(packet, str(path)) if packet else Words((), ())
-    last = lambda rows: {r[-1].encode()[:64] for r in rows}
-    return (new, bool(old.rows) and not last(old.rows) <= last(new.rows) | {w.encode()[:64] for r in new.rows for w in r}) if new.rows else (old, False)
+    cut = lambda rows: {w.encode()[:64] for row in rows for w in row}
+    return (new, not cut(old.rows) <= cut(new.rows)) if new.rows else (old, False)
 
 
 def sidecar(path):
@@ -120,4 +124,5 @@ def read_keywords(
     if faults is None: raise_faults('tags', wrong)
     else: faults += wrong
     seen = {n: s for n, s in seen.items() if not isinstance(s, Problem)}
-    return Keywords({n: w.rows for n, (w, _) in seen.items()}, Counter(f for w, _ in seen.values() for f in w.fields), [n for n, (_, older) in seen.items() if older])
+    fields = Counter(f for w, _ in seen.values() for f in w.fields)
+    return Keywords({n: w.rows for n, (w, _) in seen.items()}, fields, [n for n, (_, older) in seen.items() if older])

@@ -20,8 +20,8 @@ from .words import matched, renamed
 
 # %% ../../nbs/data/sources.ipynb #02570df8
 SPLITS = ('train', 'val', 'test')
-CALLED = {'label-studio': 'an export of Label Studio', 'cvat': 'an export of CVAT', 'coco': 'annotations of COCO', 'labelme': 'files of labelme or X-AnyLabeling',
-          'keywords': 'keywords of photographs', 'folders': 'a folder for each class'}
+CALLED = {'label-studio': 'an export of Label Studio', 'cvat': 'an export of CVAT', 'coco': 'annotations of COCO',
+          'labelme': 'files of labelme or X-AnyLabeling', 'keywords': 'keywords of photographs', 'folders': 'a folder for each class'}
 
 
 class Source(NamedTuple):
@@ -46,8 +46,9 @@ def folder_words(base, kind, faults=None, leave=()):
     if kind in ('', 'keywords'):
         k = read_keywords(base, faults, leave)
         where = ', '.join(f'{f} {n}' for f, n in sorted(k.fields.items()))
-        older = [f'an older place inside says something else, and was not read: {len(k.older)} ({few(k.older)})'] if k.older else []
-        if any(k.said.values()): found['keywords'] = k.said, (f'keywords found in: {where}', *older)
+        notes = [f'keywords found in: {where}']
+        if k.older: notes.append(f'an older place inside says something else, and was not read: {len(k.older)} ({few(k.older)})')
+        if any(k.said.values()): found['keywords'] = k.said, tuple(notes)
     if kind in ('', 'labelme'):
         if said := labelme_folder(base): found['labelme'] = said, ()
     if kind == 'folders' or not found:
@@ -101,7 +102,8 @@ def placed(
     for i in images: ends.setdefault(i.split('/')[-1], []).append(i)
     for name in said:
         n = image_id(name).strip('/')
-        fits = [n] if n in images else [i for i in ends.get(n.split('/')[-1], ()) if f'/{n}'.endswith(f'/{i}') or f'/{i}'.endswith(f'/{n}')]
+        same_end = lambda i: f'/{n}'.endswith(f'/{i}') or f'/{i}'.endswith(f'/{n}')
+        fits = [n] if n in images else [i for i in ends.get(n.split('/')[-1], ()) if same_end(i)]
         if len(fits) == 1: by_image.setdefault(fits[0], []).append(name)
         else: (unclear if fits else lost).append(name)
     exact = lambda i, names: [n for n in names if image_id(n) == i] or names

@@ -37,7 +37,8 @@ def yaml_pairs(text):
 
 def csv_pairs(text):
     "(where, from, to) of a table with the columns from,to"
-    rows = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True, delimiter=';' if text.startswith('from;') else ',')
+    between = ';' if text.startswith('from;') else ','
+    rows = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True, delimiter=between)
     try: rows = [(rows.line_num, [c.strip() for c in r]) for r in rows if any(c.strip() for c in r)]
     except csv.Error as e: raise UserError(f'not a CSV table ({e})') from None
     if not rows or rows[0][1] != ['from', 'to']: raise UserError(f'has the header `{",".join(rows[0][1]) if rows else ""}`, expected `from,to`')
@@ -100,7 +101,8 @@ def matched(said, classes):
         for row in rows:
             if not known & set(row) and row != ('none',): words.setdefault(row[-1], []).append(n)
         if found or ('none',) in rows: tags[n] = tuple(sorted(found))
-    return Matched(tags, [n for n, rows in said.items() if not rows], [n for n, rows in said.items() if rows and n not in tags], words)
+    silent, strange = ([n for n, rows in said.items() if n not in tags and bool(rows) == r] for r in (False, True))
+    return Matched(tags, silent, strange, words)
 
 # %% ../../nbs/data/words.ipynb #800d7764
 def suggestion(word, classes):
@@ -113,7 +115,8 @@ def left_words(words, classes):
     "A `Problem` for each word that is no class, those of most pictures first, with the line that takes it"
     for word, images in sorted(words.items(), key=lambda x: (-len(x[1]), x[0])):
         near, many = suggestion(word, classes), f'{len(images)} picture{"s" * (len(images) != 1)}'
-        line = f'is it {near!r}? Then write `{word},{near}` into synonyms.csv' if near else f'`{word},` in synonyms.csv says that it is none'
+        line = f'`{word},` in synonyms.csv says that it is none'
+        if near: line = f'is it {near!r}? Then write `{word},{near}` into synonyms.csv'
         yield Problem('warning', repr(word), f'the word {word!r} of {many} is no class and was left out; {line}')
 
 # %% ../../nbs/data/words.ipynb #29928ffc

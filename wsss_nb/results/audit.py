@@ -57,7 +57,8 @@ def foretold(
     "Probabilities [N,K] of the tags of each image, by classifiers that have not seen it"
     decay, folds, out = best_decay(x, labels) / labels.shape[1], min(folds, len(x)), torch.zeros_like(labels)
     for k in Progress(range(rounds * folds), 'foretold, part'):
-        if k % folds == 0: fold = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + k // folds)) % folds
+        g = torch.Generator().manual_seed(seed + k // folds)
+        if k % folds == 0: fold = torch.randperm(len(x), generator=g) % folds
         layer, kept = nn.Linear(x.shape[1], labels.shape[1]), fold != k % folds
         learn_linear(layer, x[kept], lambda s: multilabel(s, labels[kept]), decay, 30)
         with torch.no_grad(): out[~kept] += layer(x[~kept])
@@ -170,7 +171,8 @@ def thumbnail(image, side=240):
     "A small picture as an address that holds it"
     h, w = image.shape[:2]
     k = min(1, side / max(h, w))
-    return as_uri(np.asarray(Image.fromarray(image).resize((max(1, round(w * k)), max(1, round(h * k))), Image.Resampling.BOX)), 'JPEG')
+    size = max(1, round(w * k)), max(1, round(h * k))
+    return as_uri(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)), 'JPEG')
 
 
 def doubt_figure(data, d, row):
@@ -178,7 +180,8 @@ def doubt_figure(data, d, row):
     i = data.index(d.image)
     tags = ', '.join(data.classes[t - 1] for t in data.records[i].tags) or 'none'
     do = dict(wrong='remove', missing='add')[d.why]
-    return filled(DOUBTED, uri=thumbnail(data.image(i)), image=d.image, tags=tags, row=row, do=do, tag=d.tag, doubt=f'{d.doubt:.2f}')
+    uri = thumbnail(data.image(i))
+    return filled(DOUBTED, uri=uri, image=d.image, tags=tags, row=row, do=do, tag=d.tag, doubt=f'{d.doubt:.2f}')
 
 
 def class_rows(p, labels, classes, found):
@@ -186,7 +189,8 @@ def class_rows(p, labels, classes, found):
     rows = [('class', 'pictures', 'foretold right', 'look wrong', 'look missing')]
     for k in audited(labels):
         count = lambda why: sum(d.tag == classes[k] and d.why == why for d in found)
-        rows.append((classes[k], int(labels[:, k].sum()), f'{100 * float(((p[:, k] > .5) == labels[:, k].bool()).float().mean()):.0f} %', count('wrong'), count('missing')))
+        right = ((p[:, k] > .5) == labels[:, k].bool()).float().mean()
+        rows.append((classes[k], int(labels[:, k].sum()), f'{100 * right:.0f} %', count('wrong'), count('missing')))
     return rows
 
 
@@ -196,8 +200,9 @@ def audit_page(data, p, labels, found, earlier=(), save='corrections.csv'):
     text = json.dumps(rows, ensure_ascii=False).replace('<', '\\u003c').replace('\u2028', ' ').replace('\u2029', ' ')
     figures = [doubt_figure(data, d, 1 + len(earlier) + i) for i, d in enumerate(Progress(found, 'thumbnails'))]
     left = [data.classes[k] for k in range(len(data.classes)) if k not in audited(labels)]
-    body = filled(AUDITED, found=len(found), pairs=len(audited(labels)) * len(data), save=save, figures=one_after_the_other(figures), few=FEW, left=', '.join(left),
-                  table=html_table(class_rows(p, labels, data.classes, found)), rows=Markup(text), script=Markup(AUDIT_SCRIPT))
+    table = html_table(class_rows(p, labels, data.classes, found))
+    body = filled(AUDITED, found=len(found), pairs=len(audited(labels)) * len(data), save=save, few=FEW, left=', '.join(left),
+                  figures=one_after_the_other(figures), table=table, rows=Markup(text), script=Markup(AUDIT_SCRIPT))
     return page(f'Tags of {data.where}', body, AUDIT_STYLE, wide=True, script=True)
 
 # %% ../../nbs/results/audit.ipynb #409fc05b

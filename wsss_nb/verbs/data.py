@@ -45,7 +45,7 @@ def do_data_synth(a):
     print(f'written: {write_voc(a.out)}')
 
 # %% ../../nbs/verbs/data.ipynb #9ff28492
-NETWORKS = ['timm:tf_efficientnet_lite2', 'mobilenet_v2']  # whose features are asked: the first whose weights are at hand, or the last
+NETWORKS = ['timm:tf_efficientnet_lite2', 'mobilenet_v2']  # the first whose weights are at hand is asked, or the last
 
 
 @verb('data audit', 'write a page and a list of the tags that look wrong or missing',
@@ -70,8 +70,9 @@ def do_data_audit(a):
     from wsss_nb.base.core import seed_everything
     from wsss_nb.results.audit import audit, earlier_list
     seed_everything(0)  # of weights that are drawn
-    name, (earlier, save) = a.backbone or first_at_hand(NETWORKS), earlier_list(a.root, a.tags) if a.name == 'folder' else ((), '')
-    found = audit(data, build(name, a.weights), Path(a.out).expanduser(), a.most, a.side, earlier, save or 'corrections.csv', a.device)
+    name, own = a.backbone or first_at_hand(NETWORKS), a.name == 'folder'
+    earlier, save = earlier_list(a.root, a.tags) if own else ((), 'corrections.csv')
+    found = audit(data, build(name, a.weights), Path(a.out).expanduser(), a.most, a.side, earlier, save, a.device)
     kinds = ', '.join(f'{sum(d.why == k for d in found)} look {k}' for k in ('wrong', 'missing'))
     print(f'asked {name}: {kinds}; nothing was changed\nOpen this page: {Path(a.out) / "index.html"}')
-    print(f'Tick what is right and save the list as {save}' if save else f'The list of {a.name} is to be looked at; corrections.csv is read beside the tags of data=folder')
+    print(f'Tick what is right and save the list as {save}' if own else 'corrections.csv is read by data=folder only')
