@@ -1,11 +1,14 @@
 """Large pictures in tiles: equal to the whole where a tile sees enough, and no seam."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from wsss_nb.base.core import UserError
+from inside import inside
+from wsss_nb.base.core import UserError, load_json
 from wsss_nb.cams import Localiser, write_score_maps
 from wsss_nb.data.sample import Data, Record, ScoreMaps, load_maps, read_mask
 from wsss_nb.data.synthetic import synthetic
@@ -15,6 +18,7 @@ from wsss_nb.nets.segmenter import Segmenter
 from wsss_nb.engine.evaluate import write_predictions
 from wsss_nb.engine.in_tiles import mask_in_tiles, network_mask, tiled_score_maps
 from wsss_nb.engine.methods import localiser_learner
+from wsss_nb.engine.run import make_run
 from wsss_nb.refine.masks import write_masks
 from wsss_nb.results.predict import Predictor, predict_files
 
@@ -210,3 +214,16 @@ def test_one_row_of_tiles_is_held():
     "a hundred rows of tiles, of which no more than one and its overlap are alive"
     seen = [(y, m.shape) for y, m in tiled(lambda y, x, h, w: np.ones((2, h, w), np.float32), (6432, 40), 128, 64)]
     assert sum(s[1] for _, s in seen) == 6432 and max(s[1] for _, s in seen) <= 128 and seen[0][0] == 0
+
+
+def test_a_run_takes_large_pictures_in_tiles(tmp_path):
+    recipe = lambda tile: dict(stages=['train', 'masks'], limit=2, data=dict(name='synthetic'), train=dict(backbone='tiny', weights='', epochs=1, crop=64, long_side=[72, 96]),
+                               masks=dict(refine=['pamr'], scales=[1.0], flip=False, splits=['train'], max_side=80, tile=tile, workers=1))
+    with inside():
+        for tile in (64, 0): make_run(f'r{tile}', recipe(tile), tmp_path)
+    made = {t: Path(load_json(tmp_path / f'r{t}/run.json')['stages']['masks']['folder']).name for t in (64, 0)}
+    maps = {t: [load_maps(p) for p in sorted((tmp_path / 'stages' / load_json(tmp_path / f'stages/{made[t]}/stage.json')['results']['maps']['train']).glob('*.npz'))] for t in made}
+    sizes = [m.maps.shape[1:] for m in maps[64]]
+    assert len(sizes) == 2 and sizes == [m.maps.shape[1:] for m in maps[0]] and min(max(s) for s in sizes) > 80
+    assert all(m.maps.max() <= 1 for m in maps[64]) and not all(np.array_equal(a.maps, b.maps) for a, b in zip(maps[64], maps[0]))
+    with pytest.raises(UserError, match='masks.tile: expected 0 or at least 64, got 10'): make_run('odd', recipe(10), tmp_path)

@@ -163,16 +163,18 @@ def piece_by_piece(
     "f of a picture and its maps, in tiles where it is large"
     if not side: return f(image, maps)
     keys = np.unique([0, *maps.keys, 255])  # a CRF from labels may leave pixels undecided in some tile
-    places, met = {int(k): n for n, k in enumerate(keys)}, set()
+    places, met, range_of = {int(k): n for n, k in enumerate(keys)}, set(), [0, 0]
     def of_window(y, x, h, w):
         near, m = image[y:y + h, x:x + w], maps.maps[:, y:y + h, x:x + w]
         found = f(np.ascontiguousarray(near), ScoreMaps(maps.keys, np.ascontiguousarray(m)))
         out = np.zeros((len(keys), h, w), np.float32)
         out[[places[int(k)] for k in found.keys]] = found.maps
         met.update(map(int, found.keys))
+        range_of[:] = min(range_of[0], out.min()), max(range_of[1], out.max())
         return out
     with said_of_the_whole(net, lambda: f(*shrunk_maps(image, maps, side))):
         out = of_rows(tiled(of_window, image.shape[:2], side), image.shape[:2])
+    np.clip(out, *range_of, out=out)  # weights sum to 1 but for the last bit
     kept = [n for n, k in enumerate(keys) if int(k) in met]
     return ScoreMaps(keys[kept], out if len(kept) == len(keys) else out[kept])
 

@@ -235,7 +235,7 @@ def refine(
     if not len(keys): return ScoreMaps(np.zeros(1, np.int64), np.full((1, *size), threshold, np.float32))
     boundary, _, cams = prepared(net, image_u8, maps, power)
     walked = from_grid(boundary_walk(cams, boundary, radius, beta, log2_steps), size, net.stride)[0]
-    walked = walked / of_the_whole('walked', lambda: walked.max()).clamp(min=1e-5)
+    walked = (walked / of_the_whole('walked', lambda: walked.max()).clamp(min=1e-5)).clamp(max=1)
     if keys[0] != 0: keys, walked = np.append(0, keys), torch.cat([torch.full_like(walked[:1], threshold), walked])
     return ScoreMaps(keys, walked.cpu().numpy())
 

@@ -67,12 +67,12 @@ def sliders(run, split='', most=24, runs=''):
     t = w.FloatSlider(c.threshold, min=0, max=1, step=.01, description='threshold')
     refiner = w.Dropdown(options=[('none', ''), *((s, s) for s in STEPS)], description='refiner')
     iters = w.IntSlider(10, min=0, max=20, description='CRF')
-    shown, said = w.Image(format='png'), w.HTML()
+    shown, said = w.Image(format='png', layout=dict(width='384px', height='auto', align_self='flex-start')), w.HTML()
     def update(_=None):
         out = io.BytesIO()
         Image.fromarray(c.picture(i.value, t.value, refiner.value, iters.value, k.value)).save(out, format='PNG')
         shown.value, iters.disabled = out.getvalue(), refiner.value != 'crf'
-        said.value = bars(c.histogram(i.value, k.value), t.value) + filled('<br><code>{{ line }}</code>', line=c.line(t.value, refiner.value, iters.value))
+        said.value = bars(c.histogram(i.value, k.value), t.value) + filled('<br><code style="white-space:normal">{{ line }}</code>', line=c.line(t.value, refiner.value, iters.value))
     for x in (i, k, t, refiner, iters): x.observe(update, 'value')
     update()
-    return w.HBox([w.VBox([i, k, t, refiner, iters, said]), shown])
+    return w.HBox([w.VBox([i, k, t, refiner, iters, said], layout=dict(width='340px')), shown])
