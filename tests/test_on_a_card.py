@@ -74,7 +74,7 @@ def test_products_are_tf32_within_and_as_before_behind(monkeypatch):
 
 
 def test_words_that_are_none_are_refused():
-    for k, v, text in (('precision', 'fp8', "precision: unknown name 'fp8'"), ('channels_last', 'maybe', "channels_last: unknown name 'maybe'"), ('workers', 'many', "workers: expected auto or a number of processes, 0 for none, got 'many'")):
+    for k, v, text in (('precision', 'fp8', "precision: unknown name 'fp8'"), ('channels_last', 'maybe', "channels_last: unknown name 'maybe'"), ('workers', 'many', "workers: expected auto or a whole number, got 'many'")):
         with pytest.raises(UserError, match=text): learner(**{k: v})
     assert learner(channels_last=True).chosen['channels_last'] and learner(channels_last='true', workers='2').chosen == dict(learner(channels_last=True).chosen, workers=2)
 

@@ -643,7 +643,8 @@ def test_a_recipe_stands_on_its_base_and_a_table_has_rows(tmp_path, monkeypatch)
     assert rows['b_c']['masks'] == dict(threshold=.3, refine=['crf']) and rows['b_c']['about'] == 'table: b c' and rows_of(rows['a']) == {}
     (tmp_path / 'loop.yaml').write_text('base: loop\n')
     with pytest.raises(UserError, match='base: expected the name of another recipe'): read_recipe(str(tmp_path / 'loop.yaml'))
-    with pytest.raises(UserError, match='with a name of letters'): rows_of(dict(rows={'a/b': {}}))
+    with pytest.raises(UserError, match='recipe, rows: expected a name without separators'): rows_of(dict(rows={'a/b': {}}))
+    with pytest.raises(UserError, match='and no dot in the name'): rows_of(dict(rows={'a.b': {}}))
     with pytest.raises(UserError, match=r"masks.reading of cam: .*'knd'.*Did you mean 'kind'"): stage_parameters(dict(masks=dict(reading=dict(knd='cam'))))
 
 
