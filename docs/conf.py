@@ -43,7 +43,7 @@ contents = {
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
     'Score maps and training': ['cams', 'engine/batches', 'engine/rates', 'engine/train', 'engine/beside', 'engine/checkpoint', 'engine/evaluate'],
     'Refinement': ['refine/masks', 'refine/chain', 'refine/compare', 'refine/crf', 'refine/pamr', 'refine/batched', 'refine/superpixels', 'refine/psa', 'refine/irn', 'refine/[!b]*'],
-    'Recipes and runs': ['engine/methods', 'engine/domains', 'engine/parameters', 'engine/options', 'engine/recipes', 'engine/record', 'engine/execute', 'engine/key', 'engine/stage', 'engine/run', 'engine/sheet', 'engine/scale', 'engine/*', 'cli', 'base/arguments', 'verbs/*'],
+    'Recipes and runs': ['engine/methods', 'engine/domains', 'engine/parameters', 'engine/options', 'engine/recipes', 'engine/record', 'engine/execute', 'engine/key', 'engine/stage', 'engine/run', 'engine/plan', 'engine/sheet', 'engine/scale', 'engine/*', 'cli', 'base/arguments', 'verbs/*'],
     'Pages and tables': ['results/report', 'results/predict', 'results/table_recipes', 'results/tables', 'results/grid_cells', 'results/grid', 'results/*'],
     'Stages': ['run/train', 'run/masks', 'run/affinity', 'run/segment', 'run/evaluate', 'run/report', 'run/*'],
     'How fast': ['*/benchmark*'],

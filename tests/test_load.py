@@ -18,7 +18,8 @@ from wsss_nb.data.check import check_data
 from wsss_nb.engine.parameters import parameters_of
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.recipes import resolved
-from wsss_nb.engine.run import list_runs, make_run, plan, unused
+from wsss_nb.engine.plan import plan
+from wsss_nb.engine.run import list_runs, make_run, unused
 from wsss_nb.refine.masks import copy_masks
 from wsss_nb.results.report import RunReport, make_report
 

@@ -18,7 +18,8 @@ from wsss_nb.engine.checkpoint import read_checkpoint
 from wsss_nb.engine.execute import run_notebook
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.recipes import resolved
-from wsss_nb.engine.run import list_runs, plan
+from wsss_nb.engine.plan import plan
+from wsss_nb.engine.run import list_runs
 from wsss_nb.engine.verify import recorded
 from wsss_nb.results import report as R
 from wsss_nb.results.predict import load

@@ -223,7 +223,7 @@ def write_score_maps(
 ):
     "Write the score maps of every image that has none yet"
     net, data = net_of(net).eval(), need_data(data)
-    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..')
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..', tile='0..')
     how = dict(scales=scales, flip=flip, max_side=max_side, **check_reading(net, reading or {}))
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)
@@ -242,8 +242,7 @@ def write_score_maps(
 @torch.no_grad()
 def tag_ap(net, data, batch_size=8):
     "Mean average precision of the image tags over the classes that occur"
-    net = net_of(net).eval()
-    scores, tags = [], []
+    net, scores, tags = net_of(net).eval(), [], []
     for batch in batches_of_one_size(data, batch_size):
         scores.append(own_scores(net, [s.image for s in batch]))
         tags.append(labels_of(net, batch, True, 0).bool())

@@ -81,7 +81,10 @@ def count_masks(data, folder):
     def counted(i):
         path, truth = Path(folder) / f'{data.names[i]}.png', data.mask(i)
         if not path.exists(): raise UserError(f'{path}: no mask for this image; run the stage that writes it again.')
-        return Confusion(len(data.classes) + 1).update(read_mask(path, len(data.classes), truth.shape), truth)
+        found, counts = read_mask(path, len(data.classes), truth.shape), Confusion(len(data.classes) + 1)
+        rows = max(1, 2**22 // truth.shape[1])  # of a large picture a few at a time: counting takes 8 bytes a pixel
+        for y in range(0, len(truth), rows): counts.update(found[y:y + rows], truth[y:y + rows])
+        return counts
     return sum(ahead(counted, range(len(data)), cores()), Confusion(len(data.classes) + 1))
 
 

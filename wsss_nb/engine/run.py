@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['KNOWN', 'takes_steps', 'tells_alone', 'unknown_tags', 'stage_warnings', 'going_on', 'masks_page', 'where_masks',
            'lined_up', 'copy_whole', 'check_inputs', 'check_stage', 'looked_at', 'make_stage_of', 'make_run',
-           'run_recipe', 'stopped', 'resume_run', 'steps_of_training', 'work_of', 'said_settings', 'plan_without_data',
-           'said_of', 'plan', 'list_runs', 'unused', 'delete_unused']
+           'run_recipe', 'stopped', 'resume_run', 'list_runs', 'unused', 'delete_unused']
 
 # %% ../../nbs/engine/run.ipynb #a620cf99
 import shlex, time
@@ -20,14 +19,13 @@ from .gallery import is_page_of, lost_classes, odd_masks, write_masks_page
 from .domains import check_free_name
 from .loggers import check_loggers
 from .methods import METHODS, check_network, method_class
-from .parameters import parameters_of
 from .recipes import read_recipe, resolved
 from .record import Run, delete_unused, is_made, list_runs, need_word, runs_folder
 from .record import stage_record, unused
-from .splits import once, open_split, splits_of
+from .splits import once, open_split
 from .trial import check_weights
 from .stage import INPUTS, Stage, execute, needed
-from .batches import Batches, few_steps, rounds
+from .batches import few_steps
 
 _all_ = ['list_runs', 'unused', 'delete_unused']  # whoever makes runs also lists them and makes room
 
@@ -206,55 +204,3 @@ def resume_run(name, runs=''):
     need_word(run, runs, how=f'by naming its folder as yours: --runs {shlex.quote(str(run.folder.parent))}')
     try: return make_run(run.folder.name, run.recipe, run.folder.parent)
     except StageFailed as e: raise StageFailed(stopped(e, run.folder)) from None
-
-# %% ../../nbs/engine/run.ipynb #8a044f47
-def steps_of_training(s, data):
-    "The steps of a stage that trains"
-    n, p = len(data[s.params['split']]), s.params
-    return len(Batches(n, p['batch_size'], rounds(n, p['batch_size'], p['epochs'], p.get('steps', 0)), 0))
-
-
-def work_of(s, data):
-    "How much a stage has to do: steps of training, or images"
-    p = s.params
-    if 'epochs' in p and not takes_steps(p): return f'{len(data[p["split"]])} images, each once'
-    if 'epochs' in p:
-        gathered = f', {p["accumulate"]} to an update' if p['accumulate'] > 1 else ''
-        return f'{steps_of_training(s, data)} steps of {min(p["batch_size"], len(data[p["split"]]))} images{gathered}'
-    views = len(p.get('scales', [1])) * (2 if p.get('flip') else 1)
-    return f'{sum(len(data[k]) for k in p.get("splits", []))} images in {views} views'
-
-
-def said_settings(stage, p):
-    "The parameters of a stage that are not at their defaults, in a line"
-    defaults = parameters_of(stage, p.get('refine', ()))
-    own = {k: v for k, v in p.items() if k not in INPUTS[stage] and k != 'runs'}
-    return '  settings  ' + (', '.join(f'{k}={v!r}' for k, v in own.items() if v != defaults[k][0]) or 'the defaults')
-
-# %% ../../nbs/engine/run.ipynb #e1592871
-def plan_without_data(recipe):
-    "What can be said of a recipe without its data: stages, networks that can be built, settings; line by line"
-    for stage, p in recipe.stages.items():
-        check_network(stage, p, 20)
-        long = f'{p["steps"]} steps' if p.get('steps') else f'{p.get("epochs")} epochs'
-        yield f'{stage}: {long}' if takes_steps(p) else stage
-        yield said_settings(stage, p)
-
-
-def said_of(s):
-    "What a stage would do, line by line"
-    data = {k: s.data(k) for k in splits_of(s.params)}
-    yield f'{s.stage}: {work_of(s, data)}'
-    if takes_steps(s.params):
-        short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.stage}.epochs')
-        if short: yield f'  {short}'
-    yield from (f'  in        {d}' for d in data.values())
-    yield from (f'  in        {k}: stages/{name}' for k, name in s.parts['inputs'].items())
-    yield f'  out       stages/{s.folder.name}' + (', there already' if s.made else '')
-    yield said_settings(s.stage, s.params)
-
-
-def plan(recipe, runs=''):
-    "What a run would do, line by line; its data and networks are looked at"
-    with once():
-        for s in looked_at(recipe, runs): yield from said_of(s)

@@ -13,7 +13,8 @@ from .execute import StageFailed
 from .recipes import resolved
 from .rows import runs_of
 from .record import runs_folder, worded
-from .run import make_run, plan, plan_without_data, stopped
+from .plan import plan, plan_without_data
+from .run import make_run, stopped
 from .scale import side_by_side
 
 _all_ = ['runs_of']  # a sheet begins with them

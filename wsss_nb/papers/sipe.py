@@ -217,7 +217,7 @@ def view_maps(self: Sipe, x, labels, keep, flip, r):
     stages = self.backbone(torch.cat([x, x.flip(-1)]) if flip else x)[-4:]
     features = {n: merge_pairs(f, flip) for n, f in self.stage_features(stages, r).items()}
     cam = merge_pairs(self.head(stages[-1]), flip).relu()
-    cam = cam / (of_the_whole('largest', lambda: cam.amax((-2, -1), keepdim=True)) + 1e-5)
+    cam = (cam / (of_the_whole('largest', lambda: cam.amax((-2, -1), keepdim=True)) + 1e-5)).clamp(max=1)
     if r['background_of'] == 'present': cam = cam * labels[..., None, None]
     cam = self.general(cam, labels, r['bg_weight'])[:, keep]
     return self.specific(cam, features, channel_mask(labels)[:, keep], r)

@@ -14,7 +14,8 @@ from .grid_page import grid_html, grid_markdown, markdown_table, time_text, writ
 from ..engine.methods import check_network
 from ..engine.parameters import STAGES
 from ..engine.record import Run, runs_folder
-from ..engine.run import lined_up, work_of
+from ..engine.plan import work_of
+from ..engine.run import lined_up
 from ..engine.sheet import Sheet
 from ..engine.splits import splits_of
 from ..engine.stage import INPUTS, NEUTRAL
