@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..base.basics import UserError
 from .files import find_images, image_id, read_xml
-from .words import said_of
+from .words import rows_said
 
 # %% ../../nbs/data/exports.ipynb #40f5ec17
 def file_in(address):
@@ -39,7 +39,7 @@ def label_studio(tasks):
         name = next((n for n in map(file_in, places) if image_id(n) != n), places[0] if places else '')
         done = [a for a in task.get('annotations', ()) if not a.get('was_cancelled')]
         rows = [row for a in done for r in a.get('result', ()) for row in result_rows(r)]
-        said[name] = said_of([*said.get(name, ()), *rows])
+        said[name] = rows_said([*said.get(name, ()), *rows])
     return said
 
 # %% ../../nbs/data/exports.ipynb #066dcf97
@@ -48,7 +48,7 @@ def cvat(root):
     if root.tag != 'annotations' or root.find('image') is None:
         got = 'tracks of a video' if root.find('track') is not None else f'<{root.tag}> without an <image>'
         raise UserError(f'expected <annotations> with an <image> for each picture, got {got}; export it as "CVAT for images 1.1"')
-    return {i.get('name') or '': said_of([(e.get('label') or '',) for e in i]) for i in root.findall('image')}
+    return {i.get('name') or '': rows_said([(e.get('label') or '',) for e in i]) for i in root.findall('image')}
 
 # %% ../../nbs/data/exports.ipynb #f38b3fc7
 def coco(read):
@@ -56,7 +56,7 @@ def coco(read):
     names = {c['id']: str(c['name']) for c in read['categories']}
     rows = {i['id']: [] for i in read['images']}
     for a in read['annotations']: rows[a['image_id']].append((names[a['category_id']],))
-    return {i['file_name']: said_of(rows[i['id']]) for i in read['images']}
+    return {i['file_name']: rows_said(rows[i['id']]) for i in read['images']}
 
 # %% ../../nbs/data/exports.ipynb #ecb430fb
 def is_labelme(read): return isinstance(read, dict) and isinstance(read.get('shapes'), list) and 'imagePath' in read
@@ -67,7 +67,7 @@ def labelme(read, beside=''):
     flags = [(str(k),) for k, v in (read.get('flags') or {}).items() if v is True]
     name = Path(str(read['imagePath']).replace('\\', '/')).name
     labels = [(str(s['label']),) for s in read['shapes']]
-    return {f'{beside}/{name}'.removeprefix('./') if beside else name: said_of([*flags, *labels])}
+    return {f'{beside}/{name}'.removeprefix('./') if beside else name: rows_said([*flags, *labels])}
 
 # %% ../../nbs/data/exports.ipynb #211f8bc1
 def tool_of(read):

@@ -19,7 +19,7 @@ from ..base.basics import UserError
 from .files import by_id, find_images, image_id, read_xml
 from .pixels import BROKEN
 from .tags import Problem, raise_faults
-from .words import said_of
+from .words import rows_said
 
 # %% ../../nbs/data/keywords.ipynb #563be464
 LI = '{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li'
@@ -46,7 +46,7 @@ def packet_words(
         words = [li.text or '' for element in root.iter(tag) for li in element.iter(LI)]
         rows += [tuple(w.split(between)) if between else (w,) for w in words]
         fields += [name] * bool(words)
-    return Words(said_of(rows), tuple(fields))
+    return Words(rows_said(rows), tuple(fields))
 
 # %% ../../nbs/data/keywords.ipynb #9a55cf58
 def iptc_words(im):
@@ -55,7 +55,7 @@ def iptc_words(im):
     def text(b):
         try: return b.decode('utf-8')
         except UnicodeDecodeError: return b.decode('latin-1')
-    rows = said_of([(text(w),) for w in (found if isinstance(found, list) else [found])])
+    rows = rows_said([(text(w),) for w in (found if isinstance(found, list) else [found])])
     return Words(rows, ('IPTC',) if rows else ())
 
 
