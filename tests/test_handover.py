@@ -22,7 +22,7 @@ from wsss_nb.data.synthetic import synthetic
 from wsss_nb.results.handover import FORMATS, hand_over
 from wsss_nb.results.outlines import loops, polygons
 from wsss_nb.results.run_lengths import score_in, studio_rle, zeros_first
-from wsss_nb.results.to_label_studio import as_lines
+from wsss_nb.results.to_label_studio import task_lines
 
 CLASSES = ['cat', 'a "dog" & <more>', 'Möwe', 'background noise']
 
@@ -259,9 +259,9 @@ DEEP = b'\x89PNG\r\n\x1a\n' + b''.join(struct.pack('>I', len(b)) + k + b + struc
 
 def test_tasks_are_written_one_by_one():
     seen, items = [], [dict(a=1), dict(b=['ä', np.int64(2)]), dict(c=None)]
-    lines = as_lines(x for x in items if not seen.append(x))
+    lines = task_lines(x for x in items if not seen.append(x))
     first = next(lines)
-    assert seen == items[:1] and json.loads(first + ''.join(lines)) == [dict(a=1), dict(b=['ä', 2]), dict(c=None)] and json.loads(''.join(as_lines([]))) == []
+    assert seen == items[:1] and json.loads(first + ''.join(lines)) == [dict(a=1), dict(b=['ä', 2]), dict(c=None)] and json.loads(''.join(task_lines([]))) == []
 
 
 def test_turned_and_palette_pictures_are_written_anew(tmp_path):
