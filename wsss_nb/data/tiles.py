@@ -67,8 +67,8 @@ def tiled(
             band[:, :, x:x + w] += maps
         if rest is not None: band[:, :rest.shape[1]] += rest
         done = h if y + h >= height else tile - overlap
+        rest = band[:, done:].copy()  # the band itself is let go
         yield y, band[:, :done]
-        rest = band[:, done:]
 
 
 def of_rows(rows, size):

@@ -59,6 +59,7 @@ def mask_in_tiles(
         for y, p in tiled(of_window, mask.shape, side):
             found = p.argmax(0).astype(np.uint8)
             mask[y:y + len(found)] = found if keep is None else np.array(keep, np.uint8)[found]
+            del p  # before the next row of tiles is made
     return mask
 
 # %% ../../nbs/engine/in_tiles.ipynb #b458e7d7
