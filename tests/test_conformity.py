@@ -156,7 +156,7 @@ def test_every_refinement_by_a_network(step, method, odd, tmp_path):
     (tmp_path / 'ask.py').write_text('import numpy as np\ndef whole(image, boxes, points): return np.ones((1, *image.shape[:2]), bool)')  # somebody's segmenter
     settings = dict(svm_per_class=50, svm_cycles=1, ccmr_iters=2, psa_log2_steps=2, irn_log2_steps=2, prompt_model=f'{tmp_path}/ask.py:whole')
     assert network_of(step) == (step if step in AFFINITIES else 'localiser') and flat_settings(step).keys() & settings.keys()
-    p = dict(flat_settings(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu')
+    p = dict(flat_settings(step), **{k: v for k, v in settings.items() if k.startswith(step)}, seed=0, workers=1, device='cpu', tile=1024, max_side=1024)
     for out in ('once', 'twice'): write_step(step, network, data, tmp_path / 'maps', tmp_path / out, p)
     assert not missing(data, tmp_path / 'once', '.npz')
     found = maps_of(tmp_path / 'once', data)

@@ -199,7 +199,8 @@ def as_written(value, default):
 
 def check_arguments(given, **domains):
     "Raise where an argument of a call lies outside its domain; `given`: name -> value, others are left alone"
-    for name, domain in domains.items(): check_domain(name, as_written(given[name], ''), f'[{domain}]')
+    one = lambda v, domain: [v] if domain.startswith('some of') and isinstance(v, (int, float)) else v  # a single scale
+    for name, domain in domains.items(): check_domain(name, as_written(one(given[name], domain), ''), f'[{domain}]')
 
 
 def check_reading(net, reading):

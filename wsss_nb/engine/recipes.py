@@ -158,7 +158,8 @@ def check_choices(stage, p):
 
 def check_said(recipe):
     "Raise at what a recipe says besides parameters, where it is something else"
-    kinds = dict(about='', stages=[], paper={}, expected={})
+    kinds = dict(about='', paper={}, expected={})
+    if not isinstance(recipe.get('stages') or [], list): raise UserError(f'recipe, stages: expected a list such as [train, masks], got {recipe["stages"]!r}.')
     for k, kind in kinds.items(): typed(f'recipe, {k}', recipe.get(k) or kind, kind)
     for k, v in (recipe.get('paper') or {}).items(): check_domain(f'recipe, paper.{k}', v, '[none | 0.0..1.0]')
     for k, v in (recipe.get('expected') or {}).items(): check_domain(f'recipe, expected.{k}', v, '[none | 2 of 0.0..1.0 rising]')

@@ -55,9 +55,10 @@ def stage_warnings(made):
     epochs = f'{made["stage"]}.epochs'
     counted = 'steps' in results and takes_steps(made['parameters'])
     short = few_steps(results['steps'], made['parameters']['epochs'], epochs) if counted else ''
-    odd = (odd_masks(split, counts) for split, counts in results.get('odd', {}).items())
-    lost = (lost_classes(split, classes) for split, classes in results.get('classes', {}).items()) if made['stage'] == 'masks' else ()
-    return [text for text in [short, unknown_tags(results.get('tag_ap')), *odd, *lost] if text]
+    odd = {split: odd_masks(split, counts) for split, counts in results.get('odd', {}).items()}
+    shares = results.get('classes', {}) if made['stage'] == 'masks' else {}
+    lost = (lost_classes(split, classes) for split, classes in shares.items() if not odd.get(split))  # said already
+    return [text for text in [short, unknown_tags(results.get('tag_ap')), *odd.values(), *lost] if text]
 
 
 def going_on(folder):
