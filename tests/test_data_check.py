@@ -130,14 +130,21 @@ def test_what_is_told_of_a_file_is_bounded(tmp_path):
     with pytest.raises(UserError, match=r"30 faults: got 0 for 'x0'; .*; and 10 more; expected {"): open_data('folder', '', tmp_path, tmp_path/'tags.json')
 
 
+def test_a_class_with_a_separator_of_folders_is_refused_with_its_remedy(tmp_path, capsys):
+    photos(tmp_path)
+    (tmp_path/'tags.csv').write_text('image,tags\n0,cat/person\n')
+    assert main(['data', 'check', 'folder', '--root', str(tmp_path)]) == 2
+    assert "a class is called 'cat/person'; expected a name without separators of folders and control characters; between several tags stands a semicolon." in (lambda c: c.out + c.err)(capsys.readouterr())
+
+
 def test_likely_mistakes_are_warnings_and_nothing_is_merged(tmp_path, capsys):
     photos(tmp_path)
-    (tmp_path/'tags.csv').write_text('image,tags\n0,Dog\n1,dog\n2,dogs;person\n3,dog person\n4,dog;person\n5,cat/person\n')
+    (tmp_path/'tags.csv').write_text('image,tags\n0,Dog\n1,dog\n2,dogs;person\n3,dog person\n4,dog;person\n5,cat+person\n')
     assert main(['data', 'check', 'folder', '--root', str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert 'problems: none\nlikely mistakes: 3; nothing was changed\n' in out and '6 images, 6 classes' in out
     for text in ("classes 'Dog' (1 image), 'dog' (2 images), 'dogs' (1 image) are told apart by capitals, spaces or plural only; if they are one, write 'dog' for all of them",
-                 "class 'dog person' (1 image) is made of the classes 'dog', 'person'; if these are several tags, write dog;person", "class 'cat/person' (1 image) holds '/', which separates no tags; if these are several tags, write cat;person"): assert f'  warning: {text}\n' in out
+                 "class 'dog person' (1 image) is made of the classes 'dog', 'person'; if these are several tags, write dog;person", "class 'cat+person' (1 image) holds '+', which separates no tags; if these are several tags, write cat;person"): assert f'  warning: {text}\n' in out
 
 
 def test_names_that_are_meant_are_left_alone():

@@ -403,7 +403,7 @@ def test_a_run_on_photographs_leaves_its_record_and_no_picture(tmp_path, capsys)
 @pytest.mark.parametrize('run, args, text', [
     (dict(state='stopped in masks'), [], 'publish: mine: stopped in masks; only a run that is done can be published: wsss resume mine.'),
     (dict(numbers=0), [], 'publish: mine has no numbers'),
-    (dict(), ['--as', 'a/b'], "publish: 'a/b' is to be the name of a folder"),
+    (dict(), ['--as', 'a/b'], "publish: --as: expected a name without separators of folders and control characters, got 'a/b'"),
     (dict(), ['other', '--as', 'b'], 'publish --as: it names one run, but 2 were given'),
 ])
 def test_what_is_not_fit_to_be_published_is_refused(tmp_path, capsys, run, args, text):

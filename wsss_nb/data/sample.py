@@ -50,7 +50,7 @@ def check_records(records, classes, where):
     "Names are distinct, and tags are ids of the classes"
     if not records: raise UserError(f'{where}: the split has no images; check its list, or name another split.')
     for c in classes:
-        if not is_plain(c): raise UserError(f'{where}: a class is called {c!r}; expected a name without separators of folders and control characters.')
+        if not is_plain(c): raise UserError(f'{where}: a class is called {c!r}; expected a name without separators of folders and control characters; between several tags stands a semicolon.')
     seen = {}
     for r in records:
         if not all(map(is_plain, r.name.split('/'))): raise UserError(f'{where}: an image is called {r.name!r}; expected a name, or names of folders with / between them: what is made of it lies under that name.')
