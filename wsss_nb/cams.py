@@ -223,7 +223,7 @@ def write_score_maps(
 ):
     "Write the score maps of every image that has none yet"
     net, data = net_of(net).eval(), need_data(data)
-    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..', tile='0..')
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='0..', tile='0..')
     how = dict(scales=scales, flip=flip, max_side=max_side, **check_reading(net, reading or {}))
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)

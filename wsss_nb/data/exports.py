@@ -59,7 +59,9 @@ def coco(read):
     return {i['file_name']: rows_said(rows[i['id']]) for i in read['images']}
 
 # %% ../../nbs/data/exports.ipynb #ecb430fb
-def is_labelme(read): return isinstance(read, dict) and isinstance(read.get('shapes'), list) and 'imagePath' in read
+def is_labelme(read):
+    "Whether what was read from JSON is a file of labelme or X-AnyLabeling"
+    return isinstance(read, dict) and isinstance(read.get('shapes'), list) and 'imagePath' in read
 
 
 def labelme(read, beside=''):

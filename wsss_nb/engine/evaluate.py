@@ -63,7 +63,7 @@ def write_predictions(
 ):
     "Write the prediction of every image that has none yet"
     net, data = net_of(net, 'predict'), need_data(data)
-    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='1..', workers='0..')
+    check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='0..', workers='0..')
     check_name(fusion, FUSIONS, 'fusion'), crf and check_name(crf, PRESETS, 'crf')
     if use_image_labels: need_tags(data.records, data.where)
     todo, views = missing(data, out, '.png'), dict(scales=scales, flip=flip, max_side=max_side, fusion=fusion)

@@ -86,7 +86,7 @@ def one_hot(seeds, channels, mask=1.):
     return F.one_hot(seeds, channels).movedim(-1, 1) * mask
 
 
-def prototypes(features, seeds):
+def prototypes(features, seeds):  # [B,D,h,w], and one-hot [B,K+1,h,w]
     "P [B,K+1,D] of features [B,D,h,w] and one-hot seeds [B,K+1,h,w], up to a factor per class"
     same_grid('seeds', seeds, features)
     sums = torch.bmm(seeds.flatten(2).to(features), features.flatten(2).transpose(1, 2))
