@@ -121,7 +121,7 @@ def net_of(
     if hasattr(net, asked): return net
     kind = dict(score_maps='a localiser', predict='a segmentation network')[asked]
     shown = repr(str(net)) if isinstance(net, (str, Path)) else type(net).__name__
-    raise UserError(f'{what}: expected {kind} or the learner that trained one, got {shown}; give the learner that was made_small, or a network that load_localiser or load_segmenter has read.')
+    raise UserError(f'{what}: expected {kind} or the learner that trained one, got {shown}; give the learner that was fitted, or a network that load_localiser or load_segmenter has read.')
 
 # %% ../nbs/cams.ipynb #2fab60e9
 def multilabel_loss(scores, labels):
