@@ -57,10 +57,12 @@ class Drawn(NamedTuple):
 
 def from_coco(read):
     "Drawn pictures of a COCO file of instances"
-    names = {c['id']: c['name'] for c in read['categories']}
+    names, drawn = {c['id']: c['name'] for c in read['categories']}, {}
+    for a in read['annotations']:
+        if a.get('segmentation'): drawn.setdefault(a['image_id'], []).append(a)
     for im in read['images']:
         size, regions = (im['height'], im['width']), []
-        for a in (a for a in read['annotations'] if a['image_id'] == im['id'] and a.get('segmentation')):
+        for a in drawn.get(im['id'], ()):
             s = a['segmentation']
             rle = packed.frPyObjects(s, *size) if isinstance(s, dict) and isinstance(s['counts'], list) else s
             regions.append((names[a['category_id']], of_polygons(s, size) if isinstance(s, list) else packed.decode(rle) > 0))

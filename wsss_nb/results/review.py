@@ -32,7 +32,8 @@ def split_in_question(run, split='', runs=''):
     folder = find_run(run, runs)
     masks = opened_masks(folder, splits=[split] if split else ())
     split, m = next(iter(masks.items()))
-    left = [n for n in m.data.names if n not in outlined_before(folder)]
+    known = outlined_before(folder)
+    left = [n for n in m.data.names if n not in known]
     if not left: raise UserError(f'{run}: all pictures of {split} have outlines already; name another split.')
     return folder, split, m._replace(data=m.data.subset(left))
 
@@ -85,4 +86,4 @@ def write_review(
         notes = written_for(job, to, part / to)
     yield from (f'Open this page: {out / "index.html"}', f'every picture of {split} by its doubt: {out / "doubt.csv"}')
     yield from notes
-    yield f'what you draw trains the next run: wsss run RECIPE -p outlines=EXPORT (JSON of Label Studio or COCO, XML of CVAT, or a folder of PNGs)'
+    yield 'what you draw trains the next run: wsss run RECIPE -p outlines=EXPORT (JSON of Label Studio or COCO, XML of CVAT, or a folder of PNGs)'

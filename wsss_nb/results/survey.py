@@ -55,7 +55,8 @@ def taken_back(run, path, split='', runs=''):
     file = folder / f'estimate-{split}.json'
     if not file.is_file(): raise UserError(f'estimate: nothing was drawn of {split} of {folder.name} yet; draw first: wsss estimate {folder.name} --outlines 24 --out outline_these')
     made = load_json(file)
-    learnt = [n for n in made['drawn'] if n in outlined_before(folder)]
+    known = outlined_before(folder)
+    learnt = [n for n in made['drawn'] if n in known]
     if learnt: raise UserError(f'estimate: {folder.name} has learnt from {len(learnt)} of the {len(made["drawn"])} outlines ({few(learnt)}); they would flatter it. Draw others: wsss estimate {folder.name} --outlines 24')
     if set(made['chance']) != set(m.data.names): raise UserError(f'estimate: {split} of {folder.name} has other pictures than when {file.name} was drawn; draw again: wsss estimate {folder.name} --outlines {len(made["drawn"])}')
     data = with_outlines(m.data, path, part=True)
