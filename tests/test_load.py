@@ -84,9 +84,10 @@ def test_time_grows_with_the_number_of_images_and_memory_hardly(tmp_path, n, mas
     found = [figures(tmp_path / str(k), k * n, k * masks) for k in (1, 2, 4)]
     for what in found[0]: print(f'{what:11}', '  '.join(f'{k * (masks if "masks" in what else n)}: {f[what][0]:.2f} s, {f[what][1]:.1f} MiB' for k, f in zip((1, 2, 4), found)))
     for what in found[0]:
-        (first, _), (second, _), (last, peak) = (f[what] for f in found)
+        (first, few), _, (last, peak) = (f[what] for f in found)
         assert last < 6 * max(first, .3), f'{what}: {last:.2f} s for {4 * n} images, {first:.2f} s for {n}'
-        assert peak < 60 + 4 * n * 4e-3, f'{what}: {peak:.0f} MiB'  # 4 KiB an image: its record, never its pixels
+        # 4 KiB an image: its record, never its pixels. Pages of libraries that a fork touches for the first time are in both peaks
+        assert peak < few + 8 + 3 * n * 4e-3, f'{what}: {peak:.0f} MiB for {4 * n} images, {few:.0f} MiB for {n}'
 
 
 def many_stages(store, stages, runs):
