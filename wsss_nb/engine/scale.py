@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Node', 'graph', 'wrong_ground', 'make_node', 'installed', 'share', 'own_cluster', 'cluster', 'left_there', 'outcome',
-           'who', 'Watch', 'submitted', 'work_through', 'at_work_now', 'finish_run', 'ended_runs', 'side_by_side']
+           'who', 'Watch', 'next_nodes', 'give', 'is_over', 'work_through', 'at_work_now', 'finish_run', 'ended_runs',
+           'side_by_side']
 
 # %% ../../nbs/engine/scale.ipynb #e619261f
 import os, socket, time, uuid
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,10 +126,14 @@ def left_there(runs):
     finally: file.unlink(missing_ok=True)
 
 
-def outcome(future, node):
+def outcome(
+    future,  # of Dask, or None where the node was never handed to a worker
+    node,
+):
     "The error of a node that has ended, or None"
-    if future.status == 'finished': return None
-    if future.status in ('cancelled', 'lost'): return UserError(f'{node.stage}: the Dask scheduler went away; the same command goes on from here.')
+    status = future.status if future else 'lost'
+    if status == 'finished': return None
+    if status in ('cancelled', 'lost'): return UserError(f'{node.stage}: the Dask scheduler went away; the same command goes on from here.')
     e = future.exception()
     if type(e).__name__ == 'KilledWorker': return UserError(f'{node.stage}: every worker that was given it died, most likely for want of memory; lower batch_size or workers and start again, finished work is kept.')
     return e if isinstance(e, UserError) else UserError(f'{node.stage}: {type(e).__name__}: {e}')
@@ -159,31 +165,42 @@ class Watch:
         self.at_work = now
 
 # %% ../../nbs/engine/scale.ipynb #92f223ad
-def submitted(client, nodes, token):
-    "The nodes as futures of Dask: whatever can be made, in the order of the runs"
-    futures, env = {}, {k: os.environ[k] for k in ('WSSS_LAUNCH',) if k in os.environ}
-    for i, (folder, n) in enumerate(nodes.items()):
-        what = n.stage, n.params, folder.name, token, env, *(futures[a] for a in n.after)
-        futures[folder] = client.submit(make_node, *what, key=str(folder), pure=False, priority=-i)
-    return list(futures.values())
+def next_nodes(nodes, given, workers):
+    "What can be made now by workers that are free, in the order of the runs; `given`: folder -> future"
+    free = workers - sum(not future.done() for future in given.values())
+    ready = (f for f, n in nodes.items() if f not in given and all(a in given and given[a].done() for a in n.after))
+    return list(islice(ready, max(0, free)))
+
+
+def give(client, folder, node, before, token):
+    "Hand a node to the workers: a future of Dask"
+    env = {k: os.environ[k] for k in ('WSSS_LAUNCH',) if k in os.environ}
+    what = node.stage, node.params, folder.name, token, env, *before
+    return client.submit(make_node, *what, key=str(folder), pure=False)
+
+# %% ../../nbs/engine/scale.ipynb #786a9ad7
+def is_over(client, future):
+    "Whether a node has ended, or will never be given to a worker"
+    return future.done() if future else client.status == 'closed'
 
 
 def work_through(client, nodes, runs, say=print):
     "Make all nodes; yields folder and error (or None) of each as it ends"
-    watch = Watch(client, nodes, say)
+    watch, given = Watch(client, nodes, say), {}
     with left_there(runs) as token:
         try: wrong = [w for w in client.run(wrong_ground, str(runs), token).values() if w]
         except ImportError as e: raise UserError(f'a worker has no wsss_nb, or another version ({e}); install the same on all machines.') from None
         if wrong: raise UserError(wrong[0])
-        waiting = installed().as_completed(submitted(client, nodes, token))
-        while waiting.count():
+        while len(watch.ended) < len(nodes):
             watch.look()
-            if not waiting.has_ready(): time.sleep(.1)
-            for future in waiting.next_batch(block=False):
-                folder = Path(future.key)
-                n, error = nodes[folder], outcome(future, nodes[folder])
+            for f in next_nodes(nodes, given, len(watch.at_work)) if client.status != 'closed' else ():
+                given[f] = give(client, f, nodes[f], [given[a] for a in nodes[f].after], token)
+            over = [f for f in nodes if f not in watch.ended and is_over(client, given.get(f))]
+            if not over: time.sleep(.1)
+            for folder in over:
+                n, error = nodes[folder], outcome(given.get(folder), nodes[folder])
                 watch.ended.add(folder)
-                if error is None: say(f'{n.stage:9} {future.result():6.0f} s  {folder.name}  {who(n)}')
+                if error is None: say(f'{n.stage:9} {given[folder].result():6.0f} s  {folder.name}  {who(n)}')
                 yield folder, error
 
 # %% ../../nbs/engine/scale.ipynb #37bebb10
