@@ -213,6 +213,19 @@ def test_in_jupyter_a_display_moves_and_is_empty_in_the_end(monkeypatch, tmp_pat
     assert [o.data for o in nb.cells[0].outputs if o.output_type == 'display_data'] == [{'text/plain': ''}] and [o.output_type for o in nb.cells[1].outputs] == ['execute_result']
 
 
+def test_the_live_line_never_comes_into_the_middle_of_another(monkeypatch):
+    import io
+    out = io.StringIO()
+    for name in ('stdout', 'stderr'): monkeypatch.setattr(sys, name, out)
+    line = tell.Terminal()
+    line.show('one')
+    sys.stdout.write('look at')  # as print does it: the text, then its end
+    line.show('two')
+    sys.stdout.write(' it'), line.show('three'), sys.stdout.write('\n'), line.show('four')
+    line.close()
+    assert out.getvalue() == '\r\033[Kone\r\033[Klook at it\n\r\033[Kfour\r\033[K' and sys.stdout is out
+
+
 DEMO = QUICK + '''
 import builtins
 from contextlib import contextmanager

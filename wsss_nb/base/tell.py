@@ -28,9 +28,11 @@ class Above:
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def write(self, text):
-        "Take the line away, then write"
-        self.line.clear()
-        return self.stream.write(text)
+        "Take the line away, then write; it comes back when this line has ended"
+        with self.line.lock:
+            self.line.clear()
+            if text: self.line.amid = not text.endswith('\n')
+            return self.stream.write(text)
 
 
 class Terminal:
@@ -38,12 +40,13 @@ class Terminal:
     wait, every = .5, .5
 
     def __init__(self):
-        self.out, self.shown, self.lock = sys.stderr, False, threading.RLock()
+        self.out, self.shown, self.amid, self.lock = sys.stderr, False, False, threading.RLock()
         sys.stdout, sys.stderr = Above(self, sys.stdout), Above(self, sys.stderr)
 
     def put(self, text):
-        "Write over what stands there"
+        "Write over what stands there, but not in the middle of a line of somebody else"
         with self.lock:
+            if self.amid: return
             if text or self.shown: self.out.write('\r\033[K' + text), self.out.flush()
             self.shown = bool(text)
 
