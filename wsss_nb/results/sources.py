@@ -10,6 +10,7 @@ __all__ = ['REPORT', 'report_of', 'Sourced', 'Numbers', 'every_seed', 'where_fro
 # %% ../../nbs/results/sources.ipynb #00ae631d
 import math, re
 from statistics import mean
+from textwrap import fill
 
 from ..base.core import UserError, load_json
 from ..base.page import table
@@ -174,8 +175,8 @@ def against_paper(
         paper = {k: printed_numbers(printed, k)[0] for k in ours if printed_numbers(printed, k)}
     found = {k: each_seed(v) for k, v in ours.items()}
     rows = [k for k in sorted(paper, key=lambda k: -paper[k]) if found.get(k) and not math.isnan(mean(found[k]))]
-    print('here: ', best_first({k: ours[k] for k in rows}))
-    print('paper:', best_first({k: paper[k] for k in rows}))
+    for who, numbers in (('here:', ours), ('paper:', paper)):
+        print(fill(f'{who:6} {best_first({k: numbers[k] for k in rows})}', 120, subsequent_indent=' ' * 7))
     agree, turned, near = pairs_of(ours, paper, rows, close)
     several = ', or within what lies between the seeds' * any(len(found[k]) > 1 for k in rows)
     points = lambda a, b: with_spread('{:+.1f}'.format, apart(ours[a], ours[b]))
