@@ -1,6 +1,7 @@
 """A disk that fails and a machine that dies: the n-th write, read, rename or fsync of a run, in a process that is forked for it.
 
-`python faults.py STAGE [--share K]` runs the stage through every n (every K-th) of a tiny set, and prints what it counted as JSON."""
+`python faults.py STAGE [--share K]` runs the stage through every n (every K-th) of a tiny set, and prints what it counted as JSON.
+What cannot differ is done once: a kill at one of several reads between which nothing is written leaves the same disk; an error at one of several reads of the same file by the same lines meets the same code."""
 import argparse
 import builtins
 import contextlib
@@ -29,15 +30,30 @@ RECIPE = dict(
     train=dict(method='cam', backbone='tiny', long_side=[32, 64]), masks=dict(refine=['crf'], crf_iters=1), segment=dict(backbone='tiny'))
 
 
+def called_by(frame):
+    "Where in the code one is: the lines of all that called, and the file that is read, as a short text"
+    lines = [str(getattr(frame.f_locals.get('self'), 'name', ''))]
+    while frame: lines.append(f'{frame.f_code.co_filename}:{frame.f_lineno}'); frame = frame.f_back
+    return sha256(repr(lines).encode()).hexdigest()[:12]
+
+
+def first_of(keys):
+    "The places, from 1, at which a key stands for the first time"
+    seen = {}
+    for n, key in enumerate(keys, 1): seen.setdefault(key, n)
+    return sorted(seen.values())
+
+
 class Faults:
     "Counts what a process does to files below `root`, and lets the `n`-th of a kind fail"
-    def __init__(self, root, kind='', n=0, how=''): self.root, self.kind, self.n, self.how, self.counts, self.stays = str(root), kind, n, how, Counter(), ''
+    def __init__(self, root, kind='', n=0, how=''): self.root, self.kind, self.n, self.how, self.counts, self.stays, self.reads = str(root), kind, n, how, Counter(), '', []
 
     def ours(self, path): return not isinstance(path, int) and os.path.abspath(os.fspath(path)).startswith(self.root)
 
     def tick(self, kind, half=lambda: None):
         "Count one; at the n-th do half of it, and fail"
         self.counts[kind] += 1
+        if kind == 'read': self.reads.append((sum(v for k, v in self.counts.items() if k != 'read'), called_by(sys._getframe(1))))
         if self.stays and kind in ('write', 'fsync', *(('rename',) if self.stays == 'readonly' else ())): raise OSError(*STAY[self.stays])
         if (kind, self.counts[kind]) != (self.kind, self.n): return
         half()
@@ -148,6 +164,15 @@ def recipe_of(stage):
     return {**own, **({stage: dict(batch_size=2)} if stage in ('psa', 'irn') else {})}
 
 
+def found_before(f):
+    "f, whose answers are kept; they are the same in each fork"
+    answers = {}
+    def ask(*a, **k):
+        if (at := repr((a, k))) not in answers: answers[at] = f(*a, **k)
+        return answers[at]
+    return ask
+
+
 def quiet():
     "No pictures on pages: they are not the point"
     from wsss_nb.base import show
@@ -218,7 +243,7 @@ def one_fault(before, after, recipe, work, kind, n, how):
     return wrong + [f'{p.relative_to(work)} is left' for p in work.rglob('*.part')] + [f'{f} is locked' for f in left_locked(work)]
 
 
-def sweep(stage, share=1, say=lambda text: None):
+def sweep(stage, share=1, say=lambda text: None, skip=0):
     "Every fault of a stage (or every share-th): the counts of what was done to files, of faults, and what is wrong"
     sys.path.insert(0, str(Path(__file__).parent))
     quiet()
@@ -229,22 +254,27 @@ def sweep(stage, share=1, say=lambda text: None):
             with contextlib.suppress(Exception): importlib.import_module(module)
         from wsss_nb.engine.run import looked_at
         looked_at(recipe, before)  # code that was read for the keys is not read again in each fork
+        from wsss_nb.engine import key, splits
+        for where, name in ((key, 'code_modules'), (splits, 'open_data')): setattr(where, name, found_before(getattr(where, name)))
         after, work = content(made), folder / 'work'
         shutil.copytree(before, work)
         def counted():
             with Faults(work) as f: run(work, recipe)
-            return dict(f.counts)
-        counts = ended(forked(counted))
+            return dict(f.counts), f.reads
+        counts, reads = ended(forked(counted))
         there = content(work)
         assert there == after, [k for k in {*there, *after} if there.get(k) != after.get(k)]
-        every = [(kind, n, how) for kind, hows in KINDS.items() for n in range(1, counts.get(kind, 0) + 1) for how in hows]
-        for kind, n, how in every[share // 2::share]:
+        own = dict(error=first_of(map(tuple, reads)), kill=first_of(written for written, _ in reads))
+        which = lambda kind, how: own[how] if kind == 'read' else range(1, counts.get(kind, 0) + 1)
+        every = [(kind, n, how) for kind, hows in KINDS.items() for n in range(1, counts.get(kind, 0) + 1) for how in hows if n in which(kind, how)]
+        for kind, n, how in every[share // 2 + skip::share]:
             tried[f'{kind} {how}'] += 1
             if not sum(tried.values()) % 50: say(f'{stage}: {sum(tried.values())} of {len(every) // share}')
             bad = one_fault(before, after, recipe, work, kind, n, how)
             for text in bad: say(f'{stage} {kind} {n} {how}: {text}')
             wrong += [f'{stage} {kind} {n} {how}: {text}' for text in bad]
-        return dict(stage=stage, counts=counts, faults=dict(tried), wrong=wrong)
+        every = {kind: counts.get(kind, 0) * len(hows) for kind, hows in KINDS.items()}
+        return dict(stage=stage, counts=counts, every=every, faults=dict(tried), wrong=wrong)
 
 
 if __name__ == '__main__':
@@ -252,6 +282,7 @@ if __name__ == '__main__':
     a.add_argument('stage', choices=STAGES)
     a.add_argument('--share', type=int, default=1)
     a.add_argument('--loud', action='store_true')
+    a.add_argument('--skip', type=int, default=0, help='so many that were tried already')
     a = a.parse_args()
     os.environ['WSSS_PROGRESS'] = 'off'
     import torch
@@ -259,4 +290,4 @@ if __name__ == '__main__':
     os.environ.update(OMP_NUM_THREADS='1')
     import wsss_nb.engine.stage, wsss_nb.engine.run, wsss_nb.engine.evaluate, wsss_nb.engine.refining  # noqa: E401, F401
     from wsss_nb.base.tell import Progress  # noqa: F401
-    print(json.dumps(sweep(a.stage, a.share, lambda text: print(text, file=sys.stderr, flush=True) if a.loud else None)))
+    print(json.dumps(sweep(a.stage, a.share, lambda text: print(text, file=sys.stderr, flush=True) if a.loud else None, a.skip)))

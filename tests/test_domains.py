@@ -1,4 +1,6 @@
 """What a parameter may be: every one has a domain; what lies inside passes the dry run, what lies outside ends in one line and leaves nothing on the disk."""
+import contextlib
+import io
 import math
 import re
 from collections import Counter
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +86,21 @@ def numbers_below(part):
     return out + ([part.high if part.below else part.high + step] if part.high < math.inf else [])
 
 
+def kept(f):
+    "A strategy, made once for a domain and a default: making it costs more than drawing"
+    made = {}
+    def strategy(domain, default=None):
+        at = repr((domain, default))
+        if at not in made: made[at] = f(domain, default)
+        return made[at]
+    return strategy
+
+
+@kept
+def inside_all(domain, _): return st.one_of(*map(inside_of, domain.parts))
+
+
+@kept
 def outside_of(domain, default):
     "A strategy of values of the default's type, or of another, that a domain refuses"
     odd = st.one_of(st.none(), st.just({'a': 1}), st.text(max_size=5), st.integers(-5, 5), st.floats(-2, 2), st.lists(st.integers(-2, 2), max_size=3), st.booleans(),
@@ -94,26 +112,59 @@ def outside_of(domain, default):
     return odd.filter(lambda v: not meant(v)).filter(lambda v: not (type(read(v)) is type(default) and domain.allows(read(v))) and not isinstance(v, str) or type(v) is str is type(default) and not domain.allows(v))
 
 
+@kept
+def set_outside(domain, default):
+    "The same for a setting of a method, where a text may be read as what it writes"
+    odd = outside_of(domain, default).filter(lambda v: not isinstance(v, str)) | st.sampled_from(['../x', 'a\nb', 'what?', '1e'])
+    return odd.filter(lambda v: not domain.allows(v))
+
+
 DRAWN = [(s, k, v, d.domain_in(c)) for s, k, v, c in KNOWN if type(v) is not bool]
 
 
-@settings(max_examples=800, **quick)
-@given(st.data())
-def test_what_lies_outside_is_one_line(data):
+def command(tmp_path, recipe, *more):
+    "The exit code of a recipe's run, and what it leaves: the lines on both streams, the names on the disk"
+    (tmp_path / 'r.yaml').write_text(yaml.safe_dump(recipe, allow_unicode=True))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs'), *more])
+    return code, out.getvalue().splitlines(), err.getvalue().strip('\n').split('\n'), [p.name for p in tmp_path.iterdir()]
+
+
+def shown(value, default):
+    "How an error may show a value: as Python does, as the kind of the default, or its first part that is wrong"
+    parts = value if isinstance(value, list) else []
+    return {repr(value), str(value), repr(str(value).lower()), *([repr(float(value))] if type(default) is float and type(value) in (int, float) else []), *map(repr, parts), *(repr(float(v)) for v in parts if type(v) in (int, float))}
+
+
+@settings(max_examples=1200, **quick)
+@given(data=st.data())
+def test_what_lies_outside_is_one_line_and_leaves_nothing(tmp_path, data):
     stage, name, default, domain = data.draw(st.sampled_from(DRAWN))
     value = data.draw(outside_of(domain, default))
-    with pytest.raises(UserError) as e: resolved({'stages': [stage], stage: {name: value}})
-    text = str(e.value)
-    assert '\n' not in text and name.replace('data_', '') in text and ('expected' in text or 'Known' in text), text
+    code, out, (text, *more), there = command(tmp_path, {'stages': [stage], stage: {name: value}})
+    assert code == 2 and out == more == [] and there == ['r.yaml'] and text.startswith('wsss: ') and 'Traceback' not in text
+    assert name.replace('data_', '') in text and ('expected' in text or 'Known' in text) and any(v in text for v in shown(value, default)), text
 
 
-@settings(max_examples=400, **quick)
+@settings(max_examples=600, **quick)
 @given(st.data())
 def test_what_lies_inside_is_taken(data):
     stage, name, default, domain = data.draw(st.sampled_from([x for x in DRAWN if x[1] not in ELSEWHERE]))
-    value = data.draw(st.one_of(*map(inside_of, domain.parts)))
+    value = data.draw(inside_all(domain))
     if name in ('scales', 'max_side'): return  # together: a test of their own
     assert resolved({'stages': [stage], stage: {name: value}}).stages[stage][name] == value
+
+
+PLAIN = [x for x in DRAWN if x[1] not in ELSEWHERE | {'scales', 'max_side', 'data_name', 'head', 'norm', 'convs', 'width'} and not any(isinstance(p, d.Named) or isinstance(getattr(p, 'of', None), d.Named) for p in x[3].parts)]
+
+
+@settings(max_examples=150, **quick)
+@given(data=st.data())
+def test_what_lies_inside_passes_the_dry_run(tmp_path, data):
+    stage, name, default, domain = data.draw(st.sampled_from(PLAIN))
+    value = data.draw(inside_all(domain))
+    code, out, err, there = command(tmp_path, {'stages': [stage], stage: {name: value}}, '--dry-run')
+    assert code == 0 and there == ['r.yaml'] and any(stage in line for line in out), (err, out)
 
 
 SET = [x for x in OPTIONS + READINGS if type(x[3]) is not bool]
@@ -125,23 +176,22 @@ def with_setting(section, method, name, value):
     return {'stages': ['train', 'masks'], 'train': {'method': method}, **({'train': {'method': method, own: {name: value}}} if stage == 'train' else {stage: {own: {name: value}}})}
 
 
-@settings(max_examples=400, **quick)
+@settings(max_examples=600, **quick)
 @given(st.data())
 def test_a_setting_of_a_method_that_lies_outside_is_one_line(data):
     section, method, name, default, comment = data.draw(st.sampled_from(SET))
     domain = d.domain_in(comment)
-    odd = outside_of(domain, list(default) if type(default) is tuple else default)
-    value = data.draw(odd.filter(lambda v: not domain.allows(v) and not isinstance(v, str)) | st.sampled_from(['../x', 'a\nb', 'what?', '1e']).filter(lambda v: not domain.allows(v)))
+    value = data.draw(set_outside(domain, list(default) if type(default) is tuple else default))
     with pytest.raises(UserError) as e: resolved(with_setting(section, method, name, value))
     text = str(e.value)
     assert '\n' not in text and text.startswith(f'{section}.{name}: ') and ('expected' in text or 'Known' in text), text
 
 
-@settings(max_examples=200, **quick)
+@settings(max_examples=400, **quick)
 @given(st.data())
 def test_a_setting_of_a_method_that_lies_inside_is_taken(data):
     section, method, name, default, comment = data.draw(st.sampled_from([x for x in SET if x[2] not in TOGETHER]))
-    value = data.draw(st.one_of(*map(inside_of, d.domain_in(comment).parts)))
+    value = data.draw(inside_all(d.domain_in(comment)))
     stage, own = section.split('.')
     assert resolved(with_setting(section, method, name, value)).stages[stage][own][name] == value
 
@@ -194,6 +244,7 @@ def test_readings_presets_and_thresholds_in_python(things, call, text):
 @pytest.mark.parametrize('option, text', [
     ('train.batch_size=0', 'train.batch_size: expected at least 1, got 0.'),
     ('train.lr=-1', 'train.lr: expected a number above 0, got -1.0.'),
+    ('irn.batch_size=0', 'irn.batch_size: expected at least 1, got 0.'),
     ('train.lr=.nan', 'train.lr: expected a number above 0, got nan.'),
     ('masks.scales=[]', 'masks.scales: expected a list of one or more, each a number above 0, at most 16, got [].'),
     ('masks.scales=[0.0001]', 'masks.scales: 0.0001 of a side of at most 1024 (masks.max_side) leaves no pixel (0.1).'),
@@ -219,8 +270,8 @@ def test_readings_presets_and_thresholds_in_python(things, call, text):
     ('workers=-1', "train.workers: expected auto or a whole number, got '-1'.")])
 @pytest.mark.parametrize('dry', [['--dry-run'], []])
 def test_the_command_line_says_so_and_makes_nothing(option, text, dry, tmp_path, capsys):
-    split = ['-p', 'masks.splits=[train]'] if option == 'segment.split=val' else []
-    assert main(['run', 'cam_synthetic', '-p', option, *split, '--runs', str(tmp_path / 'runs'), *dry]) == 2
+    more = {'segment.split=val': ['-p', 'masks.splits=[train]'], 'irn.batch_size=0': ['-p', 'stages=[train, irn, masks]']}.get(option, [])
+    assert main(['run', 'cam_synthetic', '-p', option, *more, '--runs', str(tmp_path / 'runs'), *dry]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1] == f'wsss: {text}' and not (tmp_path / 'runs').exists()
 
 

@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from inside import inside
 from test_page import NASTY, Read
 from wsss_nb.base.basics import is_plain
 from wsss_nb.base.core import UserError, save_json
 from wsss_nb.cli import main
 from wsss_nb.data.maps import load_maps
+from wsss_nb.data.pixels import save_mask
 from wsss_nb.data.sample import Data, Record
+from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.checkpoint import read_checkpoint
 from wsss_nb.engine.execute import run_notebook
+from wsss_nb.engine.methods import build_affinity, load_localiser
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.recipes import resolved
 from wsss_nb.engine.plan import plan
-from wsss_nb.engine.run import list_runs
+from wsss_nb.engine.run import list_runs, make_run
 from wsss_nb.engine.verify import recorded
 from wsss_nb.results import report as R
 from wsss_nb.results.predict import load
@@ -91,11 +95,11 @@ def test_resume_executes_no_code_that_a_foreign_record_names(tmp_path, capsys):
     assert main(['resume', 'r', '--runs', str(tmp_path / 'theirs')]) == 2 and (tmp_path / 'executed').exists()  # now it was said
 
 
-def test_a_recipe_that_stands_on_a_foreign_localiser_imports_nothing_of_it_to_be_checked(tmp_path):
+def test_a_recipe_that_stands_on_a_foreign_localiser_is_refused_where_that_names_code(tmp_path):
     evil = tmp_path / 'evil.py'
     evil.write_text(f'open({str(tmp_path / "executed")!r}, "w")\n')
     save_json(tmp_path / 'train-1/stage.json', dict(stage='train', parameters=dict(method=f'{evil}:Mine', backbone='tiny', stride=0), results=dict(classes=['a'])))
-    list(plan(resolved(dict(stages=['masks'], limit=2, masks=dict(localiser=str(tmp_path / 'train-1'), reading=dict(kind='x')))), tmp_path / 'runs'))
+    with pytest.raises(UserError, match=f'train-1: its recipe names code of its own, {evil}:Mine'): list(plan(resolved(dict(stages=['masks'], limit=2, masks=dict(localiser=str(tmp_path / 'train-1'), reading=dict(kind='x')))), tmp_path / 'runs'))
     assert not (tmp_path / 'executed').exists()
 
 
@@ -158,3 +162,63 @@ def test_a_kernel_is_spoken_to_over_sockets_in_a_folder_of_its_own(tmp_path):
     run_notebook(tmp_path / 'n.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
     first, ip = nbformat.read(tmp_path / 'out.ipynb', 4).cells[0].outputs[0].text.splitlines()
     assert first == 'ipc 0o700 True' and not Path(ip).parent.exists()
+
+
+CODE = '''from pathlib import Path
+from wsss_nb.cams import CamNet
+from wsss_nb.refine.steps import Step
+class Mine(CamNet): "A method of somebody's own"
+def kept(image, maps):
+    "Maps as they are"
+    return maps
+keep = Step(kept)
+'''
+
+
+@pytest.fixture(scope='module')
+def foreign(tmp_path_factory):
+    "A whole run with code of its own, as somebody hands it on: what a command names, and the file that is there once the code was executed"
+    folder = tmp_path_factory.mktemp('foreign')
+    evil, mark, runs = folder / 'evil.py', folder / 'executed', folder / 'theirs'
+    evil.write_text(CODE)
+    how = dict(limit=2, workers=1, device='cpu', epochs=1, batch_size=2, scales=[1.], flip=False, splits=['train'])
+    train = dict(method=f'{evil}:Mine', backbone='tiny', crop=32, long_side=[32, 64])
+    with inside(): make_run('r', dict(how, stages=['train', 'masks', 'evaluate'], train=train, masks=dict(refine=[f'{evil}:keep'])), runs, lambda text: None)
+    evil.write_text(CODE + f'Path({str(mark)!r}).touch()\n')
+    stage, = (runs / 'stages').glob('train-*')
+    return dict(runs=runs, run=runs / 'r', train=stage, evil=evil, mark=mark)
+
+
+READ = ['list --runs {runs}', 'report --runs {runs}', 'report {run}', 'look {run} --out {out}/look.html', 'handover {run} --to coco --out {out}/coco', 'review {run} --out {out}/review --to coco',
+        'estimate {run}', 'estimate {run} --outlines 2 --out {out}/drawn --to coco', 'prune --runs {runs}']
+REFUSED = {'resume {run}': 'code of its own', 'verify {run}': 'code of its own', 'estimate {run} --outlines {out}/outlines': 'code of its own',
+           'run cam_synthetic -p stages=[masks] -p masks.localiser={train} -p masks.splits=[train] -p limit=2 --dry-run': 'code of its own',
+           'run cam_synthetic -p stages=[masks] -p masks.localiser={train} -p masks.splits=[train] -p limit=2': 'code of its own',
+           'verify {run} --as-recorded': 'no published run goes by this name', 'predict {run} {out} --out {out}/predicted': 'no segment stage', 'predict {train} {out} --out {out}/predicted': 'is one of train', 'export {run} --out {out}/x.onnx': 'no segment stage'}
+
+
+def test_what_reads_a_foreign_run_executes_nothing_of_it_and_what_would_says_so(foreign, tmp_path, capsys):
+    def does(text): return main([*text.format(**foreign, out=tmp_path).split(), *([] if '--runs' in text else ['--runs', str(tmp_path / 'mine')])])
+    for text in READ: assert does(text) in (0, None) and not foreign['mark'].exists(), text + capsys.readouterr().err
+    (tmp_path / 'outlines').mkdir()
+    for name, size in (('train_0000', synthetic('train').size(0)), ('train_0001', synthetic('train').size(1))): save_mask(tmp_path / f'outlines/{name}.png', np.zeros(size, np.uint8))
+    capsys.readouterr()
+    for text, why in REFUSED.items():
+        assert does(text) == 2 and not foreign['mark'].exists(), text
+        said = capsys.readouterr().err.strip()
+        assert said.startswith('wsss: ') and why in said and '\n' not in said, said
+        if why == 'code of its own': assert f'{foreign["evil"]}:Mine, which would be executed; read it, and say so if you trust it' in said and f'--runs {foreign["runs"]}' in said or 'verify' in text
+    assert not (tmp_path / 'mine/stages').exists()
+
+
+def test_a_network_with_code_of_its_own_is_loaded_from_the_folder_that_one_names_as_ones_own(foreign, tmp_path):
+    runs, stage = foreign['runs'], foreign['train']
+    for folder in (stage, foreign['run']):
+        with pytest.raises(UserError, match='its recipe names code of its own, .*evil.py:Mine, which would be executed; .* by naming its folder as yours: --runs .*theirs, in Python runs='): load_localiser(folder)
+    with pytest.raises(UserError, match='code of its own'): build_affinity('psa', stage)
+    assert not foreign['mark'].exists()
+    net, made = load_localiser(stage, runs=runs)
+    assert foreign['mark'].exists() and type(net).__name__ == 'Mine' and made['parameters']['method'] == f'{foreign["evil"]}:Mine'
+    foreign['mark'].unlink()
+    with inside(): make_run('more', dict(stages=['masks'], limit=2, scales=[1.], flip=False, masks=dict(localiser=str(stage), splits=['train'], workers=1)), runs, lambda text: None)  # its folder is named
+    assert foreign['mark'].exists()

@@ -24,7 +24,7 @@ from ..nets.zoo import build
 from ..refine.steps import AFFINITIES, step_of
 from .checkpoint import load_net, read_checkpoint
 from .options import check_call, check_named, options_of
-from .record import Run, is_made, stage_record
+from .record import Run, is_made, need_word, stage_record
 from .train import Learner
 
 # %% ../../nbs/engine/methods.ipynb #410cdb54
@@ -195,19 +195,19 @@ def record_of(folder, stage):
     return folder, made
 
 # %% ../../nbs/engine/methods.ipynb #cb843268
-def load_trained(folder, stage, make, device='cpu'):
+def load_trained(folder, stage, make, device='cpu', runs=''):
     "The network that `make` builds from what is on record (parameters, number of classes), trained, and the record"
     folder, made = record_of(folder, stage)
     if made['stage'] != stage: raise UserError(f'{folder}: expected the folder of a {stage} stage, this is one of {made["stage"]}.')
-    p, classes = made['parameters'], made['results']['classes']
+    p, classes = need_word(folder, made['parameters'], runs), made['results']['classes']
     net = made_of(make(p, len(classes)), stage, classes, p)
     load_net(net, read_checkpoint(path := folder / 'checkpoint.pt'), path)
     return net.to(pick_device(device)).eval(), made
 
 
-def load_localiser(folder, device='cpu'):
-    "A trained localiser and its record, from the folder of a train stage, of its run, or of a learner"
-    return load_trained(folder, 'train', lambda p, k: localiser_of(p, k, **UNTRAINED), device)
+def load_localiser(folder, device='cpu', runs=''):
+    "A trained localiser and its record, from the folder of a train stage, of its run, or of a learner (from `runs` with its code)"
+    return load_trained(folder, 'train', lambda p, k: localiser_of(p, k, **UNTRAINED), device, runs)
 
 
 def load_segmenter(folder, device='cpu'):
@@ -222,10 +222,10 @@ def localiser_behind(masks):
     return Path(masks).parent / name
 
 # %% ../../nbs/engine/methods.ipynb #05b90ce4
-def build_affinity(kind, localiser, weights='', normalization='', **options):
+def build_affinity(kind, localiser, weights='', normalization='', runs='', **options):
     "The affinity network of that kind on a trained localiser's backbone (a folder), or on other weights of its kind"
     network = step_of(check_name(kind, AFFINITIES, 'affinity')).network
-    net, made = load_localiser(localiser)
+    net, made = load_localiser(localiser, runs=runs)
     name, stride = made['parameters']['backbone'], made['parameters']['stride'] or None
     backbone = build(name, weights=weights, stride=stride, normalization=normalization) if weights else net.backbone
     return network.make(backbone.requires_grad_(True).train(), **options)
@@ -233,18 +233,18 @@ def build_affinity(kind, localiser, weights='', normalization='', **options):
 # %% ../../nbs/engine/methods.ipynb #6efd1e4e
 def affinity_learner(
     data, kind, localiser, weights='', normalization='', crop=321, long_side=(320, 640), seed=0,
-    radius=0, **settings,  # of the pairs it learns from, 0 = the paper's; of the Learner
+    runs='', radius=0, **settings,  # of the pairs it learns from, 0 = the paper's; of the Learner
 ):
     "A Learner that trains an affinity network on the labels of `data`"
     given = locals()
     check_keywords('affinity_learner', settings, keywords_of(affinity_learner) + LEARNING)
     check_call(check_name(kind, AFFINITIES, 'affinity'), {**given, **settings, 'workers': 0})  # the stage's make labels
     seed_everything(seed)
-    net = build_affinity(kind, localiser, weights, normalization, **(dict(radius=radius) if radius else {}))
+    net = build_affinity(kind, localiser, weights, normalization, runs, **(dict(radius=radius) if radius else {}))
     return Learner(net, data, views_for(net, crop, long_side=long_side or None, masks=True), seed=seed, **settings)
 
 
-def load_affinity(folder, device='cpu'):
+def load_affinity(folder, device='cpu', runs=''):
     "A trained affinity network and its record, from the folder of a psa or irn stage"
     kind = check_name(stage_record(folder)['stage'], AFFINITIES, 'affinity')
-    return load_trained(folder, kind, lambda p, k: build_affinity(kind, p['localiser']), device)
+    return load_trained(folder, kind, lambda p, k: build_affinity(kind, p['localiser'], runs=runs), device, runs)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['runs_folder', 'worded', 'is_made', 'stage_record', 'short_results', 'only_names', 'Run', 'not_there', 'all_runs',
-           'texts_in', 'need_word', 'list_runs', 'report_places', 'find_run', 'numbers_in', 'unused', 'delete_unused']
+           'texts_in', 'home_of', 'need_word', 'list_runs', 'report_places', 'find_run', 'numbers_in', 'unused',
+           'delete_unused']
 
 # %% ../../nbs/engine/record.ipynb #45dc72ca
 import os, re, shutil
@@ -127,11 +128,24 @@ def texts_in(x):
     return [t for v in (x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()) for t in texts_in(v)]
 
 
-def need_word(run, runs, options=(), how=''):
-    "Raise where the run of somebody else names a file of code that the user did not name"
-    if run.folder.parent == runs_folder(runs): return
-    named = [t for t in texts_in(run.recipe) if re.search(r'[.]py(:|$)', t) and not any(t in o for o in options)]
-    if named: raise UserError(f'{run.folder}: its recipe names code of its own, {named[0]}, which would be executed; read it, and say so if you trust it, {how or f"such as -p train.method={named[0]} or -p masks.refine=[{named[0]}]"}.')
+def home_of(folder):
+    "The folder of runs in which a run, a stage or a learner lies"
+    home = Path(folder).expanduser().resolve().parent
+    return home.parent if home.name == 'stages' else home
+
+
+def need_word(
+    folder,  # of a run, a stage or a learner
+    said,  # its recipe or its parameters
+    runs='',  # the folder of runs: what lies in it is the user's own
+    options=(),  # what the user said besides
+    how='by naming its folder as yours: --runs {home}, in Python runs={home!r}',
+):
+    "What stands on record; raises where it is somebody else's and names a file of code that the user did not name"
+    home, code = home_of(folder), [t for t in texts_in(said) if re.search(r'[.]py(:|$)', t)]
+    code = [t for t in code if not any(t in o for o in options)]
+    if code and home != runs_folder(runs): raise UserError(f'{folder}: its recipe names code of its own, {code[0]}, which would be executed; read it, and say so if you trust it, {how.format(home=str(home), code=code[0])}.')
+    return said
 
 # %% ../../nbs/engine/record.ipynb #1fa1ca47
 def list_runs(runs=''):

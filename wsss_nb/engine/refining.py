@@ -28,7 +28,7 @@ def write_step(
     "Refine the score maps of `data` by a step that needs more than an image and its maps"
     s, settings = step_of(step), given_to(step, p)
     load = load_affinity if s.network else load_localiser if s.needs else None
-    net = load(network, p['device'])[0] if load else None
+    net = load(network, p['device'], p.get('runs', ''))[0] if load else None
     if s.whole: s.run(net, data, maps, out, workers=p['workers'], **settings)
     else: write_maps(data, maps, out, lambda image, m: s.run(net, image, m, **settings), f'{short_name(step)}, image',
                      p['tile'], p['max_side'], net)

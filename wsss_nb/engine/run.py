@@ -109,6 +109,7 @@ def check_inputs(s, line):
         if not s.params[name] or folder.name in line: continue
         if not is_made(folder): raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage that was made, got {s.params[name]}; leave it out, and the stage is made first.')
         if (kind := stage_record(folder).get('stage')) != before: raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage, {s.params[name]} is one of {kind}.')
+        need_word(folder, stage_record(folder).get('parameters'), s.runs, how='by copying it into the folder of your runs, or by naming its own as yours: --runs {home}')
 
 
 def check_stage(s):
@@ -202,6 +203,6 @@ def stopped(error, folder):
 def resume_run(name, runs=''):
     "Go on with a run that was stopped"
     run = Run.named(name, runs)
-    need_word(run, runs, how=f'by naming its folder as yours: --runs {shlex.quote(str(run.folder.parent))}')
+    need_word(run.folder, run.recipe, runs)
     try: return make_run(run.folder.name, run.recipe, run.folder.parent)
     except StageFailed as e: raise StageFailed(stopped(e, run.folder)) from None

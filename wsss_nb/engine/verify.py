@@ -63,7 +63,7 @@ def for_a_while(place, what, keep=False):
 def recorded(name, runs, options):
     "The run that is to be verified, and its recipe with the options; raises where that makes no sense"
     run = Run.named(name, runs)
-    need_word(run, runs, options)
+    need_word(run.folder, run.recipe, runs, options, 'such as -p train.method={code} or -p masks.refine=[{code}]')
     if run.state != 'done': raise UserError(f'{run.folder.name}: {run.state}; only a run that is done can be verified: {going_on(run.folder)}.')
     if not numbers_in(run.metrics): raise UserError(f'{run.folder.name}: it has no metrics to compare.')
     recipe = resolved(with_options(run.recipe, options))

@@ -136,7 +136,7 @@ def load(run, device='auto', runs=''):
     try:
         of = record_of(folder, 'segment')[1]
         alone = of['stage'] == 'train' and tells_alone(of['parameters'])
-        net, made = (load_localiser if alone else load_segmenter)(folder, device)
+        net, made = load_localiser(folder, device, runs) if alone else load_segmenter(folder, device)
     except OSError as e: raise UserError(f'{folder / "checkpoint.pt"} is damaged or cut off ({e}); delete {folder} and start its run again.') from None
     measured = record['stages'].get('evaluate', {}).get('parameters')
     return Predictor(net, made['results']['classes'], folder.name, measured)

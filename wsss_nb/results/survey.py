@@ -77,7 +77,7 @@ def surveyed(m, data, s, p):
     return ids, estimated(both, either, s, p, expected)
 
 # %% ../../nbs/results/survey.ipynb #865b0bd2
-def linear_alone(folder, data, s, p):
+def linear_alone(folder, data, s, p, runs=''):
     "mIoU of a linear layer that learns from the drawn outlines and nothing else; nan where the run has no localiser at hand"
     import torch
     from wsss_nb.engine.methods import load_localiser
@@ -88,7 +88,7 @@ def linear_alone(folder, data, s, p):
     from wsss_nb.nets.segmenter import at_size
     run = Run(folder)
     if 'train' not in run.stages or not (run.stage('train') / 'checkpoint.pt').is_file(): return float('nan')
-    trained, made = load_localiser(run.stage('train'))
+    trained, made = load_localiser(run.stage('train'), runs=runs)
     side = getattr(trained, 'side', 0) or made['parameters']['crop']
     net = Frozen(trained.backbone, len(data.classes), maps=min(3, len(trained.backbone.channels)), side=side).eval()
     part = data.subset([data.names[i] for i in s])
@@ -127,7 +127,7 @@ def survey(run, path, split='', runs=''):
     "Estimate the quality of a run's masks from outlines; returns lines, and keeps the numbers beside the run"
     folder, m, data, s, p = taken_back(run, path, split, runs)
     ids, e = surveyed(m, data, s, p)
-    linear, file = linear_alone(folder, data, s, p), folder / f'estimate-{m.folder.name}.json'
+    linear, file = linear_alone(folder, data, s, p, runs), folder / f'estimate-{m.folder.name}.json'
     names = ['background', *data.classes]
     classes = {names[k]: dict(iou=float(e.iou[j]), half=float(e.halves[j]), outlined=int(e.seen[j])) for j, k in enumerate(ids)}
     save_json(file, dict(load_json(file), found=dict(miou=e.miou, interval=e.interval, classes=classes, linear=linear, outlined=len(s), masks=len(p))))
