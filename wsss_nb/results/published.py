@@ -158,6 +158,7 @@ def publish_run(
     ours = all(s['parameters'].get('data_name') == 'synthetic' for s in made['stages'].values())
     record = dict(scrubbed(made), name=name, files=checksums(made['stages']))
     files = {'run.json': record, 'metrics.json': scrubbed(metrics)}
+    if run.images: files['images.json'] = json.dumps(run.images, separators=(',', ':')) + '\n'
     if ours: files |= pages_of_stages(run, pages, limit)
     return laid_down(files, name, folder)
 
