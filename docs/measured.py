@@ -12,15 +12,25 @@ import torch.nn.functional as F
 
 from wsss_nb.cams import normalize
 from wsss_nb.data.catalog import open_data
-from wsss_nb.data.views import as_tensor
+from wsss_nb.base.core import rng
+from wsss_nb.data.resize import resize_mask
+from wsss_nb.data.sample import ScoreMaps
+from wsss_nb.data.views import as_tensor, resize_image
 from wsss_nb.engine.methods import load_localiser
 from wsss_nb.metrics import Confusion, PixelAP
 from wsss_nb.nets.linear import Features, best_decay, learn_linear, multilabel, of_cells
 from wsss_nb.nets.single_stage import resize
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers.ccmr import ccmr
-from wsss_nb.papers.frozen import image_features
+from wsss_nb.nets.shallow import shallow_features
+from wsss_nb.papers.ecsnet import blur_erase, erased_region, minmax_cam, reliable_labels
+from wsss_nb.papers.frozen import among_tags, image_features
+from wsss_nb.papers.sipe import is_cam, length_one, one_hot, prototypes, structure_similarity, weighted
+from wsss_nb.papers.svm import svm_maps
+from wsss_nb.refine.correlation import fit_size
 from wsss_nb.refine.pamr import pamr
+from wsss_nb.refine.superpixels import segments
+from wsss_nb.results.agreement import explained
 
 SIX = 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'
 HERE = Path(__file__).resolve().parents[1] / 'runs/measured'
@@ -118,7 +128,7 @@ class Directions:
         tags = data.labels.sum(1) == 1
         moments, means, pooled, n = 0, 0, [], 0
         self.single = {k: [i for i in range(len(data)) if tags[i] and data.labels[i, k]][:per_class] for k in range(len(data.classes))}
-        self.single = {k: v for k, v in self.single.items() if len(v) > 9}
+        self.single = {k: v for k, v in self.single.items() if len(v) > 9}  # per_class = 0: the layer of tags alone
         for i in range(len(data)):
             m = maps(i)
             f, last = m['layer4'].reshape(320, -1).astype(np.float32), m['last'].reshape(1280, -1).astype(np.float32)
@@ -212,7 +222,124 @@ def measure_icd(a):
     return dict(rows=rows)
 
 
-MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd)
+# SIPE: the weight of the background when seeds are found, on features of ImageNet
+
+WEIGHTS = (.5, .6, .7, .8, .9, 1., 1.1)
+
+
+def chance_iou(features, cam):
+    "The IoU of Eq. 4 if structure and CAM lay anywhere: [1,K+1,h,w], from their sizes alone"
+    f = length_one(features.flatten(2), 1)
+    size = torch.cat([(f[:, :, at].transpose(1, 2) @ f).relu().sum(2) for at in torch.arange(f.shape[2]).split(512)], 1)[:, None]
+    m, n = cam.flatten(2).sum(2)[..., None], f.shape[2]
+    return (size * m / n / (size + m - size * m / n).clamp(min=1e-5)).view(1, -1, *cam.shape[2:])
+
+
+def seeds_by_rule(features, cam):
+    "Rule -> seeds [1,h,w]: the background's IoU times a weight, or every IoU beside that of chance"
+    c, chance = structure_similarity(features, cam), chance_iou(features, cam)
+    out = {f'weight {w}': weighted(c, w).argmax(1) for w in WEIGHTS}
+    return out | {'beyond chance': ((c - chance) / (1 - chance).clamp(min=1e-5)).argmax(1), 'times chance': (c / chance.clamp(min=1e-5)).argmax(1)}
+
+
+def measure_sipe(a):
+    "bg+6 mIoU of IS-CAMs that need no training, and how large their grounds are, by the weight or rule"
+    data, lite = cam_of(a)
+    train, out = opened(a, 'train_aug'), []
+    images = range(0, len(data), max(1, len(data) // (a.images or 74)))
+    maps, net = layers_of(a, data, 'val'), load_localiser(a.localiser)[0]
+    kept, d = Features(data, None, f'{a.features}/val'), Directions(train, layers_of(a, train, 'train_aug'), 0)
+    def mobile(i):
+        m = maps(i)
+        return torch.tensor(m['last'])[None].float(), torch.tensor(np.stack([d.cam(m, int(k)) for k in tagged_of(data, i)]))[None].float()
+    lite2 = lambda i: (kept[i][None][:, -net.backbone.channels[-1]:], lite(i))
+    for backbone, of in (('mobilenet_v2', mobile), ('timm:tf_efficientnet_lite2', lite2)):
+        counts, share, agree = {}, {}, {}
+        for i in images:
+            if not len(tagged_of(data, i)): continue
+            (f, cam), truth, keys = of(i), data.mask(i), [0, *(tagged_of(data, i) + 1).tolist()]
+            regions = segments(data.image(i))
+            counted(counts.setdefault('CAM .25', Confusion(21)), with_ground(cam), keys, truth)
+            m = torch.cat([1 - cam.amax(1, keepdim=True), cam], 1)
+            for rule, s in seeds_by_rule(f, m).items():
+                specific = is_cam(f, prototypes(f, one_hot(s, m.shape[1])))
+                specific = specific / (specific.amax((2, 3), keepdim=True) + 1e-5)
+                counted(counts.setdefault(rule, Confusion(21)), specific, keys, truth)
+                large = F.interpolate(specific, truth.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
+                share.setdefault(rule, []).append(float((large == 0).mean())), agree.setdefault(rule, []).append(explained(large, regions))
+        for rule, c in counts.items(): out.append(dict(backbone=backbone, rule=rule, miou=c.miou(ids_of(data)), ground=float(np.mean(share.get(rule, [np.nan]))), agreement=float(np.mean(agree.get(rule, [np.nan])))))
+        for r in out: print(r, flush=True)
+    return dict(images=len(images), rows=[{k: v for k, v in r.items() if v == v} for r in out])
+
+
+# ECS-Net and SEAM: what the second look teaches, by the size of the view
+
+def measure_ecsnet(a):
+    "Of the labels that the erased image gives: how many are right, and how much of the things they cover"
+    data, train = opened(a), opened(a, 'train_aug')
+    d = Directions(train, layers_of(a, train, 'train_aug'), 0)
+    net, images = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval(), np.linspace(0, len(data) - 1, a.images or 40).astype(int)
+    @torch.no_grad()
+    def heat(x):
+        z = (net(x)[-1] - d.centre[:, None, None]) / d.wide[:, None, None]
+        return F.pad(of_cells(d.tags, z), (0, 0, 0, 0, 1, 0))
+    rows = {}
+    for i in images:
+        labels, truth = data.labels[i][None], torch.tensor(data.mask(i))
+        for side in (161, 257, 449):
+            size = [round(n * side / max(truth.shape)) for n in truth.shape]
+            x, small = as_tensor(resize_image(data.image(i), size))[None], torch.tensor(resize_mask(truth.numpy(), size)).long()
+            cams = lambda h: fit_size(minmax_cam(h.relu(), labels), size)
+            for beta in (1., .5):
+                first = cams(heat(F.interpolate(x, [round(n * beta) for n in size], mode='bilinear', antialias=True)))
+                region = erased_region(first, .6)
+                unit = side / 448
+                second = cams(heat(blur_erase(x, region, 10 * unit, max(1, round(25 * unit)))))
+                found = {('first map', .6): reliable_labels(first, torch.zeros_like(region), .6)}
+                found |= {('second', t): reliable_labels(second, region, t) for t in (.6, .7, .8, .9)}
+                found |= {('second, nothing left out', t): reliable_labels(second, torch.zeros_like(region), t) for t in (.6, .8)}
+                for (what, theta), y in found.items():
+                    given, thing = (y[0] != 255) & (small != 255), (small != 255) & (small > 0)
+                    now = [int((given & (y[0] == small)).sum()), int(given.sum()), int((given & (y[0] == small)).sum()), int(thing.sum())]
+                    rows.setdefault((side, beta, what, theta), np.zeros(4, np.int64))
+                    rows[side, beta, what, theta] += now
+    out = [dict(zip(('side', 'beta', 'what', 'theta'), k), right=float(r[0] / max(r[1], 1)), cover=float(r[2] / r[3])) for k, r in rows.items()]
+    for r in out: print(r)
+    return dict(images=len(images), delta=.6, rows=out)
+
+
+# SVM: how deep its features lie, and what it gains by the quality of its seeds
+
+def measure_svm(a):
+    "bg+6 mIoU of given maps before and after the SVM, by network, layer and seeds"
+    data, _ = cam_of(a)
+    net, images = load_localiser(a.localiser)[0].eval(), np.linspace(0, len(data) - 1, a.images or 60).astype(int)
+    kept = Features(data, None, f'{a.features}/val')
+    mobile = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval()
+    @torch.no_grad()
+    def seeds(i, kind):
+        z, here, size = net.standard(kept[i][None]), tagged_of(data, i), data.mask(i).shape
+        if kind == 'CAM': m = normalize(of_cells(net.tags, z)[:, here])
+        else: m = among_tags(of_cells(net.lessons[kind - 1], z), data.labels[i][None])[:, [0, *(here + 1).tolist()]]
+        m = F.interpolate(m, size, mode='bilinear', align_corners=False)[0].numpy()
+        return ScoreMaps(np.array([*([0] if kind != 'CAM' else []), *(here + 1).tolist()]), m)
+    mask_of = lambda m: (m.keys if 0 in m.keys else np.append(0, m.keys))[(m.maps if 0 in m.keys else np.concatenate([np.full_like(m.maps[:1], .25), m.maps])).argmax(0)].astype(np.uint8)
+    table = [(kind, None, '') for kind in ('CAM', 1, 3)] + [(3, n, l) for n in ('mobilenet_v2', 'lite2') for l in ('layer1', 'layer2', 'layer3')] + [(kind, 'lite2', 'layer2') for kind in ('CAM', 1)]
+    counts = {row: Confusion(21) for row in table}
+    for count, i in enumerate(images):
+        if not len(tagged_of(data, i)): continue
+        for row in table:
+            kind, name, layer = row
+            m = seeds(i, kind)
+            if name:
+                f = shallow_features(mobile if name == 'mobilenet_v2' else net.backbone, data.image(i), layer)
+                m = svm_maps(f, m, data.mask(i).shape, rng('svm', 0, data.names[i]).random(f[0].size), per_class=1000)[0]
+            counts[row].update(mask_of(m), data.mask(i))
+        if count % 10 == 9: print(count + 1, {' '.join(map(str, k)): round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
+    return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data))) for (k, n, l), c in counts.items()])
+
+
+MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd, sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
 
 
 def main():
