@@ -124,7 +124,7 @@ def layers_of(a, data, split):
 
 class Directions:
     "Layers of tags and the first direction of each class, from the images of a training set"
-    def __init__(self, data, maps, per_class=60):
+    def __init__(self, data, maps, per_class=60, whole=False):
         tags = data.labels.sum(1) == 1
         moments, means, pooled, n = 0, 0, [], 0
         self.single = {k: [i for i in range(len(data)) if tags[i] and data.labels[i, k]][:per_class] for k in range(len(data.classes))}
@@ -136,7 +136,7 @@ class Directions:
             pooled.append(last.mean(1))
         self.mean = means / n
         values, vectors = np.linalg.eigh(moments / n - np.outer(self.mean, self.mean))
-        self.white = vectors @ np.diag((values + .01 * values.mean()) ** -.5) @ vectors.T
+        self.white = vectors @ np.diag((values + .01 * values.mean()) ** -.5) @ vectors.T if whole else np.diag((np.diag(moments / n) - self.mean**2) ** -.5)
         x = torch.tensor(np.array(pooled))
         self.centre, self.wide = x.mean(0), x.std(0).clamp(min=1e-3)
         x, self.tags = (x - self.centre) / self.wide, torch.nn.Linear(1280, len(data.classes))
@@ -192,11 +192,11 @@ def cuts_of_class(scores, cams):
             'between the means under the CAM': float((x[c > .5].mean() + x[c < .05].mean()) / 2)}
 
 
-def measure_icd(a):
-    "IoU of a class's things at every cut, of images with one tag"
+def measure_icd(a, whole=False):
+    "IoU of a class's things at every cut, of images with one tag; every channel with spread 1, as ICD's batch norm has them, or the whole space whitened"
     train, data = opened(a, 'train_aug'), opened(a)
     from_train, from_val = layers_of(a, train, 'train_aug'), layers_of(a, data, 'val')
-    d, grid, rows = Directions(train, from_train), np.arange(-4, 8, .02), []
+    d, grid, rows = Directions(train, from_train, whole=whole), np.arange(-10, 30, .05), []
     for k, images in d.single.items():
         scores, cams = zip(*[(d.score(m, k), d.cam(m, k)) for m in map(from_train, images)])
         cuts, total, ranks = cuts_of_class(scores, cams), {n: np.zeros(4) for n in CUTS}, PixelAP(2)
@@ -339,7 +339,7 @@ def measure_svm(a):
     return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data))) for (k, n, l), c in counts.items()])
 
 
-MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd, sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
+MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
 
 
 def main():

@@ -1,6 +1,7 @@
 """Differences between two rows: the bootstrap beside every draw there is, beside a loop, and on runs that are really made; and choices by superpixels."""
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from wsss_nb.metrics import Confusion
 from wsss_nb.refine.superpixels import segments
 from wsss_nb.results.agreement import agreeing_run, agreeing_threshold, explained, run_agreement
 from wsss_nb.results.paired import Areas, areas_from, beside_first, mean_iou, paired_gain, run_gain
-from wsss_nb.results.published import publish_run
+from wsss_nb.results.published import measured, private_parts, publish_run
 
 
 def drawn(seed, n=4, classes=3):
@@ -135,3 +136,10 @@ def test_the_run_with_the_better_borders_is_chosen(runs):
     assert len(low) == 5 and low[name] == explained(read_mask(Run(runs / 'low').stage('masks') / f'val/{name}.png'), segments(data.image(name)))
     chosen = agreeing_run(['low', 'high'], 'val', 5, str(runs))
     assert chosen.scores == {'low': pytest.approx(np.mean([*low.values()])), 'high': pytest.approx(np.mean([*high.values()]))} and chosen.best == max(chosen.scores, key=chosen.scores.get)
+
+
+@pytest.mark.parametrize('file', sorted((Path(__file__).parents[1] / 'runs/measured').glob('*.json')), ids=lambda f: f.stem)
+def test_what_was_measured_says_where_it_is_from_and_names_no_machine(file):
+    x = load_json(file)
+    assert x['what'] == file.stem and x['versions'] and x['device'] and x['rows'] and private_parts(x) == [] and file.stat().st_size < 200_000
+    assert measured(file.stem) == x and measured('nothing') == {}

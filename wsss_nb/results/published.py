@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'scrubbed_field', 'private_parts',
-           'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'checksums',
+           'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'measured', 'checksums',
            'refuse_private', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid', 'added', 'publish_all']
 
 # %% ../../nbs/results/published.ipynb #c534d782
@@ -110,6 +110,12 @@ def published_folder(folder=''):
     "The folder with published runs: the one given, or runs/published of the checkout"
     if not folder and not (PACKAGE.parent / 'nbs/index.ipynb').exists(): raise UserError('published: runs/published lies in a checkout, and this package was installed without one; name a folder with --out.')
     return Path(folder).expanduser() if folder else PACKAGE.parent / 'runs/published'
+
+
+def measured(name):
+    "What was measured beyond runs: the numbers of runs/measured/<name>.json; {} where there is no checkout"
+    file = PACKAGE.parent / f'runs/measured/{name}.json'
+    return load_json(file) if file.is_file() else {}
 
 
 def checksums(stages):
