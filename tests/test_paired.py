@@ -16,7 +16,7 @@ from wsss_nb.metrics import Confusion
 from wsss_nb.refine.superpixels import segments
 from wsss_nb.results.agreement import agreeing_run, agreeing_threshold, explained, run_agreement
 from wsss_nb.results.paired import Areas, areas_from, beside_first, mean_iou, paired_gain, run_gain
-from wsss_nb.results.published import measured, private_parts, publish_run
+from wsss_nb.results.published import beyond_runs, private_parts, publish_run
 
 
 def drawn(seed, n=4, classes=3):
@@ -142,4 +142,4 @@ def test_the_run_with_the_better_borders_is_chosen(runs):
 def test_what_was_measured_says_where_it_is_from_and_names_no_machine(file):
     x = load_json(file)
     assert x['what'] == file.stem and x['versions'] and x['device'] and x['rows'] and private_parts(x) == [] and file.stat().st_size < 200_000
-    assert measured(file.stem) == x and measured('nothing') == {}
+    assert beyond_runs(file.stem) == x and beyond_runs('nothing') == {}

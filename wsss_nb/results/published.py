@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'scrubbed_field', 'private_parts',
-           'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'measured', 'checksums',
-           'refuse_private', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid', 'added', 'publish_all']
+           'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'beyond_runs',
+           'checksums', 'refuse_private', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid', 'added',
+           'publish_all']
 
 # %% ../../nbs/results/published.ipynb #c534d782
 import base64, io, json, platform, re
@@ -112,7 +113,7 @@ def published_folder(folder=''):
     return Path(folder).expanduser() if folder else PACKAGE.parent / 'runs/published'
 
 
-def measured(name):
+def beyond_runs(name):
     "What was measured beyond runs: the numbers of runs/measured/<name>.json; {} where there is no checkout"
     file = PACKAGE.parent / f'runs/measured/{name}.json'
     return load_json(file) if file.is_file() else {}
