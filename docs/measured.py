@@ -28,6 +28,7 @@ from wsss_nb.papers.frozen import among_tags, image_features
 from wsss_nb.papers.sipe import is_cam, length_one, one_hot, prototypes, structure_similarity, weighted
 from wsss_nb.papers.svm import svm_maps
 from wsss_nb.refine.correlation import fit_size
+from wsss_nb.refine.cuts import gaussians, otsu
 from wsss_nb.refine.pamr import pamr
 from wsss_nb.refine.superpixels import segments
 from wsss_nb.results.agreement import explained
@@ -161,34 +162,13 @@ class Directions:
     def score(self, m, k): return (self.w[k] @ self.features(m)).reshape(m['layer4'].shape[1:])
 
 
-def two_gaussians(x, rounds=60):
-    "Where two Gaussians, fitted to the values, are equally likely"
-    t = otsu(x)
-    p = (x > t).astype(float)
-    for _ in range(rounds):
-        w = np.array([1 - p.mean(), p.mean()]) + 1e-9
-        mu = np.array([((1 - p) * x).mean() / w[0], (p * x).mean() / w[1]])
-        sd = np.sqrt(np.array([((1 - p) * (x - mu[0])**2).mean() / w[0], (p * (x - mu[1])**2).mean() / w[1]]) + 1e-6)
-        like = [np.log(w[j]) - np.log(sd[j]) - (x - mu[j])**2 / 2 / sd[j]**2 for j in (0, 1)]
-        p = 1 / (1 + np.exp(np.clip(like[0] - like[1], -50, 50)))
-    between = np.linspace(mu[0], mu[1], 200)
-    like = [np.log(w[j]) - np.log(sd[j]) - (between - mu[j])**2 / 2 / sd[j]**2 for j in (0, 1)]
-    return float(between[np.argmin(abs(like[1] - like[0]))])
-
-
-def otsu(x, bins=256):
-    "The cut with the largest variance between the two sides"
-    count, edges = np.histogram(x, bins)
-    w, middle = count.cumsum() / count.sum(), (edges[1:] + edges[:-1]) / 2
-    below = (count * middle).cumsum() / count.sum()
-    between = (below[-1] * w - below)**2 / np.maximum(w * (1 - w), 1e-12)
-    return float(edges[1:][between[:-1].argmax()])
+def at(rule, x): return float(rule(torch.tensor(np.ravel(x))[None]))
 
 
 def cuts_of_class(scores, cams):
     "Rule -> the cut of a class, from the scores and CAMs of its training images"
     x, c = np.concatenate([s.ravel() for s in scores]), np.concatenate([m.ravel() for m in cams])
-    return {'zero': 0., 'otsu of the class': otsu(x), 'two Gaussians of the class': two_gaussians(x), 'share of the CAM, class': float(np.quantile(x, 1 - (c > .25).mean())),
+    return {'zero': 0., 'otsu of the class': at(otsu, x), 'two Gaussians of the class': at(gaussians, x), 'share of the CAM, class': float(np.quantile(x, 1 - (c > .25).mean())),
             'between the means under the CAM': float((x[c > .5].mean() + x[c < .05].mean()) / 2)}
 
 
@@ -206,7 +186,7 @@ def measure_icd(a, whole=False):
             m, truth = from_val(i), data.mask(i)
             s, c = d.score(m, k), d.cam(m, k)
             large, shown = (F.interpolate(torch.tensor(x)[None, None].float(), truth.shape, mode='bilinear', align_corners=False)[0, 0].numpy() for x in (s, c))
-            own = {**cuts, 'otsu of the image': otsu(s.ravel()), 'two Gaussians of the image': two_gaussians(s.ravel()), 'share of the CAM, image': np.quantile(s, 1 - (c > .25).mean())}
+            own = {**cuts, 'otsu of the image': at(otsu, s), 'two Gaussians of the image': at(gaussians, s), 'share of the CAM, image': np.quantile(s, 1 - (c > .25).mean())}
             keep, thing = truth != 255, truth == k + 1
             for n, t in own.items(): total[n] += [(thing & (large > t)).sum(), (keep & (thing | (large > t))).sum(), (keep & ~thing & (large <= t)).sum(), (keep & (~thing | (large <= t))).sum()]
             place = np.searchsorted(grid, large[keep])

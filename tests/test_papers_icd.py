@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.mixture import GaussianMixture
 
 from conformity import check_localiser
 from inside import inside
@@ -18,6 +19,7 @@ from wsss_nb.metrics import Confusion, pixel_ap
 from wsss_nb.nets.zoo import build
 from wsss_nb.nets import top_down as T
 from wsss_nb.papers import icd as I
+from wsss_nb.refine import cuts as C
 from wsss_nb.refine import signed as S
 from wsss_nb.refine.chain import refine, to_mask
 from wsss_nb.refine.crf import crf_from_labels
@@ -448,8 +450,20 @@ def slow_otsu(x):
 def test_otsu_tries_every_cut():
     for seed in range(6):
         maps = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(seed)).exp().round(decimals=1 + seed % 2)
-        assert torch.allclose(S.otsu(maps), torch.tensor([[slow_otsu(m) for m in of] for of in maps]).float())
-    assert S.otsu(torch.full((1, 4, 4), 3.)).tolist() == [3] and S.otsu(torch.tensor([[[2.]]])).tolist() == [2]
+        assert torch.allclose(C.otsu(maps), torch.tensor([[slow_otsu(m) for m in of] for of in maps]).float())
+    assert C.otsu(torch.full((1, 4, 4), 3.)).tolist() == [3] and C.otsu(torch.tensor([[[2.]]])).tolist() == [2]
+
+
+def test_two_gaussians_are_cut_where_another_fit_has_both_alike():
+    for seed, (share, mean, wide) in enumerate([(.2, 4, 2), (.5, 3, .5), (.35, 5, 1.5)]):
+        draw = np.random.default_rng(seed)
+        x = np.where(draw.random(4000) < share, draw.normal(mean, wide, 4000), draw.normal(0, .7, 4000)).astype(np.float32)
+        fit = GaussianMixture(2, tol=1e-7, max_iter=500, means_init=[[0], [mean]]).fit(x[:, None])
+        low, high = fit.means_.ravel().argsort()
+        between = np.linspace(*np.sort(fit.means_.ravel()), 20001)
+        likelier = between[(fit.predict_proba(between[:, None])[:, high] > .5).argmax()]
+        assert float(C.gaussians(torch.tensor(x).view(1, 40, 100))) == pytest.approx(likelier, abs=.03)
+    assert C.gaussians(torch.full((2, 3, 3), 7.)).tolist() == [7, 7]
 
 
 def test_scores_are_cut_before_anything_else():
@@ -465,5 +479,5 @@ def test_the_reading_cut_reaches_the_seeds():
     image = np.random.default_rng(0).integers(0, 255, (48, 40, 3), np.uint8)
     score, cam = net.signed_scores([image], scales=(1.,), keep=torch.tensor([1]))
     found = net.score_maps([image], torch.tensor([[0, 1, 0]]), (1.,), cut='otsu')[0]
-    assert np.array_equal(found.maps, S.seed_maps(score[0] - S.otsu(score[0])[:, None, None], cam[0], [2]).maps)
+    assert np.array_equal(found.maps, S.seed_maps(score[0] - C.otsu(score[0])[:, None, None], cam[0], [2]).maps)
     assert not np.array_equal(found.maps, net.score_maps([image], torch.tensor([[0, 1, 0]]), (1.,))[0].maps)

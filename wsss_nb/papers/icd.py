@@ -133,7 +133,7 @@ class Icd(TwoBranches, Localiser):
     "CAM branch and intra-class discriminator, trained together"
     reading = dict(kind='',  # '' for the best there is ['' | icd | bottom_up | superpixels | signed_cam | cam]
                    mode='official', threshold=0.,  # of the signs; of scores [official | paper] [0.0..<1.0]
-                   cut='')  # taken from the scores first: nothing, or where two sides differ most ['' | otsu]
+                   cut='')  # taken from the scores first: nothing, or where two sides part ['' | otsu | gaussians]
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
