@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.mixture import GaussianMixture
 
 from conformity import check_localiser
 from inside import inside
@@ -18,6 +19,7 @@ from wsss_nb.metrics import Confusion, pixel_ap
 from wsss_nb.nets.zoo import build
 from wsss_nb.nets import top_down as T
 from wsss_nb.papers import icd as I
+from wsss_nb.refine import cuts as C
 from wsss_nb.refine import signed as S
 from wsss_nb.refine.chain import refine, to_mask
 from wsss_nb.refine.crf import crf_from_labels
@@ -435,3 +437,47 @@ def test_a_chapter_begins_with_what_comes_out_and_ends_with_the_whole_paper(name
     assert at(f"every_row('{name}'") < at(f"settings_of('{name}_voc12'") < at('## Departures from the paper') < at('## Exercises')
     code = [s for c, s in zip(cells, source) if c['cell_type'] == 'code']
     assert sum('assert' in s or '@with_goldens' in s for s in code) > len(code) / 4
+
+
+def slow_otsu(x):
+    "The value of the largest variance between the sides, every split of the sorted values tried"
+    x = np.sort(np.asarray(x, np.float64).ravel())
+    found = [(k * (len(x) - k) * (x[k:].mean() - x[:k].mean())**2, k) for k in range(1, len(x)) if x[k] > x[k - 1]]
+    k = max(found)[1]
+    return (x[k - 1] + x[k]) / 2
+
+
+def test_otsu_tries_every_cut():
+    for seed in range(6):
+        maps = torch.randn(2, 3, 9, 11, generator=torch.Generator().manual_seed(seed)).exp().round(decimals=1 + seed % 2)
+        assert torch.allclose(C.otsu(maps), torch.tensor([[slow_otsu(m) for m in of] for of in maps]).float())
+    assert C.otsu(torch.full((1, 4, 4), 3.)).tolist() == [3] and C.otsu(torch.tensor([[[2.]]])).tolist() == [2]
+
+
+def test_two_gaussians_are_cut_where_another_fit_has_both_alike():
+    for seed, (share, mean, wide) in enumerate([(.2, 4, 2), (.5, 3, .5), (.35, 5, 1.5)]):
+        draw = np.random.default_rng(seed)
+        x = np.where(draw.random(4000) < share, draw.normal(mean, wide, 4000), draw.normal(0, .7, 4000)).astype(np.float32)
+        fit = GaussianMixture(2, tol=1e-7, max_iter=500, means_init=[[0], [mean]]).fit(x[:, None])
+        low, high = fit.means_.ravel().argsort()
+        between = np.linspace(*np.sort(fit.means_.ravel()), 20001)
+        likelier = between[(fit.predict_proba(between[:, None])[:, high] > .5).argmax()]
+        assert float(C.gaussians(torch.tensor(x).view(1, 40, 100))) == pytest.approx(likelier, abs=.03)
+    assert C.gaussians(torch.full((2, 3, 3), 7.)).tolist() == [7, 7]
+
+
+def test_scores_are_cut_before_anything_else():
+    icd, cam = torch.tensor([[[9., 8, 3, 2, 1]]]), torch.ones(1, 1, 5)
+    assert S.seed_maps(icd, cam, [4]).maps.argmax(0).tolist() == [[1] * 5]  # all of it above zero
+    cut = S.seed_maps(icd, cam, [4], cut='otsu')
+    assert cut.maps.argmax(0).tolist() == [[1, 1, 0, 0, 0]] and np.array_equal(cut.maps, S.seed_maps(icd - 5.5, cam, [4]).maps)
+    with pytest.raises(UserError, match="cut: unknown name 'half'"): S.seed_maps(icd, cam, [4], cut='half')
+
+
+def test_the_reading_cut_reaches_the_seeds():
+    net = I.Icd(build('tiny'), 3, structure='none').eval()
+    image = np.random.default_rng(0).integers(0, 255, (48, 40, 3), np.uint8)
+    score, cam = net.signed_scores([image], scales=(1.,), keep=torch.tensor([1]))
+    found = net.score_maps([image], torch.tensor([[0, 1, 0]]), (1.,), cut='otsu')[0]
+    assert np.array_equal(found.maps, S.seed_maps(score[0] - C.otsu(score[0])[:, None, None], cam[0], [2]).maps)
+    assert not np.array_equal(found.maps, net.score_maps([image], torch.tensor([[0, 1, 0]]), (1.,))[0].maps)

@@ -132,7 +132,8 @@ def warm_up(step, steps):
 class Icd(TwoBranches, Localiser):
     "CAM branch and intra-class discriminator, trained together"
     reading = dict(kind='',  # '' for the best there is ['' | icd | bottom_up | superpixels | signed_cam | cam]
-                   mode='official', threshold=0.)  # of the signs; of scores [official | paper] [0.0..<1.0]
+                   mode='official', threshold=0.,  # of the signs; of scores [official | paper] [0.0..<1.0]
+                   cut='')  # taken from the scores first: nothing, or where two sides part ['' | otsu | gaussians]
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
@@ -176,10 +177,9 @@ def losses_of(self: Icd, cam, features, logits, batch):
     out = dict(cam=self.num_classes * multilabel_loss(cam.mean((2, 3)), labels),
                bottom_up=bottom_up_loss(features, self.directions, y, self.kind))
     loss = out['cam'] + self.weight * out['bottom_up']
-    raw = directional_scores(features, self.directions.detach())
-    scores = self.aligner(raw, sized_as(cam.detach(), features), labels)
+    s = self.aligner(directional_scores(features, self.directions.detach()), sized_as(cam.detach(), features), labels)
     if logits is not None:
-        target, counts = self.target(sized_as(scores, logits), batch)
+        target, counts = self.target(sized_as(s, logits), batch)
         out['top_down'] = top_down_loss(logits, target, labels, counts)
         loss = loss + self.top_down * warm_up(batch['step'], self.warmup * batch['per_epoch']) * out['top_down']
     return dict(loss=loss, **out)
@@ -223,12 +223,12 @@ Icd.base_features, Icd.signed_scores = base_features, signed_scores
 
 # %% ../../nbs/papers/icd.ipynb #7f4b2cc4
 def score_maps(self: Icd, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, kind='', mode='official',
-               threshold=0.):
+               threshold=0., cut=''):
     "Seeds as ScoreMaps, with a background in front (kind=cam: normalised maps without one)"
     if kind == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side)
     labels, ids = labels.bool().cpu(), F.pad(labels.cpu()[:, 1:].any(0), (1, 0), value=True).nonzero().flatten()
-    scores = self.signed_scores(images, kind, scales, flip, max_side, ids.to(self.directions.device))
-    return [seed_maps(s[y], c[y], ids[y].numpy() + 1, mode, threshold) for s, c, y in zip(*scores, labels[:, ids])]
+    both = self.signed_scores(images, kind, scales, flip, max_side, ids.to(self.directions.device))
+    return [seed_maps(s[y], c[y], ids[y].numpy() + 1, mode, threshold, cut) for s, c, y in zip(*both, labels[:, ids])]
 
 
 Icd.score_maps = any_form(score_maps)

@@ -19,6 +19,7 @@ from PIL import Image
 from ..base.core import Progress, UserError, digest, check_name, check_shapes, whole_file
 from ..base.workers import parallel
 from ..data.sample import ScoreMaps, file_ends, load_maps, missing, save_maps
+from .cuts import cut_at
 from .superpixels import superpixels
 
 # %% ../../nbs/refine/signed.ipynb #92af19f1
@@ -149,9 +150,10 @@ def seeds(
     return torch.where(claims.any(0), winner, torch.where(background, 0, 255))
 
 # %% ../../nbs/refine/signed.ipynb #73ef5bcb
-def seed_maps(icd, cam, present, mode='official', threshold=0.):
+def seed_maps(icd, cam, present, mode='official', threshold=0., cut=''):
     "The seed as ScoreMaps, background first, whose argmax it is; with a last key 255 where pixels are undecided"
     if not len(present): return ScoreMaps(np.zeros(1, np.int64), np.ones((1, *icd.shape[1:]), np.float32))
+    icd = cut_at(icd, cut)
     seed, ids = seeds(icd, cam, present, mode, threshold), torch.as_tensor(present, device=icd.device).view(-1, 1, 1)
     p, undecided = .5 + .498 * F.softsign(icd) + .001 * icd.sign(), (seed == 255)[None]
     winner = torch.where(seed == ids, p, 0).amax(0)

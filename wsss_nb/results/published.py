@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'scrubbed_field', 'private_parts',
-           'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'checksums',
-           'refuse_private', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid', 'added', 'publish_all']
+           'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'beyond_runs',
+           'checksums', 'refuse_private', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid', 'added',
+           'publish_all']
 
 # %% ../../nbs/results/published.ipynb #c534d782
 import base64, io, json, platform, re
@@ -112,6 +113,12 @@ def published_folder(folder=''):
     return Path(folder).expanduser() if folder else PACKAGE.parent / 'runs/published'
 
 
+def beyond_runs(name):
+    "What was measured beyond runs: the numbers of runs/measured/<name>.json; {} where there is no checkout"
+    file = PACKAGE.parent / f'runs/measured/{name}.json'
+    return load_json(file) if file.is_file() else {}
+
+
 def checksums(stages):
     "File name -> SHA-256 of the weights that the stages began with; empty where the file is gone"
     files = {p for p in (Path(s['parameters'].get('weights') or '').expanduser() for s in stages.values()) if p.suffix}
@@ -158,6 +165,7 @@ def publish_run(
     ours = all(s['parameters'].get('data_name') == 'synthetic' for s in made['stages'].values())
     record = dict(scrubbed(made), name=name, files=checksums(made['stages']))
     files = {'run.json': record, 'metrics.json': scrubbed(metrics)}
+    if run.images: files['images.json'] = json.dumps(run.images, separators=(',', ':')) + '\n'
     if ours: files |= pages_of_stages(run, pages, limit)
     return laid_down(files, name, folder)
 

@@ -1,0 +1,340 @@
+"""What the chapters say of photographs beyond runs: python docs/measured.py ccmr --root VOCdevkit --tags image_labels.json --localiser RUN
+
+Each measurement writes numbers, and nothing but numbers, to runs/measured/<name>.json; pages read them from there. RUN is a run of `frozen_photos`, whose layers of tags are a CAM network.
+With --features FOLDER its features of each image are kept there, so that the next measurement is quick.
+"""
+import argparse, json, time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wsss_nb.cams import normalize
+from wsss_nb.data.catalog import open_data
+from wsss_nb.base.core import rng
+from wsss_nb.data.resize import resize_mask
+from wsss_nb.data.sample import ScoreMaps
+from wsss_nb.data.views import as_tensor, resize_image
+from wsss_nb.engine.methods import load_localiser
+from wsss_nb.metrics import Confusion, PixelAP
+from wsss_nb.nets.linear import Features, best_decay, learn_linear, multilabel, of_cells
+from wsss_nb.nets.single_stage import resize
+from wsss_nb.nets.zoo import build
+from wsss_nb.papers.ccmr import ccmr
+from wsss_nb.nets.shallow import shallow_features
+from wsss_nb.papers.ecsnet import blur_erase, erased_region, minmax_cam, reliable_labels
+from wsss_nb.papers.frozen import among_tags, image_features
+from wsss_nb.papers.sipe import is_cam, length_one, one_hot, prototypes, structure_similarity, weighted
+from wsss_nb.papers.svm import svm_maps
+from wsss_nb.refine.correlation import fit_size
+from wsss_nb.refine.cuts import gaussians, otsu
+from wsss_nb.refine.pamr import pamr
+from wsss_nb.refine.superpixels import segments
+from wsss_nb.results.agreement import explained
+
+SIX = 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'
+HERE = Path(__file__).resolve().parents[1] / 'runs/measured'
+
+
+def opened(a, split='val'): return open_data('voc12', split, root=a.root, tags=a.tags)
+def ids_of(data): return [0, *(data.classes.index(c) + 1 for c in SIX)]
+def tagged_of(data, i): return data.labels[i].nonzero()[:, 0]
+
+
+def counted(counts, maps, keys, truth):
+    "Count the mask of maps [1,C,h,w] whose channels are `keys`"
+    large = F.interpolate(maps, truth.shape, mode='bilinear', align_corners=False)
+    pair = np.asarray(keys, np.uint16)[large[0].argmax(0).numpy()] + 256 * truth.astype(np.uint16)  # what Confusion.update does, without its checks
+    counts.matrix += np.bincount(pair.ravel(), minlength=65536).reshape(256, 256)[:21, :21]
+
+
+def cam_of(a, split='val'):
+    "The data, and image -> the normalised CAM [1,k,h,w] of its tags from the layer of a frozen network"
+    data, (net, _) = opened(a, split), load_localiser(a.localiser)
+    kept = Features(data, lambda image: image_features(net.eval(), image), a.features and f'{a.features}/{split}')
+    def cam(i): return normalize(of_cells(net.tags, net.standard(kept[i][None]))[:, tagged_of(data, i)])
+    return data, torch.no_grad()(cam)
+
+
+# CCMR: the scale of its kernel and the reach of its neighbours
+
+SCALES, DILATIONS = (10., 20., 40., 60., 120.), (1, 2, 4, 8, 12, 24)
+GRIDS = {(57, 4): (.08, .15, .22, .45), (57, 1): (.15, .45), (113, 4): (.08, .22)}  # cells on the long side, power of the maps -> reach of the neighbours, in shares of the side
+
+
+def with_ground(cam, threshold=.25, power=1):
+    "A background of the threshold in front, the maps sharpened and made shares of one"
+    m = torch.cat([torch.full_like(cam[:, :1], threshold), cam], 1) ** power
+    return m / m.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+def ccmr_settings(cells, reaches):
+    "Name -> (image, mask) -> refined mask"
+    of = lambda **o: lambda x, m: ccmr(x, m, torch.ones(1, m.shape[1]), 10, **o)
+    out = {('nothing',): lambda x, m: m}
+    out |= {('alone', s): of(scale=s, dilations=(1,), neighbours=False) for s in SCALES}
+    for share in reaches:
+        near = tuple(d for d in DILATIONS if d <= share * cells)
+        out[('PAMR', share)] = lambda x, m, near=near: pamr(x, m, 10, near)
+        out |= {('CCMR', share, s): of(scale=s, dilations=near) for s in SCALES}
+    return out
+
+
+def measure_ccmr(a):
+    "bg+6 mIoU of fixed masks, refined in every way"
+    data, cam = cam_of(a)
+    out, images = [], min(a.images or 200, len(data))
+    for (cells, power), reaches in GRIDS.items():
+        settings, counts = ccmr_settings(cells, reaches), {}
+        for i in range(images):
+            if not len(tagged_of(data, i)): continue
+            maps, truth, keys = cam(i), data.mask(i), [0, *(tagged_of(data, i) + 1).tolist()]
+            size = [max(1, round(n * cells / max(maps.shape[2:]))) for n in maps.shape[2:]]
+            m = with_ground(F.interpolate(maps, size, mode='bilinear', align_corners=False), power=power)
+            x = resize(as_tensor(data.image(i))[None], size)
+            for name, refine in settings.items(): counted(counts.setdefault(name, Confusion(21)), refine(x, m), keys, truth)
+            if i % 50 == 49: print(cells, power, i + 1, {k: round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
+        for (how, *rest), c in counts.items():
+            place = dict(zip(('scale',) if how == 'alone' else ('reach', 'scale'), rest))
+            out.append(dict(cells=cells, power=power, how=how, **place, miou=c.miou(ids_of(data))))
+    return dict(images=images, threshold=.25, iters=10, dilations=DILATIONS, rows=out)
+
+
+# ICD: where the scores along a direction are to be cut, with no training: the direction is the first eigenvector of Eq. 1
+
+LAYERS = 'layer4', 'last'
+CUTS = ('zero', 'otsu of the class', 'two Gaussians of the class', 'share of the CAM, class', 'between the means under the CAM', 'otsu of the image', 'two Gaussians of the image', 'share of the CAM, image')
+
+
+def layers_of(a, data, split):
+    "image -> its maps of two layers of MobileNetV2 as it comes from ImageNet, kept in --features"
+    net = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval()
+    @torch.no_grad()
+    def maps(i):
+        file = Path(a.features or '.') / f'mnv2/{data.names[i]}.npz'
+        if not a.features or not file.exists():
+            found = dict(zip(net.names, net(as_tensor(data.image(i))[None])))
+            found = {k: found[k][0].half().numpy() for k in LAYERS}
+            if not a.features: return found
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file, **found)
+        return dict(np.load(file))
+    return maps
+
+
+class Directions:
+    "Layers of tags and the first direction of each class, from the images of a training set"
+    def __init__(self, data, maps, per_class=60, whole=False):
+        tags = data.labels.sum(1) == 1
+        moments, means, pooled, n = 0, 0, [], 0
+        self.single = {k: [i for i in range(len(data)) if tags[i] and data.labels[i, k]][:per_class] for k in range(len(data.classes))}
+        self.single = {k: v for k, v in self.single.items() if len(v) > 9}  # per_class = 0: the layer of tags alone
+        for i in range(len(data)):
+            m = maps(i)
+            f, last = m['layer4'].reshape(320, -1).astype(np.float32), m['last'].reshape(1280, -1).astype(np.float32)
+            moments, means, n = moments + f @ f.T, means + f.sum(1), n + f.shape[1]
+            pooled.append(last.mean(1))
+        self.mean = means / n
+        values, vectors = np.linalg.eigh(moments / n - np.outer(self.mean, self.mean))
+        self.white = vectors @ np.diag((values + .01 * values.mean()) ** -.5) @ vectors.T if whole else np.diag((np.diag(moments / n) - self.mean**2) ** -.5)
+        x = torch.tensor(np.array(pooled))
+        self.centre, self.wide = x.mean(0), x.std(0).clamp(min=1e-3)
+        x, self.tags = (x - self.centre) / self.wide, torch.nn.Linear(1280, len(data.classes))
+        learn_linear(self.tags, x, lambda s: multilabel(s, data.labels.float()), best_decay(x, data.labels.float()) / len(data.classes))
+        self.w = {k: self.direction(images, maps, k) for k, images in self.single.items()}
+
+    def features(self, m): return self.white @ (m['layer4'].reshape(320, -1).astype(np.float32) - self.mean[:, None])
+
+    @torch.no_grad()
+    def cam(self, m, k):
+        z = (torch.tensor(m['last']).float() - self.centre[:, None, None]) / self.wide[:, None, None]
+        c = (torch.einsum('dhw,d->hw', z, self.tags.weight[k]) + self.tags.bias[k]).relu()
+        return (c / (c.max() + 1e-5)).numpy()
+
+    def direction(self, images, maps, k):
+        "The unit vector of the largest mean square, turned to where the CAM is (Eq. 4-5)"
+        found = [(self.features(m), self.cam(m, k).ravel()) for m in map(maps, images)]
+        w = np.linalg.eigh(sum(f @ f.T / f.shape[1] for f, _ in found))[1][:, -1]
+        sides = [[c[side].mean() if side.any() else 0 for side in (w @ f > 0, w @ f < 0)] for f, c in found]
+        return w * (1 if np.mean(sides, 0)[0] >= np.mean(sides, 0)[1] else -1)
+
+    def score(self, m, k): return (self.w[k] @ self.features(m)).reshape(m['layer4'].shape[1:])
+
+
+def at(rule, x): return float(rule(torch.tensor(np.ravel(x))[None]))
+
+
+def cuts_of_class(scores, cams):
+    "Rule -> the cut of a class, from the scores and CAMs of its training images"
+    x, c = np.concatenate([s.ravel() for s in scores]), np.concatenate([m.ravel() for m in cams])
+    return {'zero': 0., 'otsu of the class': at(otsu, x), 'two Gaussians of the class': at(gaussians, x), 'share of the CAM, class': float(np.quantile(x, 1 - (c > .25).mean())),
+            'between the means under the CAM': float((x[c > .5].mean() + x[c < .05].mean()) / 2)}
+
+
+def measure_icd(a, whole=False):
+    "IoU of a class's things at every cut, of images with one tag; every channel with spread 1, as ICD's batch norm has them, or the whole space whitened"
+    train, data = opened(a, 'train_aug'), opened(a)
+    from_train, from_val = layers_of(a, train, 'train_aug'), layers_of(a, data, 'val')
+    d, grid, rows = Directions(train, from_train, whole=whole), np.arange(-10, 30, .05), []
+    for k, images in d.single.items():
+        scores, cams = zip(*[(d.score(m, k), d.cam(m, k)) for m in map(from_train, images)])
+        cuts, total, ranks = cuts_of_class(scores, cams), {n: np.zeros(4) for n in CUTS}, PixelAP(2)
+        sweep, cam_ap = np.zeros((2, len(grid) + 1)), PixelAP(2)
+        mine = [i for i in range(len(data)) if data.labels[i, k] and data.labels[i].sum() == 1][:a.images or None]
+        for i in mine:
+            m, truth = from_val(i), data.mask(i)
+            s, c = d.score(m, k), d.cam(m, k)
+            large, shown = (F.interpolate(torch.tensor(x)[None, None].float(), truth.shape, mode='bilinear', align_corners=False)[0, 0].numpy() for x in (s, c))
+            own = {**cuts, 'otsu of the image': at(otsu, s), 'two Gaussians of the image': at(gaussians, s), 'share of the CAM, image': np.quantile(s, 1 - (c > .25).mean())}
+            keep, thing = truth != 255, truth == k + 1
+            for n, t in own.items(): total[n] += [(thing & (large > t)).sum(), (keep & (thing | (large > t))).sum(), (keep & ~thing & (large <= t)).sum(), (keep & (~thing | (large <= t))).sum()]
+            place = np.searchsorted(grid, large[keep])
+            for j in (0, 1): sweep[j] += np.bincount(place[thing[keep] == j], minlength=len(grid) + 1)
+            ranks.update(np.ones(1, int), large[None], np.where(keep, thing, 255).astype(np.uint8)), cam_ap.update(np.ones(1, int), shown[None], np.where(keep, thing, 255).astype(np.uint8))
+        above = sweep[:, ::-1].cumsum(1)[:, -2::-1]
+        iou = above[1] / (sweep[1].sum() + above[0])
+        rows.append(dict(cls=data.classes[k], images=len(mine), train=len(images), ap=float(ranks.ap()[1]), cam_ap=float(cam_ap.ap()[1]), best=float(iou.max()), best_at=float(grid[iou.argmax()]),
+                         cuts=cuts, iou={n: float(x[0] / x[1]) for n, x in total.items()}, ground={n: float(x[2] / x[3]) for n, x in total.items()}))
+        print(rows[-1], flush=True)
+    for n in CUTS: print(f'{n:36} {np.mean([r["iou"][n] for r in rows]):.3f} ground {np.mean([r["ground"][n] for r in rows]):.3f}')
+    print('best', np.mean([r['best'] for r in rows]), 'AP', np.mean([r['ap'] for r in rows]), 'CAM', np.mean([r['cam_ap'] for r in rows]))
+    return dict(rows=rows)
+
+
+# SIPE: the weight of the background when seeds are found, on features of ImageNet
+
+WEIGHTS = (.5, .6, .7, .8, .9, 1., 1.1)
+
+
+def chance_iou(features, cam):
+    "The IoU of Eq. 4 if structure and CAM lay anywhere: [1,K+1,h,w], from their sizes alone"
+    f = length_one(features.flatten(2), 1)
+    size = torch.cat([(f[:, :, at].transpose(1, 2) @ f).relu().sum(2) for at in torch.arange(f.shape[2]).split(512)], 1)[:, None]
+    m, n = cam.flatten(2).sum(2)[..., None], f.shape[2]
+    return (size * m / n / (size + m - size * m / n).clamp(min=1e-5)).view(1, -1, *cam.shape[2:])
+
+
+def seeds_by_rule(features, cam):
+    "Rule -> seeds [1,h,w]: the background's IoU times a weight, or every IoU beside that of chance"
+    c, chance = structure_similarity(features, cam), chance_iou(features, cam)
+    out = {f'weight {w}': weighted(c, w).argmax(1) for w in WEIGHTS}
+    return out | {'beyond chance': ((c - chance) / (1 - chance).clamp(min=1e-5)).argmax(1), 'times chance': (c / chance.clamp(min=1e-5)).argmax(1)}
+
+
+def measure_sipe(a):
+    "bg+6 mIoU of IS-CAMs that need no training, and how large their grounds are, by the weight or rule"
+    data, lite = cam_of(a)
+    train, out = opened(a, 'train_aug'), []
+    images = range(0, len(data), max(1, len(data) // (a.images or 74)))
+    maps, net = layers_of(a, data, 'val'), load_localiser(a.localiser)[0]
+    kept, d = Features(data, None, f'{a.features}/val'), Directions(train, layers_of(a, train, 'train_aug'), 0)
+    def mobile(i):
+        m = maps(i)
+        return torch.tensor(m['last'])[None].float(), torch.tensor(np.stack([d.cam(m, int(k)) for k in tagged_of(data, i)]))[None].float()
+    lite2 = lambda i: (kept[i][None][:, -net.backbone.channels[-1]:], lite(i))
+    for backbone, of in (('mobilenet_v2', mobile), ('timm:tf_efficientnet_lite2', lite2)):
+        counts, share, agree = {}, {}, {}
+        for i in images:
+            if not len(tagged_of(data, i)): continue
+            (f, cam), truth, keys = of(i), data.mask(i), [0, *(tagged_of(data, i) + 1).tolist()]
+            regions = segments(data.image(i))
+            counted(counts.setdefault('CAM .25', Confusion(21)), with_ground(cam), keys, truth)
+            m = torch.cat([1 - cam.amax(1, keepdim=True), cam], 1)
+            for rule, s in seeds_by_rule(f, m).items():
+                specific = is_cam(f, prototypes(f, one_hot(s, m.shape[1])))
+                specific = specific / (specific.amax((2, 3), keepdim=True) + 1e-5)
+                counted(counts.setdefault(rule, Confusion(21)), specific, keys, truth)
+                large = F.interpolate(specific, truth.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
+                share.setdefault(rule, []).append(float((large == 0).mean())), agree.setdefault(rule, []).append(explained(large, regions))
+        for rule, c in counts.items(): out.append(dict(backbone=backbone, rule=rule, miou=c.miou(ids_of(data)), ground=float(np.mean(share.get(rule, [np.nan]))), agreement=float(np.mean(agree.get(rule, [np.nan])))))
+        for r in out: print(r, flush=True)
+    return dict(images=len(images), rows=[{k: v for k, v in r.items() if v == v} for r in out])
+
+
+# ECS-Net and SEAM: what the second look teaches, by the size of the view
+
+def measure_ecsnet(a):
+    "Of the labels that the erased image gives: how many are right, and how much of the things they cover"
+    data, train = opened(a), opened(a, 'train_aug')
+    d = Directions(train, layers_of(a, train, 'train_aug'), 0)
+    net, images = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval(), np.linspace(0, len(data) - 1, a.images or 40).astype(int)
+    @torch.no_grad()
+    def heat(x):
+        z = (net(x)[-1] - d.centre[:, None, None]) / d.wide[:, None, None]
+        return F.pad(of_cells(d.tags, z), (0, 0, 0, 0, 1, 0))
+    rows = {}
+    for i in images:
+        labels, truth = data.labels[i][None], torch.tensor(data.mask(i))
+        for side in (161, 257, 449):
+            size = [round(n * side / max(truth.shape)) for n in truth.shape]
+            x, small = as_tensor(resize_image(data.image(i), size))[None], torch.tensor(resize_mask(truth.numpy(), size)).long()
+            cams = lambda h: fit_size(minmax_cam(h.relu(), labels), size)
+            for beta in (1., .5):
+                first = cams(heat(F.interpolate(x, [round(n * beta) for n in size], mode='bilinear', antialias=True)))
+                region = erased_region(first, .6)
+                unit = side / 448
+                second = cams(heat(blur_erase(x, region, 10 * unit, max(1, round(25 * unit)))))
+                found = {('first map', .6): reliable_labels(first, torch.zeros_like(region), .6)}
+                found |= {('second', t): reliable_labels(second, region, t) for t in (.6, .7, .8, .9)}
+                found |= {('second, nothing left out', t): reliable_labels(second, torch.zeros_like(region), t) for t in (.6, .8)}
+                for (what, theta), y in found.items():
+                    given, thing = (y[0] != 255) & (small != 255), (small != 255) & (small > 0)
+                    now = [int((given & (y[0] == small)).sum()), int(given.sum()), int((given & (y[0] == small)).sum()), int(thing.sum())]
+                    rows.setdefault((side, beta, what, theta), np.zeros(4, np.int64))
+                    rows[side, beta, what, theta] += now
+    out = [dict(zip(('side', 'beta', 'what', 'theta'), k), right=float(r[0] / max(r[1], 1)), cover=float(r[2] / r[3])) for k, r in rows.items()]
+    for r in out: print(r)
+    return dict(images=len(images), delta=.6, rows=out)
+
+
+# SVM: how deep its features lie, and what it gains by the quality of its seeds
+
+def measure_svm(a):
+    "bg+6 mIoU of given maps before and after the SVM, by network, layer and seeds"
+    data, _ = cam_of(a)
+    net, images = load_localiser(a.localiser)[0].eval(), np.linspace(0, len(data) - 1, a.images or 60).astype(int)
+    kept = Features(data, None, f'{a.features}/val')
+    mobile = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval()
+    @torch.no_grad()
+    def seeds(i, kind):
+        z, here, size = net.standard(kept[i][None]), tagged_of(data, i), data.mask(i).shape
+        if kind == 'CAM': m = normalize(of_cells(net.tags, z)[:, here])
+        else: m = among_tags(of_cells(net.lessons[kind - 1], z), data.labels[i][None])[:, [0, *(here + 1).tolist()]]
+        m = F.interpolate(m, size, mode='bilinear', align_corners=False)[0].numpy()
+        return ScoreMaps(np.array([*([0] if kind != 'CAM' else []), *(here + 1).tolist()]), m)
+    mask_of = lambda m: (m.keys if 0 in m.keys else np.append(0, m.keys))[(m.maps if 0 in m.keys else np.concatenate([np.full_like(m.maps[:1], .25), m.maps])).argmax(0)].astype(np.uint8)
+    table = [(kind, None, '') for kind in ('CAM', 1, 3)] + [(3, n, l) for n in ('mobilenet_v2', 'lite2') for l in ('layer1', 'layer2', 'layer3')] + [(kind, 'lite2', 'layer2') for kind in ('CAM', 1)]
+    counts = {row: Confusion(21) for row in table}
+    for count, i in enumerate(images):
+        if not len(tagged_of(data, i)): continue
+        for row in table:
+            kind, name, layer = row
+            m = seeds(i, kind)
+            if name:
+                f = shallow_features(mobile if name == 'mobilenet_v2' else net.backbone, data.image(i), layer)
+                m = svm_maps(f, m, data.mask(i).shape, rng('svm', 0, data.names[i]).random(f[0].size), per_class=1000)[0]
+            counts[row].update(mask_of(m), data.mask(i))
+        if count % 10 == 9: print(count + 1, {' '.join(map(str, k)): round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
+    return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data))) for (k, n, l), c in counts.items()])
+
+
+MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    p.add_argument('what', choices=MEASURES)
+    for name in ('root', 'tags', 'localiser', 'features', 'weights'): p.add_argument(f'--{name}', default='')
+    p.add_argument('--images', type=int, default=0, help='only the first ones')
+    p.add_argument('--out', default=HERE)
+    a, start = p.parse_args(), time.time()
+    torch.set_num_threads(1)
+    found = MEASURES[a.what](a)
+    about = dict(what=a.what, data='voc12, six animal classes', versions=dict(torch=torch.__version__, numpy=np.__version__), device='cpu, 1 thread')
+    Path(a.out).mkdir(parents=True, exist_ok=True)
+    (Path(a.out) / f'{a.what}.json').write_text(json.dumps(about | found, indent=1) + '\n', encoding='utf-8')
+    print(f'{a.what}: {time.time() - start:.0f} s')
+
+
+if __name__ == '__main__': main()
