@@ -105,21 +105,21 @@ def parts_folder():
 
 @lru_cache(1000)
 def pixels(seed, split, i):
-    "(image, mask) of image `i`; those of the embedded set are kept on the disk, if it lets us"
+    "(image, mask, signs) of image `i`; those of the embedded set are kept on the disk, if it lets us"
     kept = not seed and i < SPLITS[split][1] and __name__ != '__main__'
     try:
-        with np.load(parts_folder() / f'{split}_{i:04d}.npz' if kept else '') as f: both = f['image'], f['mask']
+        with np.load(parts_folder() / f'{split}_{i:04d}.npz' if kept else '') as f: three = f['image'], f['mask'], f['parts']
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
-        both = draw_parts(seed, split, i)[:2]
-        if kept: keep(parts_folder() / f'{split}_{i:04d}.npz', *both)
-    for a in both: a.flags.writeable = False
-    return both
+        three = (s := draw_parts(seed, split, i)).image, s.mask, s.parts
+        if kept: keep(parts_folder() / f'{split}_{i:04d}.npz', *three)
+    for a in three: a.flags.writeable = False
+    return three
 
 
-def keep(file, image, mask):
-    "Write image and mask, where one may write"
+def keep(file, image, mask, parts):
+    "Write what was drawn, where one may write"
     try:
-        with whole_file(file) as f: np.savez(f, image=image, mask=mask)
+        with whole_file(file) as f: np.savez(f, image=image, mask=mask, parts=parts)
     except (OSError, UserError): pass
 
 # %% ../../nbs/data/parts.ipynb #fbabfbc1
@@ -135,6 +135,7 @@ class PartsData(SyntheticData):
 
     def image(self, i): return pixels(self.seed, self.split, self.drawn_as(i))[0].copy()
     def mask(self, i): return pixels(self.seed, self.split, self.drawn_as(i))[1].copy()
+    def signs(self, i): return pixels(self.seed, self.split, self.drawn_as(i))[2].copy()
     def size(self, i): return begun(self.seed, self.split, self.drawn_as(i))[1]
     def file_digest(self, i): return digest('parts', EDITION, self.seed, self.split, self.drawn_as(i))
 
