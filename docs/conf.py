@@ -39,7 +39,7 @@ contents = {
     'The five papers': ['papers/sipe', 'papers/svm', 'papers/icd', 'papers/ecsnet', 'papers/seam', 'papers/ccmr', 'papers/[!b]*'],
     'Results': ['results/drawings', 'results/photographs', 'results/few_outlines', 'results/grids', 'results/noise'],
     'Foundations': ['api', 'base/basics', 'base/tell', 'base/core', 'base/calls', 'base/plugs', 'base/workers', 'base/ahead', 'base/until', 'base/processes', 'metrics', 'base/pictures', 'base/show', 'base/page', 'base/rounding', 'base/timing'],
-    'Data': ['data/catalog', 'data/folder', 'data/sources', 'data/keywords', 'data/exports', 'data/words', 'data/corrections', 'data/synthetic', 'data/voc', 'data/coco', 'data/sample', 'data/*'],
+    'Data': ['data/catalog', 'data/folder', 'data/sources', 'data/keywords', 'data/exports', 'data/words', 'data/corrections', 'data/synthetic', 'data/parts', 'data/voc', 'data/coco', 'data/sample', 'data/*'],
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],
     'Score maps and training': ['cams', 'engine/batches', 'engine/rates', 'engine/train', 'engine/beside', 'engine/checkpoint', 'engine/evaluate'],
     'Refinement': ['refine/masks', 'refine/chain', 'refine/compare', 'refine/crf', 'refine/pamr', 'refine/batched', 'refine/superpixels', 'refine/psa', 'refine/irn', 'refine/[!b]*'],

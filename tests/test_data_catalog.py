@@ -30,7 +30,7 @@ def test_home_folder(root, monkeypatch):
 
 
 def test_mistakes(root):
-    with pytest.raises(UserError, match="data: unknown name 'voc2012'. Did you mean 'voc12'. Known: synthetic, voc12, coco14, folder"): open_data('voc2012')
+    with pytest.raises(UserError, match="data: unknown name 'voc2012'. Did you mean 'voc12'. Known: synthetic, parts, voc12, coco14, folder"): open_data('voc2012')
     for name in ('voc12', 'coco14', 'folder'):
         with pytest.raises(UserError, match=f'root: expected the folder of {name}, got nothing'): open_data(name)
     with pytest.raises(UserError, match='data=voc12: does not take classes'): open_data('voc12', root=root, classes='dog')

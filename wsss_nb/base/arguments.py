@@ -49,7 +49,7 @@ def is_scale(word):
     return bool(re.fullmatch(r'\d*\.?\d+', word)) and not Path(word).exists()
 
 
-DATA_NAMES = ('synthetic', 'voc12', 'coco14', 'folder')  # of data.catalog
+DATA_NAMES = ('synthetic', 'parts', 'voc12', 'coco14', 'folder')  # of data.catalog
 
 
 def is_split(word):

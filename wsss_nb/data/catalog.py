@@ -16,6 +16,7 @@ from ..base.core import UserError, check_name
 # name: the module, which holds a function of that name, and the arguments it takes besides `split`
 READERS = dict(
     synthetic=('synthetic', ()),
+    parts=('parts', ()),
     voc12=('voc', ('root', 'tags', 'masks')),
     coco14=('coco', ('root', 'masks', 'variant', 'limit')),
     folder=('folder', ('root', 'tags', 'masks', 'classes')))
@@ -24,7 +25,7 @@ READERS = dict(
 def check_given(name, takes, given):
     "Raise unless the data set listens to every word that was given, and has its folder"
     extra = sorted(k for k, v in given.items() if v and k not in (*takes, 'limit'))
-    own = "; a folder of your own is open_data('folder', root=...)" if name == 'synthetic' and 'root' in extra else ''
+    own = "; a folder of your own is open_data('folder', root=...)" if name in ('synthetic', 'parts') and 'root' in extra else ''
     if extra: raise UserError(f'data={name}: does not take {", ".join(extra)}; leave it out, or choose another data set{own}.')
     if 'root' in takes and not given['root']: raise UserError(f'root: expected the folder of {name}, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).')
     limit = given['limit']
@@ -33,7 +34,7 @@ def check_given(name, takes, given):
 # %% ../../nbs/data/catalog.ipynb #18f3e876
 @spelt
 def open_data(
-    name='synthetic',  # synthetic, voc12, coco14 or folder
+    name='synthetic',  # synthetic, parts, voc12, coco14 or folder
     split='train',
     root='',  # where the data lies
     tags='',  # a file of tags; see the notebook of the data set

@@ -82,6 +82,12 @@ class Run:
         file = self.folder / 'metrics.json'
         return load_json(file) if file.is_file() else {}
 
+    @cached_property
+    def images(self):
+        "What each image adds to the numbers: `masks/val` -> classes and images; {} where that was not kept"
+        of_stage = [self.stage('evaluate')] if 'evaluate' in self.stages else []
+        return next((load_json(f / 'images.json') for f in [self.folder, *of_stage] if (f / 'images.json').is_file()), {})
+
     @property
     def state(self): return self.made['state']
     @property
@@ -109,7 +115,7 @@ class Run:
             written=datetime.now(timezone.utc).isoformat(timespec='seconds'),
             seconds=round(sum(s['seconds'] for s in stages.values()), 1),
             stages={k: dict(v, results=short_results(v)) for k, v in stages.items()}, masks=masks))
-        for kept in ('made', 'metrics'): self.__dict__.pop(kept, None)
+        for kept in ('made', 'metrics', 'images'): self.__dict__.pop(kept, None)
 
 
 def not_there(name, runs=''):

@@ -125,9 +125,9 @@ def among_seeds(run, seeds, data='', folder=None):
 
 
 def data_word(run):
-    "How the names of published runs call the data of a run: synthetic or photos"
+    "How the names of published runs call the data of a run: synthetic, parts or photos"
     names = {made['parameters'].get('data_name') for made in run.stages.values()} - {None}
-    return {'synthetic': 'synthetic', 'voc12': 'photos'}.get(names.pop(), '') if len(names) == 1 else ''
+    return dict(synthetic='synthetic', parts='parts', voc12='photos').get(names.pop(), '') if len(names) == 1 else ''
 
 # %% ../../nbs/engine/spread.ipynb #95d96875
 SAME, OUTSIDE, WITHIN = 0, 1, 3  # exit codes; 2 is that of an error

