@@ -14,6 +14,7 @@ from inside import inside
 from wsss_nb.base.core import UserError, load_json, save_json, whole_file
 from wsss_nb.base.workers import close_pool, parallel
 from wsss_nb.engine import execute as E
+from wsss_nb.engine.checkpoint import read_checkpoint
 from wsss_nb.engine.execute import StageFailed, is_locked, locked, run_notebook
 from wsss_nb.engine.run import list_runs, make_run, unused
 
@@ -171,6 +172,31 @@ def test_a_process_that_prepares_batches_is_killed_and_the_training_goes_on_else
     with pytest.raises(UserError, match='^workers: a worker process was killed, most likely for want of memory; use fewer workers.$'): learner('a', workers=1, callbacks=[Kills()]).fit()
     whole, again = learner('b', workers=0), learner('a', workers=0)
     assert again.fit() == whole.fit() and 5 <= whole.step == 20 and torch.equal(again.raw_net.w.weight, whole.raw_net.w.weight)
+
+
+def test_a_process_of_a_training_that_is_killed_is_told_and_what_it_saved_is_gone_on_with(tmp_path, monkeypatch):
+    import torch
+    from test_on_a_card import Line, Numbers
+    from wsss_nb.engine.train import Learner
+    dies = tmp_path / 'dies.py'  # trains to its fifth step, as one of several processes would, and is killed in it
+    dies.write_text(f"""import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from wsss_nb.base import processes
+from wsss_nb.engine import train
+step = train.Learner.one_step
+def killed(learner, *a):
+    if learner.step == 5: os.kill(os.getpid(), signal.SIGKILL)
+    return step(learner, *a)
+train.Learner.one_step = killed
+processes.train_job(sys.argv[-1])""")
+    def learner(folder):
+        torch.manual_seed(0)
+        return Learner(Line(), Numbers([k / 40 for k in range(40)]), slow_view, epochs=2, batch_size=4, lr=.05, device='cpu', folder=tmp_path / folder, save_seconds=0., workers=0)
+    monkeypatch.setenv('WSSS_LAUNCH', f'{sys.executable} {dies}')
+    with pytest.raises(UserError, match='^launch: .*dies.py ended with -9; its last lines are in .*/a/.launch.log.$'): learner('a').fit()
+    assert not (tmp_path / 'a/.launch.pt').exists() and 0 < read_checkpoint(tmp_path / 'a/checkpoint.pt')['step'] <= 5
+    monkeypatch.delenv('WSSS_LAUNCH')
+    whole, again = learner('b'), learner('a')
+    assert again.fit() == whole.fit() and torch.equal(again.raw_net.w.weight, whole.raw_net.w.weight)
 
 
 def interrupted(work, first, second):

@@ -184,6 +184,17 @@ def test_hf_keeps_the_masks_themselves(made):
     is_whole(out)
 
 
+@pytest.mark.parametrize('to, words', [
+    ('label-studio', 'brush masks do not show where the names in the configuration are others'), ('label-studio', 'a prediction can be looked at, not erased: copy it to an annotation first'),
+    ('cvat', 'a label that the task lacks (`background` of other exports) stops the import, none is written here'), ('cvat', 'so neighbours have no gaps; do not convert them to polygons on import'),
+    ('yolo', 'polygons are not simplified, so neighbours leave no gaps, and holes are cut out through a line of no width'),
+    *((to, 'have undecided pixels (255), for which this format has no place: they are in no annotation, and count as background there') for to in ('coco', 'label-studio', 'cvat', 'yolo')),
+    ('hf', '255 is undecided (ignore_index=255 of a loss)')])
+def test_what_users_of_a_tool_hit_is_told_in_one_line(made, to, words):
+    told = [line for line in made[to][1] if words in line]
+    assert len(told) == 1 and '\n' not in told[0]
+
+
 # -- read back by the tools, where they are
 
 def installed(name): return importlib.util.find_spec(name) is not None
@@ -193,6 +204,11 @@ def test_the_readers_of_the_tools_agree(made):
     "those that are installed: label_studio_sdk, datumaro, datasets; pycocotools always"
     if installed('label_studio_sdk'):
         from label_studio_sdk.converter.brush import decode_rle
+        from label_studio_sdk.label_interface import LabelInterface
+        out = made['label-studio'][0]
+        screen = LabelInterface((out / 'config.xml').read_text(encoding='utf-8'))
+        tasks = json.loads((out / 'tasks.json').read_text(encoding='utf-8'))
+        assert len(tasks) == len(KEPT) and all(screen.validate_prediction(p) for t in tasks for p in t['predictions'])
         for m in KEPT.values(): assert np.array_equal(decode_rle(studio_rle(m > 0)).reshape(*m.shape, 4)[..., 3] > 0, m > 0)
     if installed('datumaro'):
         import datumaro

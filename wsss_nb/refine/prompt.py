@@ -84,9 +84,9 @@ def sam_in(folder, device):
     except (OSError, ValueError) as e: raise UserError(f'prompt_model: {folder}: no SAM of transformers ({str(e).splitlines()[0]}); give a folder with config.json, preprocessor_config.json and model.safetensors.') from None
     @torch.no_grad()
     def ask(image, boxes, points):
-        prompts = dict(input_boxes=None if boxes is None else [boxes.tolist()], input_points=None if points is None else [[p[None].tolist() for p in points]][0:1])
+        prompts = {} if boxes is None else dict(input_boxes=[boxes.tolist()])
         if points is not None: prompts['input_points'] = [[[p.tolist()] for p in points]]
-        given = processor(image, return_tensors='pt', **{k: v for k, v in prompts.items() if v is not None}).to(device)
+        given = processor(image, return_tensors='pt', **prompts).to(device)
         out = net(**{k: v.float() if v.is_floating_point() else v for k, v in given.items()}, multimask_output=True)
         masks = processor.image_processor.post_process_masks(out.pred_masks.cpu(), given['original_sizes'].cpu(), given['reshaped_input_sizes'].cpu())[0]
         return masks.flatten(0, 1).numpy()
