@@ -31,7 +31,7 @@ from wsss_nb.refine.correlation import fit_size
 from wsss_nb.refine.cuts import gaussians, otsu
 from wsss_nb.refine.pamr import pamr
 from wsss_nb.refine.superpixels import segments
-from wsss_nb.results.agreement import explained
+from wsss_nb.results.agreement import agreement
 
 SIX = 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'
 HERE = Path(__file__).resolve().parents[1] / 'runs/measured'
@@ -99,6 +99,50 @@ def measure_ccmr(a):
             place = dict(zip(('scale',) if how == 'alone' else ('reach', 'scale'), rest))
             out.append(dict(cells=cells, power=power, how=how, **place, miou=c.miou(ids_of(data))))
     return dict(images=images, threshold=.25, iters=10, dilations=DILATIONS, rows=out)
+
+
+# Agreement with superpixels: which threshold it chooses
+
+def entropy(p): return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+
+
+def explained(mask, regions):
+    "How much of the entropy of a mask its regions explain, 0 for a mask of one label"
+    labels = np.unique(mask, return_inverse=True)[1].ravel()
+    k = int(labels.max()) + 1
+    count = np.bincount(np.ravel(regions).astype(np.int64) * k + labels, minlength=(int(np.max(regions)) + 1) * k).reshape(-1, k)
+    size = np.maximum(count.sum(1), 1)
+    return float(1 - count.sum(1) @ entropy(count / size[:, None]) / count.sum() / entropy(count.sum(0) / count.sum())) if k > 1 else 0.
+
+
+def budget_of(data):
+    "The 24 images that may choose: of each of the six classes the first four by their ids that show it"
+    out = []
+    for k in (data.classes.index(c) for c in SIX):
+        out += [i for i in sorted(range(len(data)), key=lambda i: data.names[i]) if data.labels[i, k] and i not in out][:4]
+    return out
+
+
+def measure_agreement(a):
+    "mIoU and both measures of agreement at every threshold of a CAM: on the budget of outlined images, and on every third of val"
+    out, thresholds = [], np.arange(.05, .86, .05).round(2)
+    for split, some in (('train_aug', budget_of), ('val', lambda data: range(0, len(data), 3))):
+        data, net = opened(a, split), load_localiser(a.localiser)[0].eval()
+        images = [i for i in some(data) if len(tagged_of(data, i))]
+        part = data.subset(images)
+        kept = Features(part, lambda image: image_features(net, image), a.features and f'{a.features}/{split}')
+        counts, found = {t: Confusion(21) for t in thresholds}, {t: ([], []) for t in thresholds}
+        for i in range(len(part)):
+            keys, truth, regions = (tagged_of(part, i) + 1).numpy(), part.mask(i), segments(part.image(i))
+            with torch.no_grad(): m = normalize(of_cells(net.tags, net.standard(kept[i][None]))[:, keys - 1])
+            m = F.interpolate(m, truth.shape, mode='bilinear', align_corners=False)[0].numpy()
+            for t in thresholds:
+                mask = np.where(m.max(0) > t, keys[m.argmax(0)], 0)
+                counts[t].update(mask, truth)
+                found[t][0].append(agreement(mask, regions, keys)), found[t][1].append(explained(mask, regions))
+        for t in thresholds: out.append(dict(split=split, images=len(part), threshold=float(t), miou=counts[t].miou(ids_of(data)), IoU=float(np.mean(found[t][0])), entropy=float(np.mean(found[t][1]))))
+    for r in out: print(r)
+    return dict(rows=out)
 
 
 # ICD: where the scores along a direction are to be cut, with no training: the direction is the first eigenvector of Eq. 1
@@ -246,7 +290,7 @@ def measure_sipe(a):
                 specific = specific / (specific.amax((2, 3), keepdim=True) + 1e-5)
                 counted(counts.setdefault(rule, Confusion(21)), specific, keys, truth)
                 large = F.interpolate(specific, truth.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
-                share.setdefault(rule, []).append(float((large == 0).mean())), agree.setdefault(rule, []).append(explained(large, regions))
+                share.setdefault(rule, []).append(float((large == 0).mean())), agree.setdefault(rule, []).append(agreement(np.asarray(keys)[large], regions, keys))
         for rule, c in counts.items(): out.append(dict(backbone=backbone, rule=rule, miou=c.miou(ids_of(data)), ground=float(np.mean(share.get(rule, [np.nan]))), agreement=float(np.mean(agree.get(rule, [np.nan])))))
         for r in out: print(r, flush=True)
     return dict(images=len(images), rows=[{k: v for k, v in r.items() if v == v} for r in out])
@@ -319,7 +363,7 @@ def measure_svm(a):
     return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data))) for (k, n, l), c in counts.items()])
 
 
-MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
+MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
 
 
 def main():
