@@ -37,7 +37,7 @@ pygments_dark_style = 'github-dark'
 contents = {
     'Tutorials': ['tutorials/own_photographs', 'tutorials/tags_you_have', 'tutorials/a_few_outlines', 'tutorials/use_as_a_library', 'tutorials/read_a_run', 'tutorials/add_a_method', 'papers/conformity', 'tutorials/*', 'glossary'],
     'The five papers': ['papers/sipe', 'papers/svm', 'papers/icd', 'papers/ecsnet', 'papers/seam', 'papers/ccmr', 'papers/[!b]*'],
-    'Results': ['results/drawings', 'results/photographs', 'results/few_outlines', 'results/grids', 'results/noise'],
+    'Results': ['results/drawings', 'results/several_parts', 'results/photographs', 'results/few_outlines', 'results/grids', 'results/noise'],
     'Foundations': ['api', 'base/basics', 'base/tell', 'base/core', 'base/calls', 'base/plugs', 'base/workers', 'base/ahead', 'base/until', 'base/processes', 'metrics', 'base/pictures', 'base/show', 'base/page', 'base/rounding', 'base/timing'],
     'Data': ['data/catalog', 'data/folder', 'data/sources', 'data/keywords', 'data/exports', 'data/words', 'data/corrections', 'data/synthetic', 'data/parts', 'data/voc', 'data/coco', 'data/sample', 'data/*'],
     'Networks': ['nets/zoo', 'nets/backbone', 'nets/weights', 'nets/vgg', 'nets/resnet', 'nets/resnet38', 'nets/mobilenet', 'nets/tiny', 'nets/*'],

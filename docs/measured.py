@@ -3,7 +3,7 @@
 Each measurement writes numbers, and nothing but numbers, to runs/measured/<name>.json; pages read them from there. RUN is a run of `frozen_photos`, whose layers of tags are a CAM network.
 With --features FOLDER its features of each image are kept there, so that the next measurement is quick.
 """
-import argparse, json, time
+import argparse, functools, json, time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from wsss_nb.base.core import rng
 from wsss_nb.data.resize import resize_mask
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.data.views import as_tensor, resize_image
+from wsss_nb.engine.evaluate import areas_of
 from wsss_nb.engine.methods import load_localiser
 from wsss_nb.metrics import Confusion, PixelAP
 from wsss_nb.nets.linear import Features, best_decay, learn_linear, multilabel, of_cells
@@ -31,7 +32,8 @@ from wsss_nb.refine.correlation import fit_size
 from wsss_nb.refine.cuts import gaussians, otsu
 from wsss_nb.refine.pamr import pamr
 from wsss_nb.refine.superpixels import segments
-from wsss_nb.results.agreement import explained
+from wsss_nb.results.agreement import agreement
+from wsss_nb.results.paired import areas_from, paired_gain
 
 SIX = 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'
 HERE = Path(__file__).resolve().parents[1] / 'runs/measured'
@@ -101,6 +103,50 @@ def measure_ccmr(a):
     return dict(images=images, threshold=.25, iters=10, dilations=DILATIONS, rows=out)
 
 
+# Agreement with superpixels: which threshold it chooses
+
+def entropy(p): return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+
+
+def explained(mask, regions):
+    "How much of the entropy of a mask its regions explain, 0 for a mask of one label"
+    labels = np.unique(mask, return_inverse=True)[1].ravel()
+    k = int(labels.max()) + 1
+    count = np.bincount(np.ravel(regions).astype(np.int64) * k + labels, minlength=(int(np.max(regions)) + 1) * k).reshape(-1, k)
+    size = np.maximum(count.sum(1), 1)
+    return float(1 - count.sum(1) @ entropy(count / size[:, None]) / count.sum() / entropy(count.sum(0) / count.sum())) if k > 1 else 0.
+
+
+def budget_of(data):
+    "The 24 images that may choose: of each of the six classes the first four by their ids that show it"
+    out = []
+    for k in (data.classes.index(c) for c in SIX):
+        out += [i for i in sorted(range(len(data)), key=lambda i: data.names[i]) if data.labels[i, k] and i not in out][:4]
+    return out
+
+
+def measure_agreement(a):
+    "mIoU and both measures of agreement at every threshold of a CAM: on the budget of outlined images, and on every third of val"
+    out, thresholds = [], np.arange(.05, .86, .05).round(2)
+    for split, some in (('train_aug', budget_of), ('val', lambda data: range(0, len(data), 3))):
+        data, net = opened(a, split), load_localiser(a.localiser)[0].eval()
+        images = [i for i in some(data) if len(tagged_of(data, i))]
+        part = data.subset(images)
+        kept = Features(part, lambda image: image_features(net, image), a.features and f'{a.features}/{split}')
+        counts, found = {t: Confusion(21) for t in thresholds}, {t: ([], []) for t in thresholds}
+        for i in range(len(part)):
+            keys, truth, regions = (tagged_of(part, i) + 1).numpy(), part.mask(i), segments(part.image(i))
+            with torch.no_grad(): m = normalize(of_cells(net.tags, net.standard(kept[i][None]))[:, keys - 1])
+            m = F.interpolate(m, truth.shape, mode='bilinear', align_corners=False)[0].numpy()
+            for t in thresholds:
+                mask = np.where(m.max(0) > t, keys[m.argmax(0)], 0)
+                counts[t].update(mask, truth)
+                found[t][0].append(agreement(mask, regions, keys)), found[t][1].append(explained(mask, regions))
+        for t in thresholds: out.append(dict(split=split, images=len(part), threshold=float(t), miou=counts[t].miou(ids_of(data)), IoU=float(np.mean(found[t][0])), entropy=float(np.mean(found[t][1]))))
+    for r in out: print(r)
+    return dict(rows=out)
+
+
 # ICD: where the scores along a direction are to be cut, with no training: the direction is the first eigenvector of Eq. 1
 
 LAYERS = 'layer4', 'last'
@@ -121,6 +167,14 @@ def layers_of(a, data, split):
             np.savez(file, **found)
         return dict(np.load(file))
     return maps
+
+
+@functools.cache
+def tags_layer(root, tags, features, weights):
+    "A Directions without directions: the layer of tags on MobileNetV2"
+    a = argparse.Namespace(root=root, tags=tags, features=features, weights=weights)
+    train = opened(a, 'train_aug')
+    return Directions(train, layers_of(a, train, 'train_aug'), 0)
 
 
 class Directions:
@@ -225,10 +279,10 @@ def seeds_by_rule(features, cam):
 def measure_sipe(a):
     "bg+6 mIoU of IS-CAMs that need no training, and how large their grounds are, by the weight or rule"
     data, lite = cam_of(a)
-    train, out = opened(a, 'train_aug'), []
-    images = range(0, len(data), max(1, len(data) // (a.images or 74)))
+    out = []
+    images = range(0, len(data), max(1, len(data) // (a.images or 45)))
     maps, net = layers_of(a, data, 'val'), load_localiser(a.localiser)[0]
-    kept, d = Features(data, None, f'{a.features}/val'), Directions(train, layers_of(a, train, 'train_aug'), 0)
+    kept, d = Features(data, None, f'{a.features}/val'), tags_layer(a.root, a.tags, a.features, a.weights)
     def mobile(i):
         m = maps(i)
         return torch.tensor(m['last'])[None].float(), torch.tensor(np.stack([d.cam(m, int(k)) for k in tagged_of(data, i)]))[None].float()
@@ -246,7 +300,7 @@ def measure_sipe(a):
                 specific = specific / (specific.amax((2, 3), keepdim=True) + 1e-5)
                 counted(counts.setdefault(rule, Confusion(21)), specific, keys, truth)
                 large = F.interpolate(specific, truth.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
-                share.setdefault(rule, []).append(float((large == 0).mean())), agree.setdefault(rule, []).append(explained(large, regions))
+                share.setdefault(rule, []).append(float((large == 0).mean())), agree.setdefault(rule, []).append(agreement(np.asarray(keys)[large], regions, keys))
         for rule, c in counts.items(): out.append(dict(backbone=backbone, rule=rule, miou=c.miou(ids_of(data)), ground=float(np.mean(share.get(rule, [np.nan]))), agreement=float(np.mean(agree.get(rule, [np.nan])))))
         for r in out: print(r, flush=True)
     return dict(images=len(images), rows=[{k: v for k, v in r.items() if v == v} for r in out])
@@ -256,8 +310,7 @@ def measure_sipe(a):
 
 def measure_ecsnet(a):
     "Of the labels that the erased image gives: how many are right, and how much of the things they cover"
-    data, train = opened(a), opened(a, 'train_aug')
-    d = Directions(train, layers_of(a, train, 'train_aug'), 0)
+    data, d = opened(a), tags_layer(a.root, a.tags, a.features, a.weights)
     net, images = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval(), np.linspace(0, len(data) - 1, a.images or 40).astype(int)
     @torch.no_grad()
     def heat(x):
@@ -290,6 +343,9 @@ def measure_ecsnet(a):
 
 # SVM: how deep its features lie, and what it gains by the quality of its seeds
 
+LAYERS_OF = dict(mobilenet_v2=('layer1', 'layer2', 'layer3'), lite2=('stage2', 'stage3', 'stage4'))
+
+
 def measure_svm(a):
     "bg+6 mIoU of given maps before and after the SVM, by network, layer and seeds"
     data, _ = cam_of(a)
@@ -304,8 +360,8 @@ def measure_svm(a):
         m = F.interpolate(m, size, mode='bilinear', align_corners=False)[0].numpy()
         return ScoreMaps(np.array([*([0] if kind != 'CAM' else []), *(here + 1).tolist()]), m)
     mask_of = lambda m: (m.keys if 0 in m.keys else np.append(0, m.keys))[(m.maps if 0 in m.keys else np.concatenate([np.full_like(m.maps[:1], .25), m.maps])).argmax(0)].astype(np.uint8)
-    table = [(kind, None, '') for kind in ('CAM', 1, 3)] + [(3, n, l) for n in ('mobilenet_v2', 'lite2') for l in ('layer1', 'layer2', 'layer3')] + [(kind, 'lite2', 'layer2') for kind in ('CAM', 1)]
-    counts = {row: Confusion(21) for row in table}
+    table = [(kind, None, '') for kind in ('CAM', 1, 3)] + [(3, n, l) for n, of in LAYERS_OF.items() for l in of] + [(kind, 'lite2', 'stage3') for kind in ('CAM', 1)]
+    counts, each = {row: Confusion(21) for row in table}, {row: {} for row in table}
     for count, i in enumerate(images):
         if not len(tagged_of(data, i)): continue
         for row in table:
@@ -314,27 +370,63 @@ def measure_svm(a):
             if name:
                 f = shallow_features(mobile if name == 'mobilenet_v2' else net.backbone, data.image(i), layer)
                 m = svm_maps(f, m, data.mask(i).shape, rng('svm', 0, data.names[i]).random(f[0].size), per_class=1000)[0]
-            counts[row].update(mask_of(m), data.mask(i))
+            one = Confusion(21).update(mask_of(m), data.mask(i))
+            counts[row], each[row][data.names[i]] = counts[row] + one, areas_of(one)
         if count % 10 == 9: print(count + 1, {' '.join(map(str, k)): round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
-    return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data))) for (k, n, l), c in counts.items()])
+    beside = lambda k, n, l: beside_seeds(each[k, n, l], each[k, None, ''], ids_of(data)) if n else {}
+    return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data)), **beside(k, n, l)) for (k, n, l), c in counts.items()])
 
 
-MEASURES = dict(ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm)
+def beside_seeds(a, b, classes):
+    "The paired gain of one row of areas over another"
+    return paired_gain(*(areas_from(dict(classes=classes, images=x)) for x in (a, b)))._asdict()
+
+
+# The frozen line by the protocol
+
+def measure_frozen(a):
+    "The CAM of linear layers on a frozen network and what their lessons make of it, with the differences image by image"
+    data, _ = cam_of(a)
+    net, kept = load_localiser(a.localiser)[0].eval(), Features(data, None, f'{a.features}/val')
+    counts, each, sweep = {}, {}, np.arange(.05, .86, .05).round(2)
+    for i in range(len(data)):
+        truth, here = data.mask(i), tagged_of(data, i)
+        keys, up = np.array([0, *(here + 1).tolist()]), lambda m: F.interpolate(m, truth.shape, mode='bilinear', align_corners=False)[0].numpy()
+        with torch.no_grad():
+            z = net.standard(kept[i][None])
+            cam = up(normalize(of_cells(net.tags, z)[:, here])) if len(here) else np.zeros((0, *truth.shape), np.float32)
+            found = {f'lesson {k + 1}': keys[up(among_tags(of_cells(l, z), data.labels[i][None])[:, keys]).argmax(0)] for k, l in enumerate(net.lessons)}
+        top, winner = (cam.max(0), keys[1:][cam.argmax(0)]) if len(here) else (np.zeros(truth.shape), np.zeros(truth.shape, int))
+        found |= {f'CAM {t:g}': np.where(top > t, winner, 0) for t in sweep}
+        for row, mask in found.items():
+            one = Confusion(21).update(mask.astype(np.uint8), truth)
+            counts[row] = counts.get(row, Confusion(21)) + one
+            each.setdefault(row, {})[data.names[i]] = areas_of(one)
+        if i % 50 == 49: print(i + 1, {k: round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
+    return dict(images=len(data), rows=[dict(row=r, miou=c.miou(ids_of(data)), **(beside_seeds(each[r], each['CAM 0.25'], ids_of(data)) if r != 'CAM 0.25' else {})) for r, c in counts.items()])
+
+
+MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm, frozen=measure_frozen)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    p.add_argument('what', choices=MEASURES)
+    p.add_argument('what', nargs='+', choices=MEASURES)
     for name in ('root', 'tags', 'localiser', 'features', 'weights'): p.add_argument(f'--{name}', default='')
     p.add_argument('--images', type=int, default=0, help='only the first ones')
     p.add_argument('--out', default=HERE)
-    a, start = p.parse_args(), time.time()
+    a = p.parse_args()
     torch.set_num_threads(1)
-    found = MEASURES[a.what](a)
-    about = dict(what=a.what, data='voc12, six animal classes', versions=dict(torch=torch.__version__, numpy=np.__version__), device='cpu, 1 thread')
+    for what in a.what: write(what, a)
+
+
+def write(what, a):
+    "Measure, and write the numbers with where they are from"
+    start, found = time.time(), MEASURES[what](a)
+    about = dict(what=what, data='voc12, six animal classes', versions=dict(torch=torch.__version__, numpy=np.__version__), device='cpu, 1 thread')
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    (Path(a.out) / f'{a.what}.json').write_text(json.dumps(about | found, indent=1) + '\n', encoding='utf-8')
-    print(f'{a.what}: {time.time() - start:.0f} s')
+    (Path(a.out) / f'{what}.json').write_text(json.dumps(about | found, indent=1) + '\n', encoding='utf-8')
+    print(f'{what}: {time.time() - start:.0f} s', flush=True)
 
 
 if __name__ == '__main__': main()

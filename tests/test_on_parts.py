@@ -43,10 +43,12 @@ def test_spread_is_pooled_over_all_methods():
 def test_a_sentence_is_made_from_published_runs(tmp_path):
     for name, values in dict(cam=(.50, .51, .52), icd=(.40, .41, .42), sipe=(.61, .62, .63), svm=(.51, .52, .53)).items(): laid(tmp_path, name, values)
     half = 2.306 * .01 * sqrt(2 / 3)
-    assert O.said_on_parts('sipe', folder=tmp_path) == f'SIPE, masks: .620 (3 seeds), the CAM .510; +11.0 ± {100 * half:.1f} points: beats the CAM.'
+    assert O.said_on_parts('sipe', folder=tmp_path) == f'SIPE, masks: .620 (3 seeds), the CAM .510 (3 seeds); +11.0 ± {100 * half:.1f} points: beats the CAM.'
     assert O.said_on_parts('icd', folder=tmp_path).endswith('is below the CAM.') and O.said_on_parts('svm', folder=tmp_path).endswith('cannot be told from the CAM.')
     assert O.said_on_parts('ccmr', folder=tmp_path) == 'CCMR: no masks on the set with several parts are published here.'
     assert O.said_on_parts('icd', 'network/val', tmp_path) == 'ICD: no network on the set with several parts is published here.'
+    for name, values in dict(cam=(.5,), icd=(.4,)).items(): laid(tmp_path / 'one', name, values)
+    assert O.said_on_parts('icd', folder=tmp_path / 'one') == 'ICD, masks: .400 (1 seed), the CAM .500 (1 seed); −10.0 points: with one seed each nothing can be said.'
     assert O.on_parts('icd', folder=tmp_path) == {0: .4, 1: .41, 2: .42}
     assert O.signs_on_parts('icd', folder=tmp_path) == pytest.approx(dict(trunk=.41, head=.9, chest=.41, limbs=.41, ground=.1)) and O.signs_on_parts('ccmr', folder=tmp_path) == {}
 

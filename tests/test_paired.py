@@ -1,6 +1,5 @@
 """Differences between two rows: the bootstrap beside every draw there is, beside a loop, and on runs that are really made; and choices by superpixels."""
 import itertools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from wsss_nb.engine.record import Run
 from wsss_nb.engine.run import make_run
 from wsss_nb.metrics import Confusion
 from wsss_nb.refine.superpixels import segments
-from wsss_nb.results.agreement import agreeing_run, agreeing_threshold, explained, run_agreement
+from wsss_nb.results.agreement import agreeing_run, agreeing_threshold, agreement, run_agreement
 from wsss_nb.results.paired import Areas, areas_from, beside_first, mean_iou, paired_gain, run_gain
 from wsss_nb.results.published import beyond_runs, private_parts, publish_run
 
@@ -102,20 +101,22 @@ def test_it_is_published_and_read_from_there(runs, tmp_path):
     assert Run(folder).images == {} and run_gain(Run(folder), Run(runs / 'high')) is None
 
 
-def slow_explained(mask, regions):
+def slow_agreement(mask, regions, tags):
     "Eq. 1 of results/agreement, pixel by pixel"
-    def entropy(labels): return -sum(labels.count(k) / len(labels) * math.log(labels.count(k) / len(labels)) for k in set(labels))
-    pixels = list(zip(mask.ravel().tolist(), regions.ravel().tolist()))
-    within = sum(len(own) * entropy(own) for r in set(regions.ravel().tolist()) for own in [[m for m, q in pixels if q == r]])
-    return 1 - within / len(pixels) / entropy([m for m, _ in pixels])
+    made = np.zeros_like(mask)
+    for r in np.unique(regions):
+        own = mask[regions == r].tolist()
+        made[regions == r] = min(set(own), key=lambda k: (-own.count(k), k))
+    labels = {0, *tags, *mask.ravel().tolist()}
+    return sum(((mask == k) & (made == k)).sum() / max(((mask == k) | (made == k)).sum(), 1) for k in labels) / len(labels)
 
 
 def test_agreement_is_what_a_slow_loop_counts():
     draw = np.random.default_rng(0)
-    for _ in range(5):
+    for tags in ((), (5,), (7, 12), (10,)):
         mask, regions = draw.integers(0, 3, (9, 7)) * 5, draw.integers(0, 6, (9, 7)) * 3
-        assert explained(mask, regions) == pytest.approx(slow_explained(mask, regions), abs=1e-12)
-    assert explained(regions, regions) == 1 and explained(np.zeros_like(regions), regions) == 0
+        assert agreement(mask, regions, tags) == pytest.approx(slow_agreement(mask, regions, tags), abs=1e-12)
+    assert agreement(regions, regions) == 1 and agreement(np.zeros_like(regions), regions, [3]) == .5
 
 
 def test_a_threshold_is_chosen_by_borders_and_no_mask():
@@ -124,16 +125,16 @@ def test_a_threshold_is_chosen_by_borders_and_no_mask():
     y, x = np.indices(regions.shape)
     maps = np.clip(1 - np.maximum(abs(y - 9.5), abs(x - 9.5)) / 10, 0, 1)[None]  # a pyramid: .55 at the border of region 1, .45 outside
     chosen = agreeing_threshold([(np.array([4]), maps, regions)] * 3, [.1, .3, .5, .7])
-    assert chosen.best == .5 and chosen.scores[.5] == 1 and max(chosen.scores[t] for t in (.1, .3, .7)) < .8
+    assert chosen.best == .5 and chosen.scores[.5] == 1 and max(chosen.scores[t] for t in (.1, .3, .7)) < .9
     with pytest.raises(UserError, match='no image has a map'): agreeing_threshold([(np.zeros(0, int), maps[:0], regions)])
-    with pytest.raises(UserError, match=r'the mask is \[2, 2\] and its regions are \[20, 20\]'): explained(np.zeros((2, 2), int), regions)
+    with pytest.raises(UserError, match=r'the mask is \[2, 2\] and its regions are \[20, 20\]'): agreement(np.zeros((2, 2), int), regions)
 
 
 def test_the_run_with_the_better_borders_is_chosen(runs):
     low, high = (run_agreement(n, 'val', 5, str(runs)) for n in ('low', 'high'))
     data = synthetic('val').subset(range(12))
     name = next(iter(low))
-    assert len(low) == 5 and low[name] == explained(read_mask(Run(runs / 'low').stage('masks') / f'val/{name}.png'), segments(data.image(name)))
+    assert len(low) == 5 and low[name] == agreement(read_mask(Run(runs / 'low').stage('masks') / f'val/{name}.png'), segments(data.image(name)), data.records[data.index(name)].tags)
     chosen = agreeing_run(['low', 'high'], 'val', 5, str(runs))
     assert chosen.scores == {'low': pytest.approx(np.mean([*low.values()])), 'high': pytest.approx(np.mean([*high.values()]))} and chosen.best == max(chosen.scores, key=chosen.scores.get)
 

@@ -148,10 +148,11 @@ def of_grid(made):
     return out
 
 
-def of_seeds(one, two):
-    "The means, and half of what lies between them, of all numbers that two published runs share"
-    a, b = (R.numbers_in(read(f / 'metrics.json')) for f in (one, two))
-    return [x for k in a if isinstance(a[k], float) and isinstance(b.get(k), float) for x in ((a[k] + b[k]) / 2, abs(a[k] - b[k]) / 2)]
+def of_seeds(*runs):
+    "The means, and half of what lies between them, of all numbers that some published runs share"
+    first, *others = (R.numbers_in(read(f / 'metrics.json')) for f in runs)
+    same = [[x, *(o[k] for o in others)] for k, x in first.items() if isinstance(x, float) and all(isinstance(o.get(k), float) for o in others)]
+    return [x for values in same for x in (np.mean(values), np.ptp(values) / 2)]
 
 
 def as_said_today(stage, made):
@@ -189,7 +190,8 @@ def test_every_table_of_results_is_made_and_every_number_is_somebodys():
     t, text = M.Tables(), '\n'.join([prose(PAGES[0]), *results.values()])
     assert sorted(re.findall(r'<!-- table: (\w+) -->', text)) == sorted(t.says['tables'])  # each in one place
     ours = [n for f in RUNS for n in [*R.numbers_in(read(f / 'metrics.json')).values()] if isinstance(n, float)] + [n for f in GRIDS for n in of_grid(read(f))]
-    ours += [x for f in RUNS if (f.parent / f'{f.name}_seed_1').is_dir() for x in of_seeds(f, f.parent / f'{f.name}_seed_1')]
+    seeds = {f: [f, *(p for i in range(1, 9) if (p := f.parent / f'{f.name}_seed_{i}').is_dir())] for f in RUNS}
+    ours += [x for places in seeds.values() for n in range(2, len(places) + 1) for x in of_seeds(*places[:n])]
     papers = [x / 100 for paper in known('paper_numbers').values() for row in paper['rows'].values() for x in (row if isinstance(row, list) else [row])]
     numbers = re.findall(r'(?<![\d.])\.\d{3}\b', ''.join(tables_of(text).values()))
     assert len(numbers) > 100

@@ -113,7 +113,7 @@ def run_notebook(path, out, parameters, what, progress):
     try:
         with own_kernel() as kernel, private_sockets() as sockets, watched(what, progress):
             pm.execute_notebook(str(path), str(running), parameters=parameters, kernel_name=kernel,
-                                progress_bar=False, log_output=False, **sockets)
+                                start_timeout=600, progress_bar=False, log_output=False, **sockets)
     except pm.PapermillExecutionError as e:
         if e.ename == 'TimeUp': raise TimeUp(e.evalue) from None
         cause = e.evalue.splitlines()[0] if e.evalue else ''

@@ -52,5 +52,7 @@ def said_on_parts(name, number='masks/val', folder=None):
     verb = 'are' if what == 'masks' else 'is'
     if not groups[name] or not groups['cam']: return f'{COMPARED[name]}: no {what} on the set with several parts {verb} published here.'
     gap, half, verdict = apart_from_cam({k: v for k, v in groups.items() if v}, name)
-    told = f'{short(mean(groups[name]))} ({len(groups[name])} seeds), the CAM {short(mean(groups["cam"]))}'
-    return f'{COMPARED[name]}, {what}: {told}; {short(100 * gap, 1, "+")} ± {short(100 * half, 1)} points: {verdict}.'
+    seeds = lambda k: f'{short(mean(groups[k]))} ({len(groups[k])} seed{"s" * (len(groups[k]) > 1)})'
+    width = f' ± {short(100 * half, 1)}' if half < 1 else ''
+    told = f'{seeds(name)}, the CAM {seeds("cam")}; {short(100 * gap, 1, "+")}{width} points'
+    return f'{COMPARED[name]}, {what}: {told}: {verdict if width else "with one seed each nothing can be said"}.'

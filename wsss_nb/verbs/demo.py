@@ -34,7 +34,7 @@ def run_demo(names, runs=''):
     from wsss_nb.engine.execute import THREADS
     from wsss_nb.engine.recipes import read_recipe
     from wsss_nb.engine.sheet import Sheet
-    jobs = min(cores() + 1, len(DEMO))  # one more than cores: a stage that starts leaves its core idle
+    jobs = min(cores(), len(DEMO))
     threads = max(1, cores() // jobs)
     sheet = Sheet({n: read_recipe(n) for n in names}, runs)
     if find_spec('distributed'): return sheet.run(jobs, threads=threads)
