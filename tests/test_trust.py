@@ -189,7 +189,7 @@ def foreign(tmp_path_factory):
     return dict(runs=runs, run=runs / 'r', train=stage, evil=evil, mark=mark)
 
 
-READ = ['list --runs {runs}', 'report --runs {runs}', 'report {run}', 'look {run} --out {out}/look.html', 'handover {run} --to coco --out {out}/coco', 'review {run} --out {out}/review --to coco',
+READ = ['list --runs {runs}', 'report {run}', 'look {run} --out {out}/look.html', 'handover {run} --to coco --out {out}/coco', 'review {run} --out {out}/review --to coco',
         'estimate {run}', 'estimate {run} --outlines 2 --out {out}/drawn --to coco', 'prune --runs {runs}']
 REFUSED = {'resume {run}': 'code of its own', 'verify {run}': 'code of its own', 'estimate {run} --outlines {out}/outlines': 'code of its own',
            'run cam_synthetic -p stages=[masks] -p masks.localiser={train} -p masks.splits=[train] -p limit=2 --dry-run': 'code of its own',
