@@ -8,6 +8,7 @@ import torch
 from inside import inside
 from wsss_nb.base.core import UserError, load_json
 from wsss_nb.cli import main
+from wsss_nb.data.exports import by_end, picture_in
 from wsss_nb.data.exported import name_in, of_brush, of_polygons, outlines_of_export
 from wsss_nb.data.outlined import Outlined, with_outlines
 from wsss_nb.data.sample import save_mask
@@ -65,7 +66,12 @@ def test_polygons_are_filled_as_a_slow_test_of_points_says():
 @pytest.mark.parametrize('file, names, found', [
     ('/data/local-files/?d=out/images/pets/r%20x.jpg', ['pets/r x'], 'pets/r x'), ('images/b.PNG', ['a', 'b'], 'b'),
     ('/data/upload/3/0a1b2c3d-rex.jpeg', ['rex'], 'rex'), ('C:\\photos\\tom.jpg', ['tom'], 'tom')])
-def test_files_find_their_images(file, names, found): assert name_in(file, dict.fromkeys(names), 'x.json') == found
+def test_files_find_their_images(file, names, found): assert name_in(picture_in(dict(data=dict(id='7', image=file))), by_end(names), 'x.json') == found
+
+
+def test_a_file_that_may_be_two_images_is_told():
+    with pytest.raises(UserError, match="outlines: x.json: 'tom.jpg' may be 'garden/tom' or 'house/tom'; export it with its folder."): name_in('tom.jpg', by_end(['garden/tom', 'house/tom']), 'x.json')
+    assert name_in('x/garden/tom.jpg', by_end(['garden/tom', 'tom']), 'x.json') == 'garden/tom' and name_in('ada.jpg', by_end(['tom']), 'x.json', part=True) is None
 
 
 @pytest.mark.parametrize('file, text, said', [

@@ -6,12 +6,12 @@
 __all__ = ['COLUMNS', 'WORDS', 'Correction', 'table_rows', 'read_corrections', 'line_fault', 'corrected']
 
 # %% ../../nbs/data/corrections.ipynb #8a900cc4
-import csv, io
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from ..base.basics import UserError, nearest
-from .files import image_id
+from .files import csv_rows, image_id
 from .tags import Problem, raise_faults
 
 # %% ../../nbs/data/corrections.ipynb #a69486b8
@@ -32,11 +32,9 @@ def table_rows(path, what):
     try: text = Path(path).read_text(encoding='utf-8-sig')
     except OSError as e: raise UserError(f'{what}: {path} cannot be read ({e.strerror}); correct the path, or its rights.') from None
     except UnicodeDecodeError: raise UserError(f'{what}: {path} is not UTF-8 text; save the table as "CSV UTF-8".') from None
-    first = text.split('\n', 1)[0]
-    rows = csv.DictReader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=first.count), skipinitialspace=True)
-    cells = lambda r: {str(k).strip(): (v or '').strip() for k, v in r.items() if v is None or isinstance(v, str)}
-    try: yield from ((rows.line_num, cells(r)) for r in rows)
-    except csv.Error as e: raise UserError(f'{what}: {path}, line {rows.line_num}: not a CSV table ({e}).') from None
+    try: (_, header), *rows = csv_rows(text) or [(0, [])]
+    except UserError as e: raise UserError(f'{what}: {path}, {e}.') from None
+    yield from ((line, dict(zip_longest(header, cells[:len(header)], fillvalue=''))) for line, cells in rows)
 
 
 def read_corrections(path):

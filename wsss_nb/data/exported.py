@@ -7,15 +7,15 @@ __all__ = ['of_box', 'of_brush', 'of_polygons', 'Drawn', 'from_coco', 'from_stud
            'outlines_of_export']
 
 # %% ../../nbs/data/exported.ipynb #a05703a9
-import json, re
+import json
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 from pycocotools import mask as packed
 
 from ..base.core import UserError, check_name
+from .exports import by_end, images_of, picture_in
 from .files import read_xml
 
 # %% ../../nbs/data/exported.ipynb #d5c63186
@@ -81,7 +81,7 @@ def from_studio(read):
             elif 'points' in v: region = of_polygons([[x / 100 * size[1 - i % 2] for i, x in enumerate(sum(v['points'], []))]], size)
             else: continue
             regions.append((next(iter(v.get('brushlabels') or v.get('polygonlabels') or ['?'])), region))
-        if regions or not done[-1]['result']: yield Drawn(next(iter(task['data'].values())), regions and size or None, regions)
+        if regions or not done[-1]['result']: yield Drawn(picture_in(task), regions and size or None, regions)
 
 
 def from_cvat(root):
@@ -107,15 +107,12 @@ def drawn_in(path):
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e: raise UserError(f'outlines: {path}: expected an export of Label Studio (JSON), CVAT for images 1.1 (XML) or COCO instances (JSON), this is damaged or something else ({type(e).__name__}: {e}); export it again.') from None
 
 
-def name_in(file, names, path, part=False):
-    "The image id that a file of an export belongs to: with folders or without, and without the letters that Label Studio puts in front"
-    short = unquote(str(file)).replace('\\', '/').rpartition('?d=')[2]
-    parts = re.sub(r'\.\w{2,4}$', '', short).split('/')
-    for k in range(len(parts)):
-        if '/'.join(parts[k:]) in names: return '/'.join(parts[k:])
-    bare = re.sub(r'^[0-9a-f]{8}-', '', parts[-1])
-    if bare in names or part: return bare if bare in names else None
-    raise UserError(f'outlines: {path}: {unquote(str(file))!r} is no image of these data, of which the first is called {next(iter(names))!r}; take it off the export, or choose the data it was drawn on.')
+def name_in(file, ends, path, part=False):
+    "The image id that a file of an export belongs to; `ends`: `by_end` of those that are there"
+    found = images_of(file, ends)
+    if len(found) == 1 or part and not found: return found[0] if found else None
+    if found: raise UserError(f'outlines: {path}: {file!r} may be {found[0]!r} or {found[1]!r}; export it with its folder.')
+    raise UserError(f'outlines: {path}: {file!r} is no image of these data, of which the first is called {next(iter(ends.values()))[0]!r}; take it off the export, or choose the data it was drawn on.')
 
 
 def outlines_of_export(
@@ -126,9 +123,9 @@ def outlines_of_export(
     part=False,  # leave pictures alone that are no image of the data
 ):
     "{image id: class ids [H,W]} of the pictures on which something was drawn"
-    out = {}
+    out, ends = {}, by_end(names)
     for d in drawn_in(path):
-        name = name_in(d.file, names, path, part)
+        name = name_in(d.file, ends, path, part)
         if name is None: continue
         mask = np.zeros(d.size or size_of(name), np.uint8)
         for label, region in d.regions: mask[region] = 1 + classes.index(check_name(label, classes, f'outlines: {path}: class'))

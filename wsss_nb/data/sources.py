@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.basics import UserError
-from .exports import labelme_folder, read_export
+from .exports import by_end, images_of, labelme_folder, read_export
 from .files import find_images, image_id
 from .keywords import read_keywords
 from .pixels import few
@@ -98,12 +98,9 @@ def placed(
     images,  # the image ids that are there
 ):
     "The words by image id"
-    ends, by_image, lost, unclear = {}, {}, [], []
-    for i in images: ends.setdefault(i.split('/')[-1], []).append(i)
+    ends, by_image, lost, unclear = by_end(images), {}, [], []
     for name in said:
-        n = image_id(name).strip('/')
-        same_end = lambda i: f'/{n}'.endswith(f'/{i}') or f'/{i}'.endswith(f'/{n}')
-        fits = [n] if n in images else [i for i in ends.get(n.split('/')[-1], ()) if same_end(i)]
+        fits = images_of(name, ends)
         if len(fits) == 1: by_image.setdefault(fits[0], []).append(name)
         else: (unclear if fits else lost).append(name)
     exact = lambda i, names: [n for n in names if image_id(n) == i] or names

@@ -8,7 +8,7 @@ __all__ = ['MOST', 'HEADERS', 'Problem', 'first_of', 'raise_faults', 'no_class',
            'xml_tags', 'mask_ids', 'mask_tags']
 
 # %% ../../nbs/data/tags.ipynb #cd0eebf1
-import csv, io, json, re
+import json, re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import Progress, UserError, nearest
-from .files import IMAGES, image_id, read_xml
+from .files import IMAGES, csv_rows, image_id, read_xml
 from .pickles import read_npy_tags
 from .pixels import few, read_mask
 
@@ -92,11 +92,8 @@ def read_table(path):
     try: text = Path(path).read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise UserError(f'tags: {path}: no such file.') from None
     except UnicodeDecodeError: raise UserError(f'tags: {path} is not UTF-8 text; save the table as "CSV UTF-8".') from None
-    first = text.split('\n', 1)[0].replace('"', '').replace(' ', '')
-    between = next((d for d in ',;\t' if first.startswith('image' + d)), ',')
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter=between, skipinitialspace=True)
-    try: rows = [(reader.line_num, [c.strip() for c in r]) for r in reader if any(c.strip() for c in r)]
-    except csv.Error as e: raise UserError(f'tags: {path}, line {reader.line_num}: not a CSV table ({e}).') from None
+    try: rows = csv_rows(text)
+    except UserError as e: raise UserError(f'tags: {path}, {e}.') from None
     header = rows[0][1] if rows else []
     if 'image' not in header or not set(header) - {'image', 'split'} or len(set(header)) < len(header):
         raise UserError(f'tags: {path} has the header `{",".join(header)}`; {HEADERS}.')

@@ -7,13 +7,13 @@ __all__ = ['rows_said', 'yaml_pairs', 'csv_pairs', 'read_synonyms', 'put_for', '
            'suggestion', 'left_words', 'last_words', 'the_table']
 
 # %% ../../nbs/data/words.ipynb #0d194186
-import csv, io
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from ..base.basics import UserError, nearest
+from .files import csv_rows
 from .names import plainly, same_word
 from .tags import Problem
 
@@ -37,10 +37,7 @@ def yaml_pairs(text):
 
 def csv_pairs(text):
     "(where, from, to) of a table with the columns from,to"
-    between = ';' if text.startswith('from;') else ','
-    rows = csv.reader(io.StringIO(text, newline=''), skipinitialspace=True, delimiter=between)
-    try: rows = [(rows.line_num, [c.strip() for c in r]) for r in rows if any(c.strip() for c in r)]
-    except csv.Error as e: raise UserError(f'not a CSV table ({e})') from None
+    rows = csv_rows(text)
     if not rows or rows[0][1] != ['from', 'to']: raise UserError(f'has the header `{",".join(rows[0][1]) if rows else ""}`, expected `from,to`')
     for line, cells in rows[1:]:
         if len(cells) != 2: raise UserError(f'line {line}: {len(cells)} cells, expected a word and a class, such as `dogs,dog`')
