@@ -47,8 +47,13 @@ def tagged_of(data, i): return data.labels[i].nonzero()[:, 0]
 def counted(counts, maps, keys, truth):
     "Count the mask of maps [1,C,h,w] whose channels are `keys`"
     large = F.interpolate(maps, truth.shape, mode='bilinear', align_corners=False)
-    pair = np.asarray(keys, np.uint16)[large[0].argmax(0).numpy()] + 256 * truth.astype(np.uint16)  # what Confusion.update does, without its checks
-    counts.matrix += np.bincount(pair.ravel(), minlength=65536).reshape(256, 256)[:21, :21]
+    counts.matrix += pairs_of(np.asarray(keys)[large[0].argmax(0).numpy()], truth)
+
+
+def pairs_of(mask, truth):
+    "What Confusion.update adds to its matrix, without its checks"
+    pair = mask.astype(np.uint16) + 256 * truth.astype(np.uint16)
+    return np.bincount(pair.ravel(), minlength=65536).reshape(256, 256)[:21, :21]
 
 
 def cam_of(a, split='val'):
@@ -140,7 +145,7 @@ def measure_agreement(a):
             m = F.interpolate(m, truth.shape, mode='bilinear', align_corners=False)[0].numpy()
             for t in thresholds:
                 mask = np.where(m.max(0) > t, keys[m.argmax(0)], 0)
-                counts[t].update(mask, truth)
+                counts[t].matrix += pairs_of(mask, truth)
                 found[t][0].append(agreement(mask, regions, keys)), found[t][1].append(explained(mask, regions))
         for t in thresholds: out.append(dict(split=split, images=len(part), threshold=float(t), miou=counts[t].miou(ids_of(data)), IoU=float(np.mean(found[t][0])), entropy=float(np.mean(found[t][1]))))
     for r in out: print(r)
@@ -370,7 +375,8 @@ def measure_svm(a):
             if name:
                 f = shallow_features(mobile if name == 'mobilenet_v2' else net.backbone, data.image(i), layer)
                 m = svm_maps(f, m, data.mask(i).shape, rng('svm', 0, data.names[i]).random(f[0].size), per_class=1000)[0]
-            one = Confusion(21).update(mask_of(m), data.mask(i))
+            one = Confusion(21)
+            one.matrix += pairs_of(mask_of(m), data.mask(i))
             counts[row], each[row][data.names[i]] = counts[row] + one, areas_of(one)
         if count % 10 == 9: print(count + 1, {' '.join(map(str, k)): round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
     beside = lambda k, n, l: beside_seeds(each[k, n, l], each[k, None, ''], ids_of(data)) if n else {}
@@ -388,7 +394,7 @@ def measure_frozen(a):
     "The CAM of linear layers on a frozen network and what their lessons make of it, with the differences image by image"
     data, _ = cam_of(a)
     net, kept = load_localiser(a.localiser)[0].eval(), Features(data, None, f'{a.features}/val')
-    counts, each, sweep = {}, {}, np.arange(.05, .86, .05).round(2)
+    counts, each, sweep = {}, {}, np.arange(.15, .46, .05).round(2)
     for i in range(len(data)):
         truth, here = data.mask(i), tagged_of(data, i)
         keys, up = np.array([0, *(here + 1).tolist()]), lambda m: F.interpolate(m, truth.shape, mode='bilinear', align_corners=False)[0].numpy()
@@ -399,7 +405,8 @@ def measure_frozen(a):
         top, winner = (cam.max(0), keys[1:][cam.argmax(0)]) if len(here) else (np.zeros(truth.shape), np.zeros(truth.shape, int))
         found |= {f'CAM {t:g}': np.where(top > t, winner, 0) for t in sweep}
         for row, mask in found.items():
-            one = Confusion(21).update(mask.astype(np.uint8), truth)
+            one = Confusion(21)
+            one.matrix += pairs_of(mask, truth)
             counts[row] = counts.get(row, Confusion(21)) + one
             each.setdefault(row, {})[data.names[i]] = areas_of(one)
         if i % 50 == 49: print(i + 1, {k: round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)

@@ -13,7 +13,7 @@ import numpy as np
 from ..base.core import Progress, UserError
 from ..data.sample import read_mask
 from ..refine.superpixels import segments
-from .handover import opened_masks
+from .handover import Masks, opened_masks
 
 # %% ../../nbs/results/agreement.ipynb #0df5dc0a
 def agreement(
@@ -59,19 +59,23 @@ def agreeing_threshold(
 
 # %% ../../nbs/results/agreement.ipynb #c7832177
 def run_agreement(
-    run,  # a run, or a folder of masks
+    run,  # a run, or a Masks of results.handover
     split='',  # '' = the first that has masks
     images=200,  # so many of it, evenly spread
     runs='',
 ):
     "Image id -> how well its mask agrees with the regions of its photograph"
-    masks = next(iter(opened_masks(run, splits=[split] if split else (), runs=runs).values()))
+    masks = run if isinstance(run, Masks) else next(iter(opened_masks(run, splits=[split] if split else (), runs=runs).values()))
     some = np.unique(np.linspace(0, len(masks.data) - 1, min(images, len(masks.data))).astype(int))
     name = lambda i: masks.data.names[i]
     of = lambda i: agreement(read_mask(masks.folder / f'{name(i)}.png'), segments(masks.data.image(i)), masks.data.records[i].tags or ())
     return {name(i): of(i) for i in Progress(some, 'agreement, image')}
 
 
-def agreeing_run(names, split='', images=200, runs=''):
+def agreeing_run(
+    those,  # runs, or name -> run or Masks
+    split='', images=200, runs='',  # see run_agreement
+):
     "The run whose masks agree best with the regions of the photographs"
-    return most_agreeing({n: list(run_agreement(n, split, images, runs).values()) for n in names})
+    those = those if isinstance(those, dict) else {n: n for n in those}
+    return most_agreeing({n: list(run_agreement(r, split, images, runs).values()) for n, r in those.items()})
