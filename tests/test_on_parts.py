@@ -48,7 +48,7 @@ def test_a_sentence_is_made_from_published_runs(tmp_path):
     assert O.said_on_parts('ccmr', folder=tmp_path) == 'CCMR: no masks on the set with several parts are published here.'
     assert O.said_on_parts('icd', 'network/val', tmp_path) == 'ICD: no network on the set with several parts is published here.'
     for name, values in dict(cam=(.5,), icd=(.4,)).items(): laid(tmp_path / 'one', name, values)
-    assert O.said_on_parts('icd', folder=tmp_path / 'one') == 'ICD, masks: .400 (1 seed), the CAM .500 (1 seed); −10.0 points: with one seed each nothing can be said.'
+    assert O.said_on_parts('icd', folder=tmp_path / 'one') == 'ICD, masks: .400 (1 seed), the CAM .500 (1 seed); −10.0 points: with so few seeds nothing can be said.'
     assert O.on_parts('icd', folder=tmp_path) == {0: .4, 1: .41, 2: .42}
     assert O.signs_on_parts('icd', folder=tmp_path) == pytest.approx(dict(trunk=.41, head=.9, chest=.41, limbs=.41, ground=.1)) and O.signs_on_parts('ccmr', folder=tmp_path) == {}
 

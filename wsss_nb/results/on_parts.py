@@ -55,4 +55,4 @@ def said_on_parts(name, number='masks/val', folder=None):
     seeds = lambda k: f'{short(mean(groups[k]))} ({len(groups[k])} seed{"s" * (len(groups[k]) > 1)})'
     width = f' ± {short(100 * half, 1)}' if half < 1 else ''
     told = f'{seeds(name)}, the CAM {seeds("cam")}; {short(100 * gap, 1, "+")}{width} points'
-    return f'{COMPARED[name]}, {what}: {told}: {verdict if width else "with one seed each nothing can be said"}.'
+    return f'{COMPARED[name]}, {what}: {told}: {verdict if width else "with so few seeds nothing can be said"}.'
