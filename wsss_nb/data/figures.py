@@ -51,7 +51,7 @@ def tooth(t):
 
 
 def dotted(x, y):
-    "Round spots"
+    "Round spots, one in each square of a lattice"
     u, v = x * 3.2, y * 3.2
     return soft(.5 + 5 * disc(u - np.floor(u), v - np.floor(v), .5, .5, .3))
 
