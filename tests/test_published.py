@@ -56,8 +56,7 @@ def test_nothing_in_it_names_a_machine_or_somebody(path):
 
 def test_what_lies_there_is_what_should():
     assert len(RUNS) > 40 and {p.name for p in FILES if p.parent == FOLDER} == {'tables.yaml'}
-    rows_of = lambda folder: folder.name.partition('.')[0]
-    shown = {(rows_of(f), read(f / 'run.json')['stages'][p.stem]['folder']) for f in RUNS for p in f.glob('*.ipynb')}
+    shown = {read(f / 'run.json')['stages'][p.stem]['folder'] for f in RUNS for p in f.glob('*.ipynb')}
     for folder in RUNS:
         run, names = read(folder / 'run.json'), {p.name for p in folder.iterdir()}
         assert run['name'] == folder.name and run['state'] == 'done' and run['versions']['torch'] and read(folder / 'metrics.json')['numbers']
@@ -67,8 +66,8 @@ def test_what_lies_there_is_what_should():
         if re.fullmatch(r'(icd|ecsnet|sipe|svm)_(\d|fig8)-synthetic\.\w+', folder.name): assert pages <= {'evaluate.ipynb'}, folder.name  # rows of the papers' tables
         elif re.search(r'_synthetic_seed_\d+$', folder.name): assert not pages, folder.name  # of a spread the numbers alone
         elif not ours: assert not pages, folder.name  # of photographs no notebook, no picture
-        else:  # a stage that rows of a recipe share is shown once
-            assert pages <= made and all((rows_of(folder), run['stages'][p.removesuffix('.ipynb')]['folder']) in shown for p in made - pages), folder.name
+        else:  # a stage that runs share is shown once
+            assert pages <= made and all(run['stages'][p.removesuffix('.ipynb')]['folder'] in shown for p in made - pages), folder.name
         for s in run['stages'].values():
             weights = s['parameters'].get('weights') or ''
             assert '.' not in weights or re.fullmatch('[0-9a-f]{64}', run['files'][weights])
