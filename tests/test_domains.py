@@ -13,6 +13,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from wsss_nb.base.basics import environment
 from wsss_nb.base.core import UserError
 from wsss_nb.cli import main
 from wsss_nb.cams import write_score_maps
@@ -126,7 +127,7 @@ def command(tmp_path, recipe, *more):
     "The exit code of a recipe's run, and what it leaves: the lines on both streams, the names on the disk"
     (tmp_path / 'r.yaml').write_text(yaml.safe_dump(recipe, allow_unicode=True))
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs'), *more])
+    with environment(WSSS_PROGRESS='off'), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs'), *more])
     return code, out.getvalue().splitlines(), err.getvalue().strip('\n').split('\n'), [p.name for p in tmp_path.iterdir()]
 
 
