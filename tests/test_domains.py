@@ -125,7 +125,7 @@ DRAWN = [(s, k, v, d.domain_in(c)) for s, k, v, c in KNOWN if type(v) is not boo
 
 def command(tmp_path, recipe, *more):
     "The exit code of a recipe's run, and what it leaves: the lines on both streams, the names on the disk"
-    (tmp_path / 'r.yaml').write_text(yaml.safe_dump(recipe, allow_unicode=True))
+    (tmp_path / 'r.yaml').write_text(yaml.safe_dump(recipe))
     out, err = io.StringIO(), io.StringIO()
     with environment(WSSS_PROGRESS='off'), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): code = main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs'), *more])
     return code, out.getvalue().splitlines(), err.getvalue().strip('\n').split('\n'), [p.name for p in tmp_path.iterdir()]
