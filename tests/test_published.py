@@ -61,7 +61,7 @@ def test_what_lies_there_is_what_should():
         run, names = read(folder / 'run.json'), {p.name for p in folder.iterdir()}
         assert run['name'] == folder.name and run['state'] == 'done' and run['versions']['torch'] and read(folder / 'metrics.json')['numbers']
         ours = {s['parameters']['data_name'] for s in run['stages'].values()} == {'synthetic'}
-        pages, made = names - {'run.json', 'metrics.json'}, {f'{s}.ipynb' for s in run['stages']}
+        pages, made = names - {'run.json', 'metrics.json', 'images.json'}, {f'{s}.ipynb' for s in run['stages']}
         assert names >= {'run.json', 'metrics.json'}
         if re.fullmatch(r'(icd|ecsnet|sipe|svm)_(\d|fig8)-synthetic\.\w+', folder.name): assert pages <= {'evaluate.ipynb'}, folder.name  # rows of the papers' tables
         elif re.search(r'_synthetic_seed_\d+$', folder.name): assert not pages, folder.name  # of a spread the numbers alone
