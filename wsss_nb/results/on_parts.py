@@ -38,10 +38,10 @@ def apart_from_cam(
     name,
 ):
     "(difference to the CAM, half of its 95 % interval, what may be said)"
-    from scipy.stats import t  # a second to import
+    from scipy.special import stdtrit  # the quantile of Student's t, as engine.spread takes it
     deviation, free = pooled(list(groups.values()))
     a, b = groups[name], groups['cam']
-    gap, half = mean(a) - mean(b), t.ppf(.975, free) * deviation * sqrt(1 / len(a) + 1 / len(b)) if free else 1.
+    gap, half = mean(a) - mean(b), stdtrit(free, .975) * deviation * sqrt(1 / len(a) + 1 / len(b)) if free else 1.
     return gap, half, 'beats the CAM' if gap > half else 'is below the CAM' if gap < -half else 'cannot be told from the CAM'
 
 
