@@ -19,7 +19,10 @@ class Turned(CamNet):
     "A CAM whose maps have their sign turned: high where the class is not"
     def raw_maps(self, images, **reading): return -super().raw_maps(images, **reading)
 '''
-HERE = "import json, torch, torchvision; from wsss_nb.base.rounding import rounding; print(json.dumps(dict(torch=torch.__version__, torchvision=torchvision.__version__, **rounding())))"
+HERE = '''import json
+from wsss_nb.base.core import versions
+from wsss_nb.base.rounding import rounding
+print(json.dumps({k: versions()[k] for k in ("torch", "torchvision")} | rounding()))'''
 WSSS = 'from wsss_nb.cli import main; raise SystemExit(main())'
 
 
