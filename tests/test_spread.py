@@ -7,7 +7,7 @@ from statistics import stdev
 import pytest
 from scipy.stats import t
 
-from wsss_nb.base.core import UserError
+from wsss_nb.base.core import UserError, versions
 from wsss_nb.cli import main
 from wsss_nb.engine import spread as S
 from wsss_nb.engine import verify as V
@@ -95,9 +95,17 @@ def test_only_a_run_with_the_settings_of_the_seeds_is_held_against_them(publishe
 def test_all_that_is_published_ends_with_the_worst_code(published, capsys):
     codes = {'a_synthetic': 3, 'b_synthetic': 0}
     told = lambda folder, runs: (codes[folder.name], f'verdict: {folder.name}')
-    assert V.verify_published(True, verify=told, jobs=1) == 3 and capsys.readouterr().out == 'a_synthetic          a_synthetic\nb_synthetic          b_synthetic\n'
+    assert V.verify_published(True, verify=told, jobs=1) == 3 and capsys.readouterr().out.splitlines() == ['2 runs, 1 at a time', f'{"a_synthetic":25} a_synthetic', f'{"b_synthetic":25} b_synthetic']
     codes['b_synthetic'] = 1
     assert V.verify_published(True, verify=told, jobs=1) == 1 and len(V.embedded()) == 7
+
+
+def test_one_seed_of_each_method_is_quick_and_one_of_this_version_where_there_is(published):
+    laid(published, 'c-synthetic.row', 0, .3, .3)  # a row of a table
+    laid(published, 'c-synthetic.row_seed_1', 1, .3, .3)
+    laid(published, 'd_synthetic', 0, .3, .3)  # one seed alone
+    laid(published, 'a_synthetic_seed_2', 2, .49, .44, torch=versions()['torch'])
+    assert [f.name for f in V.embedded(quick=True)] == ['a_synthetic_seed_2', 'b_synthetic'] and len(V.embedded()) == 10
 
 
 def test_a_cell_of_the_grid_is_the_published_run_with_another_seed():
