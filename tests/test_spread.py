@@ -1,6 +1,7 @@
 """The range that published seeds leave for one more run, and the three verdicts."""
 import copy
 import json
+import re
 from math import sqrt
 from statistics import stdev
 
@@ -138,3 +139,16 @@ def test_the_report_names_the_first_stage_that_left_the_range(published, tmp_pat
     told = [line for _, line, _ in spread_of(SimpleNamespace(runs=[dict(place=r.folder, name=r.folder.name) for r in runs]))]
     assert told[0].startswith('The first number outside the spread: network/val 0.100') and ', in network.' in told[0]
     assert told[1].startswith('The first number outside the spread: masks/val 0.100') and ', in masks.' in told[1]
+
+
+CLAIMS = re.compile(r'same metrics|same network bit|ends?,? .{0,30}with the same numbers|to the same numbers|seed gives the same|repeatable to')
+
+
+def test_what_is_said_to_come_out_again_says_on_which_machine_and_lock():
+    root, found = S.PACKAGE.parent, 0
+    texts = {f: [''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown'] for f in root.glob('nbs/**/*.ipynb')}
+    for file, cells in {**texts, root / 'README.md': [(root / 'README.md').read_text(encoding='utf-8')]}.items():
+        for sentence in (s for cell in cells for s in re.split(r'(?<=[.|])\s+', cell) if CLAIMS.search(s)):
+            found += 1
+            assert re.search(r'machine|processor|one after the other', sentence), (file.name, sentence)
+    assert found >= 6

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGE_OF', 'PUBLISHED', 'SEED', 'LEAST', 'SURE', 'SAME', 'OUTSIDE', 'WITHIN', 'OF_PLACE', 'stage_told_by', 'headline',
-           'published_like', 'seeds_of', 'seed_of', 'published_cells', 'in_grid', 'numbers_of_seeds', 'pooled',
-           'expected_range', 'of_all', 'among_seeds', 'data_word', 'ranged', 'verdict', 'unequal', 'rounded_by',
-           'unlike_records', 'unlike_settings', 'briefly', 'differs_in', 'seeds_for', 'held_against']
+           'published_like', 'seeds_of', 'named_runs', 'seed_of', 'published_cells', 'in_grid', 'numbers_of_seeds',
+           'pooled', 'expected_range', 'of_all', 'among_seeds', 'data_word', 'ranged', 'verdict', 'unequal',
+           'rounded_by', 'unlike_records', 'unlike_settings', 'briefly', 'differs_in', 'seeds_for', 'held_against']
 
 # %% ../../nbs/engine/spread.ipynb #f5d84ccb
 import functools, re
@@ -55,6 +55,12 @@ def seeds_of(name, folder=None):
     number = lambda f: int(f.name.rpartition('_')[2])
     others = sorted((f for f in folder.glob(f'{name}_seed_*') if SEED.sub('', f.name) == name), key=number)
     return [r for r in map(Run, [folder / name, *others] if name else []) if r.there]
+
+
+def named_runs(text, folder=None):
+    "The names of published runs, between commas; `sipe_synthetic*` is every published seed of one"
+    of = lambda name: [r.folder.name for r in seeds_of(name[:-1], folder)] if name.endswith('*') else []
+    return [run for name in text.split(',') for run in of(name) or [name]]
 
 # %% ../../nbs/engine/spread.ipynb #420a588d
 def seed_of(run):
