@@ -93,6 +93,17 @@ def test_only_a_run_with_the_settings_of_the_seeds_is_held_against_them(publishe
     assert S.seeds_for(other) == {} and S.published_like(other) == 'a_synthetic'
 
 
+def test_a_word_that_came_later_is_no_other_setting(published, tmp_path):
+    "Older records say channels_last=False where today's say auto, which on a CPU is the same"
+    for value, count in (('auto', 5), ('false', 5), ('true', 0)):
+        run = laid(tmp_path, 'mine', 9, .5, .4, channels_last=value)
+        for f in published.glob('a_synthetic*/run.json'):
+            made = json.loads(f.read_text())
+            made['stages']['train']['parameters']['channels_last'] = False
+            f.write_text(json.dumps(made))
+        assert len(S.seeds_for(run)) == count and ('channels_last' in S.differs_in(run, S.seeds_of('a_synthetic', published)[0])) == (not count)
+
+
 def test_all_that_is_published_ends_with_the_worst_code(published, capsys):
     codes = {'a_synthetic': 3, 'b_synthetic': 0}
     told = lambda folder, runs: (codes[folder.name], f'verdict: {folder.name}')
