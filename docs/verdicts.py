@@ -16,8 +16,10 @@ KEPT = re.compile(r'differs |\d+ |verdict|\w+ +(tag AP|pixel mAP|score maps|mask
 WRONG = '''from wsss_nb.cams import CamNet
 
 class Turned(CamNet):
-    "A CAM whose maps have their sign turned: high where the class is not"
-    def raw_maps(self, images, **reading): return -super().raw_maps(images, **reading)
+    "A CAM whose maps come out with their sign turned: high where the class is not"
+    def score_maps(self, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, **reading):
+        found = super().score_maps(images, labels, scales, flip, max_side, **reading)
+        return [type(m)(m.keys, 1 - m.maps) for m in found]
 '''
 HERE = '''import json
 from wsss_nb.base.core import versions
