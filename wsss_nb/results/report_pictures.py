@@ -87,11 +87,16 @@ def laid_out(images, made, truth, tags, one):
 
 # %% ../../nbs/results/report_pictures.ipynb #ab68ae5d
 BLOCK = 100  # pictures that are unfolded together
-EVERY = """<h3>{{ data }}, {{ split }}: all {{ names|length }} images</h3>
-<p>The masks over their pictures{% if runs|length > 1 %}, from left to right: {{ runs|map(attribute=0)|join(", ") }}{% endif %}. Large ones are on the pages of the masks.</p>
-{% for first in range(0, names|length, block) %}<details{% if loop.first %} open{% endif %}><summary>{{ first + 1 }} to {{ [first + block, names|length]|min }}</summary>
+EVERY = """
+<h3>{{ data }}, {{ split }}: all {{ names|length }} images</h3>
+<p>The masks over their pictures{% if runs|length > 1 %}, from left to right: {{ runs|map(attribute=0)|join(", ") }}
+{%- endif %}. Large ones are on the pages of the masks.</p>
+{% for first in range(0, names|length, block) %}<details{% if loop.first %} open{% endif %}>
+<summary>{{ first + 1 }} to {{ [first + block, names|length]|min }}</summary>
 <div style="display:flex;flex-wrap:wrap;gap:.5rem">{% for n in names[first:first + block] %}
-<figure style="margin:0">{% for run, way, there in runs %}{% if n in there %}<img loading="lazy" height="110" src="{{ way|urlencode }}/{{ n|urlencode }}.jpg" title="{{ run }}" alt="">{% endif %}{% endfor %}
+<figure style="margin:0">{% for run, way, there in runs %}{% if n in there -%}
+<img loading="lazy" style="height:110px" src="{{ way|urlencode }}/{{ n|urlencode }}.jpg" title="{{ run }}" alt="">
+{%- endif %}{% endfor %}
 <figcaption><small>{{ n }}</small></figcaption></figure>{% endfor %}</div></details>
 {% endfor %}"""
 
@@ -105,5 +110,6 @@ def every_picture(self, home=None, block=BLOCK):
             there = [f.relative_to(folder).with_suffix('').as_posix() for f in sorted(folder.rglob('*.jpg'))]
             way = Path(os.path.relpath(folder, home)).as_posix()
             if there: groups.setdefault((p['data_name'], folder.name), []).append((r['name'], way, set(there)))
-    return one_after_the_other(filled(EVERY, data=name, split=split, names=sorted(set().union(*(t for *_, t in runs))), runs=runs, block=block)
+    every = lambda runs: sorted(set().union(*(there for *_, there in runs)))
+    return one_after_the_other(filled(EVERY, data=name, split=split, names=every(runs), runs=runs, block=block)
                                for (name, split), runs in groups.items())
