@@ -1,7 +1,7 @@
 """Tags and a few outlines on photographs, networks trained: python docs/measured_outlines.py cam --root VOCdevkit --tags image_labels.json --weights FILE --keep FOLDER
 
 MobileNetV2 of ImageNet stays as it is up to its last but one stage, whose maps of all photographs (257 x 257, straight and mirrored) are kept in FOLDER once; the last convolution and the heads are trained,
-by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 to 50 steps of 8 (half of the photographs, drawn anew each time) beside the outlines of a drawing, or without any.
+by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 steps of 8 (cam; 30 the others), a step for each photograph of a part that is drawn anew, beside the outlines of a drawing, or without any.
 `net` needs --pseudo FILE: {(outlines, drawing): uint8 [692,65,65]}, the masks of the frozen line beside the same outlines, told the tags. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
 """
 import argparse, json
@@ -25,6 +25,7 @@ from wsss_nb.papers.sipe import Sipe
 SIX, SIDE, MASK = ('cat', 'cow', 'dog', 'horse', 'person', 'sheep'), 257, 65
 MAPS = dict(layer2=(32, 33), layer3=(96, 17), layer4=(320, 17))  # channels and side of what is kept
 HOW = dict(cam=dict(lr=.01, head_lr=10., momentum=.9), sipe=dict(lr=.1, head_lr=10., clip=1.), net=dict(lr=1e-4, head_lr=10., optimizer='adamw', weight_decay=.01))
+STEPS = dict(cam=(344, 43, 60), sipe=(240, 30, 45), net=(240, 30, 45))  # photographs beside the outlines, steps with them, steps of outlines alone
 NETS = dict(cam=lambda b: CamNet(b, 20), sipe=lambda b: Sipe(b, 20, bg_weight=.9), net=lambda b: LightDeepLab(b, 20, width=128, head_lr=10.))
 
 
@@ -85,11 +86,11 @@ def told(net, x, labels):
 
 
 @torch.no_grad()
-def scored(net, data, maps):
-    "[mIoU told the tags, told nothing or None], every fourth pixel of each side"
+def scored(net, data, maps, every):
+    "[mIoU told the tags, told nothing or None] of every photograph, or every second, every fourth pixel of each side"
     net.eval()
     counts, ids = (Confusion(21), Confusion(21)), [0, *(data.classes.index(c) + 1 for c in SIX)]
-    for i in range(len(data)):
+    for i in range(0, len(data), every):
         mask = data.mask(i)
         for scores, count in zip(told(net, maps[i:i + 1, 0], data.labels[i:i + 1]), counts):
             if scores is None: continue
@@ -119,6 +120,8 @@ def measure(kind, a):
     (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
     file, pseudo = Path(a.keep) / f'{kind}.json', torch.load(a.pseudo) if kind == 'net' else {}
     found, nothing, everything = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data)))
+    photographs, steps, steps_alone = STEPS[kind]
+    part = lambda draw: sorted(np.random.default_rng([99, draw]).permutation(len(data))[:photographs].tolist())
     kept = lambda at, masks, outlined=(): Kept(maps, data.labels, data.names, at, masks, outlined)
 
     def fresh():
@@ -126,7 +129,7 @@ def measure(kind, a):
         return NETS[kind](Tail(a.weights, kind != 'net'))
 
     def note(key, make):
-        if key not in found: found[key] = scored(make(), val, val_maps)
+        if key not in found: found[key] = scored(make(), val, val_maps, 1 if kind == 'cam' else 2)
         file.write_text(json.dumps(found))
         print(kind, key, found[key], flush=True)
 
@@ -139,19 +142,17 @@ def measure(kind, a):
 
     def both(n, draw):
         chosen, net = drawing(data, n, draw), fresh()
-        half = sorted(np.random.default_rng([99, draw]).permutation(len(data))[:len(data) // 2 - 2].tolist())
-        at = [i for i in half if i not in chosen] + chosen
+        at = [i for i in part(draw) if i not in chosen] + chosen
         net.load_state_dict(base)
-        return trained(net, kept(at, given(pseudo.get((n, draw if n else 0), nothing), chosen), [at.index(i) for i in chosen]), kind, 43, 8, draw, .5)
+        return trained(net, kept(at, given(pseudo.get((n, draw if n else 0), nothing), chosen), [at.index(i) for i in chosen]), kind, steps, 8, draw, .5)
 
     def alone(n, draw):
         chosen = drawing(data, n, draw)
-        return trained(fresh(), kept(chosen, given(nothing, chosen), () if kind == 'net' else range(n)), kind, 60, min(8, n), draw)
+        return trained(fresh(), kept(chosen, given(nothing, chosen), () if kind == 'net' else range(n)), kind, steps_alone, min(8, n), draw)
 
     def all_masks(draw):
         net = trained(fresh(), kept(everything, truth), kind, 86, 16)
-        half = sorted(np.random.default_rng([99, draw]).permutation(len(data))[:len(data) // 2 - 2].tolist())
-        return trained(net, kept(half, truth), kind, 43, 8, draw, .5)
+        return trained(net, kept(part(draw), truth), kind, steps, 8, draw, .5)
 
     for draw in (0, 1, 2):
         note(f'both 0 {draw}', lambda: both(0, draw))

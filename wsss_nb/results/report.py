@@ -20,6 +20,7 @@ from ..engine.parameters import stage_notebook
 from ..engine.record import Run, is_made, report_places, runs_folder, stage_record, worded
 from ..engine.spread import held_against, ranged
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
+from .estimate import similar_sets
 from .paired import beside_first
 from .report_numbers import classes_of, shown_numbers
 from .report_pictures import every_picture, masks_of, pictures
@@ -62,6 +63,7 @@ def not_counted(place):
     for e in filter(None, told): yield 'mIoU {:.3f}, between {:.3f} and {:.3f}, from {} outlines drawn by chance'.format(e['miou'], *e['interval'], e['outlined'])
     if 'masks' not in run.stages or not is_made(run.stage('masks')) or run.numbers or any(told) or run.state != 'done': return
     yield f'how good the masks are cannot be known without outlines; 24 drawn by chance tell it to some .06: wsss estimate {run.name} --outlines 24'
+    yield similar_sets()
 
 
 def notes_of(report):

@@ -17,7 +17,7 @@ from ..data.pixels import few
 from ..data.sample import read_mask
 from ..metrics import Confusion
 from .doubt import doubts_of
-from .estimate import ENOUGH, chosen_of, estimated, inclusion
+from .estimate import ENOUGH, chosen_of, estimated, inclusion, similar_sets
 from .handover import Job, Told, whole_folder, written_for
 from .review import outlined_before, split_in_question
 
@@ -140,4 +140,5 @@ def without_outlines(run, split='', runs=''):
     d = np.array(list(doubts_of(m).values()))
     yield f'{folder.name}, {split}: {len(d)} masks, doubt {short(float(np.median(d)), 2)} in the middle, {short(float(d.max()), 2)} at most'
     yield 'How good they are cannot be known from them: a network that errs is sure of its errors. Doubt orders masks, it measures none.'
+    yield similar_sets()
     yield f'{min(24, len(d))} outlines of pictures drawn by chance tell mIoU to some .05 to .1: wsss estimate {folder.name} --outlines {min(24, len(d))}'
