@@ -112,6 +112,11 @@ class TimmNet(Backbone):
             x, indices=at, norm=self.depths_only, stop_early=True, intermediates_only=True, output_fmt='NCHW')
         return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, (self.net.feature_info[i]['reduction'] for i in at))]
 
+    def tokens(self, image):
+        "What is behind the last block of a plain transformer, [B,n,D], and the grid (h, w) of the patches that it ends with"
+        x = F.pad(self.prepare(image), (0, -image.shape[3] % self.patch, 0, -image.shape[2] % self.patch))
+        return self.net.forward_features(x), tuple(n // self.patch for n in x.shape[2:])
+
     def forward(self, image): return self.maps_at(image, self.at)
     def stage(self, image, wanted): return self.maps_at(image, [self.at[self.names.index(wanted)]])[0]
 
