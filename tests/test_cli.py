@@ -80,6 +80,16 @@ def test_what_needs_no_network_answers_with_less_than_a_third_of_an_import_of_to
     assert min(used(f'from wsss_nb.cli import main; main({words.split()})') for _ in range(2)) < used('import torch') / 3
 
 
+def test_a_check_of_networks_does_not_import_the_compiler():
+    code = """import sys
+from wsss_nb.engine.methods import check_network
+from wsss_nb.engine.recipes import read_recipe, resolved
+for name in 'cam sipe svm icd ecsnet ccmr'.split():
+    for stage, p in resolved(read_recipe(name + '_synthetic')).stages.items(): check_network(stage, p, 8)
+sys.exit('torch._dynamo' in sys.modules)"""
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True).returncode == 0
+
+
 @pytest.mark.parametrize('words, text', [
     ('rum x', "verb: unknown name 'rum'. Did you mean 'run'?"),
     ('--runs x list', "expected a verb first, such as wsss list, got '--runs'"),

@@ -201,7 +201,7 @@ def installed(name): return importlib.util.find_spec(name) is not None
 
 
 def test_the_readers_of_the_tools_agree(made):
-    "those that are installed: label_studio_sdk, datumaro, datasets; pycocotools always"
+    "those that are installed: label_studio_sdk, datumaro, datasets, ultralytics; pycocotools always"
     if installed('label_studio_sdk'):
         from label_studio_sdk.converter.brush import decode_rle
         from label_studio_sdk.label_interface import LabelInterface
@@ -225,6 +225,21 @@ def test_the_readers_of_the_tools_agree(made):
         import datasets
         rows = datasets.load_dataset('imagefolder', data_dir=str(made['hf'][0]), drop_labels=True, cache_dir=str(made['hf'][0].parent / 'cache'))['train']
         for r in rows: assert np.array_equal(np.array(r['mask']), MASKS[r['name']])
+    if installed('ultralytics'):
+        from ultralytics.data.dataset import YOLODataset
+        from ultralytics.data.utils import check_det_dataset, polygon2mask
+        said = check_det_dataset(str(made['yolo'][0] / 'data.yaml'))
+        data = YOLODataset(img_path=said['train'], data=said, task='segment', augment=False)
+        for cache in made['yolo'][0].rglob('*.cache'): cache.unlink()
+        name = lambda label: str(Path(label['im_file']).relative_to(said['train']).with_suffix(''))
+        assert {name(label) for label in data.labels} == {n for n, m in KEPT.items() if min(m.shape) > 9}  # it takes none below 10 pixels
+        assert said['names'] == dict(enumerate(CLASSES))
+        for label in data.labels:
+            m = KEPT[name(label)]
+            h, w = m.shape
+            for k in np.unique(m[m > 0]):
+                drawn = [polygon2mask((16 * h, 16 * w), [(s * (16 * w, 16 * h)).reshape(-1)])[8::16, 8::16] for c, s in zip(label['cls'][:, 0], label['segments']) if c == k - 1]  # at the middles: it draws the outline itself, too
+                assert iou(np.max(drawn, 0) * k, m, k) >= .98
     assert dict(of_coco(made['coco'][0] / 'annotations/instances_default.json')).keys() == KEPT.keys()
 
 

@@ -134,11 +134,43 @@ def test_the_lock_pins_what_the_published_runs_had(tmp_path):
     assert {f'{k}=={v}' for k, v in run['versions'].items() if k not in ('python', 'wsss_nb')} <= {*pins}
 
 
-def test_what_the_index_has_not_is_said_and_comes_from_its_range(tmp_path):
+def test_every_published_run_was_made_with_the_lock():
+    "All versions of all records, with one of the pairs of torch and torchvision"
+    text = (ROOT / 'constraints.txt').read_text()
+    pins, pairs = lock_py().pinned(text), lock_py().other_pairs(text)
+    usual = [l for l in pins if not l.startswith('torch')]
+    locks, found = [{*pins}, *({*usual, *pair} for pair in pairs)], set()
+    for file in [*(ROOT / 'runs/published').glob('*/run.json'), *(ROOT / 'runs/published').glob('*/grid.json')]:
+        had = json.loads(file.read_text())['versions']
+        its = [i for i, lock in enumerate(locks) if {f'{k}=={v}' for k, v in had.items() if k not in ('python', 'wsss_nb')} <= lock]
+        assert len(its) == 1 and f'Python {had["python"]}.' in text, file.parent.name
+        found.add(its[0])
+    assert len(pairs) == 1 and found == {0, 1}
+
+
+def lock_py():
+    spec = importlib.util.spec_from_file_location('lock', ROOT / 'docs/lock.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_where_the_index_lacks_the_first_pair_the_other_published_one_is_taken(tmp_path):
     lines, asked = setup(tmp_path, arguments=['LOCK=1'], STUB_NONE='torch==2.15.0')
-    assert 'the package index has no torch==2.15.0, torchvision==0.29.2: from the ranges of settings.ini instead' in lines[1] and lines[1].count('\n') == 0
+    assert lines[1].endswith('the package index has no torch==2.15.0, torchvision==0.29.2: torch==2.14.1 and torchvision==0.29.1 instead, with which other published runs were made') and lines[1].count('\n') == 0
     left = (tmp_path / 'venv/constraints.txt').read_text().split()
-    assert not any(l.startswith('torch') for l in left) and 'numpy==2.4.6' in left and asked[1].startswith('-qq -c ')
+    assert [l for l in left if l.startswith('torch')] == ['torch==2.14.1', 'torchvision==0.29.1'] and 'numpy==2.4.6' in left and asked[1].startswith('-qq -c ')
+
+
+def test_what_the_index_has_not_is_said_and_comes_from_its_range():
+    text = 'torch==2\ntorchvision==2\nnumpy==2\n# or torch==1 torchvision==1\n'
+    of = lambda *none: lock_py().chosen(text, lambda line: line not in none)
+    assert of() == (['torch==2', 'torchvision==2', 'numpy==2'], 'LOCK=1: 3 of 3 published versions')
+    assert of('numpy==2') == (['torch==2', 'torchvision==2'], 'LOCK=1: 2 of 3 published versions; the package index has no numpy==2: from the ranges of settings.ini instead, and numbers need not be the same to the bit')
+    keeps, said = of('torchvision==2', 'numpy==2')
+    assert keeps == ['torch==1', 'torchvision==1'] and said.endswith('no torch==2, torchvision==2, numpy==2: torch==1 and torchvision==1 instead, with which other published runs were made, the rest from the ranges of settings.ini instead, and numbers need not be the same to the bit')
+    keeps, said = of('torch==2', 'torch==1')
+    assert keeps == ['numpy==2'] and said.endswith('no torch==2, torchvision==2: from the ranges of settings.ini instead, and numbers need not be the same to the bit')
 
 
 def test_an_index_that_is_named_gives_the_pair(tmp_path):

@@ -12,7 +12,7 @@ from wsss_nb.nets import resnet38
 from wsss_nb.nets.backbone import NORMALIZATIONS, Backbone
 from wsss_nb.nets.mobilenet import padding_agrees
 from wsss_nb.nets.vgg import decimate_fc
-from wsss_nb.nets.zoo import BACKBONES, STRIDES, build
+from wsss_nb.nets.zoo import BACKBONES, STRIDES, build, on_paper
 
 LAYERS = ('layer1', 'layer2', 'layer3', 'layer4')
 EXPECTED = dict(  # name -> stages, channels, strides, trunk parameters
@@ -232,3 +232,12 @@ def test_mistakes_are_told():
     with pytest.raises(UserError, match="batch_norm: unknown name 'freeze'. Did you mean 'frozen'"): build('tiny', batch_norm='freeze')
     with pytest.raises(UserError, match="normalization: unknown name 'pytorch'"): build('tiny', normalization='pytorch')
     with pytest.raises(UserError, match=r'image: expected RGB in \[0,1\] as float \[B,3,H,W\], got torch.uint8'): build('tiny')(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize('name', ['mobilenet_v2', 'tiny'])
+def test_a_network_on_paper_has_the_shapes_of_one_that_is_built_and_no_numbers(name):
+    before = torch.get_rng_state()
+    with on_paper(): drawn = build(name)
+    assert torch.equal(torch.get_rng_state(), before) and all(p.is_meta for p in drawn.parameters())
+    assert [(k, v.shape, v.dtype) for k, v in drawn.state_dict().items()] == [(k, v.shape, v.dtype) for k, v in build(name).state_dict().items()]
+    assert not torch.equal(*(next(build(name).parameters()) for _ in range(2)))  # drawn again outside

@@ -89,6 +89,31 @@ def test_damaged_exports_are_told_in_a_line(tmp_path, file, text, said):
     assert '\n' not in str(e.value)
 
 
+def studio_of(side, label='crab'):
+    region = dict(original_height=side, original_width=side, value=dict(points=[[1, 1], [60, 1], [60, 60]], polygonlabels=[label]))
+    return json.dumps([dict(data=dict(image='/data/train_0000.png'), annotations=[dict(result=[region])])])
+
+
+def coco_of(side, label='crab'):
+    drawn = dict(id=1, image_id=1, category_id=1, segmentation=[[1, 1, 8, 1, 8, 8]], iscrowd=0, area=24, bbox=[1, 1, 7, 7])
+    return json.dumps(dict(images=[dict(id=1, file_name='train_0000.png', height=side, width=side)], categories=[dict(id=1, name=label)], annotations=[drawn]))
+
+
+@pytest.mark.parametrize('door', [studio_of, coco_of])
+def test_outlines_of_another_size_and_of_unknown_classes_are_told_at_every_door(tmp_path, door):
+    file, data = tmp_path / 'a.json', synthetic('train', n=2)
+    file.write_text(door(96))
+    assert with_outlines(data, file).outlined == [0] and set(np.unique(with_outlines(data, file).mask(0))) == {0, 1 + data.classes.index('crab')}
+    file.write_text(door(40))
+    with pytest.raises(UserError, match="outlines: that of 'train_0000' is 40x40, its image 96x96; draw on the image itself, and export again."): with_outlines(data, file)
+    file.write_text(door(96, 'crap'))
+    with pytest.raises(UserError, match="a.json: class: unknown name 'crap'. Did you mean 'crab'?"): with_outlines(data, file)
+    save_mask(tmp_path / 'few/train_0000.png', np.zeros((96, 40), np.uint8))
+    with pytest.raises(UserError, match='few/train_0000.png.*40x96.*96x96'): with_outlines(data, tmp_path / 'few')
+    save_mask(tmp_path / 'few/train_0000.png', np.full((96, 96), 9, np.uint8))
+    with pytest.raises(UserError, match='expected 255 or 0..8, got 9 in train_0000.png'): with_outlines(data, tmp_path / 'few')
+
+
 def test_the_command_tells_them_before_anything_is_made(tmp_path, capsys):
     save_mask(tmp_path / 'few/train_0001.png', np.zeros((96, 96), np.uint8)), save_mask(tmp_path / 'few/train_9999.png', np.zeros((5, 5), np.uint8))
     assert main(['run', 'cam_synthetic', '--dry-run', '--runs', str(tmp_path / 'runs'), '-p', f'outlines={tmp_path / "few"}']) == 2

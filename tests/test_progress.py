@@ -236,7 +236,7 @@ folder, first, say = Path({folder!r}), [], print
 
 @contextmanager
 def own_cluster(jobs, threads): yield None
-def work_through(client, nodes, runs, say):  # stands for the workers: says how far each stage is, then lays it down
+def work_through(client, nodes, runs, say, ahead=()):  # stands for the workers: says how far each stage is, then lays it down
     for i in (1, 2, 3):
         for f in nodes: f.mkdir(parents=True, exist_ok=True), (f / '.progress').write_text(f'{{i}}/3 steps')
         time.sleep(.2)
@@ -285,22 +285,23 @@ def test_the_demo_speaks_in_a_pipe_too(stub):
     assert out.startswith('demo: 3 methods on the embedded set') and any(re.search(r'[abc]_synthetic train \d/3 steps', l) for l in err) and not any('\r' in l for l in err)
 
 
-@pytest.mark.parametrize('dask', [True, False])
-def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, tmp_path, monkeypatch, capsys):
-    "with and without Dask the same number: the numbers of a training depend on it"
+@pytest.mark.parametrize('dask, cores, jobs, each, first', [(True, 12, 5, 2, ''), (True, 2, 2, 1, 'cam_synthetic'), (False, 12, 5, 2, '')])
+def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, cores, jobs, each, first, tmp_path, monkeypatch, capsys):
+    "with and without Dask the same number: the numbers of a training depend on it; the baseline goes ahead where cores are few"
     from wsss_nb.base import workers
     from wsss_nb.engine import sheet
     from wsss_nb.verbs import demo
     seen = []
-    def side_by_side(recipes, runs, jobs, scheduler, say, threads):
+    def side_by_side(recipes, runs, jobs, scheduler, say, threads, ahead):
+        assert ahead == first
         for run in recipes: seen.append((run, jobs, threads)); yield run, tmp_path / run, None
     monkeypatch.setattr(sheet, 'side_by_side', side_by_side)
     monkeypatch.setattr(sheet, 'make_run', lambda run, *a: seen.append((run, *(os.environ[k] for k in execute.THREADS))) or tmp_path / run)
-    monkeypatch.setattr(workers, 'cores', lambda: 12)
+    monkeypatch.setattr(workers, 'cores', lambda: cores)
     monkeypatch.setattr(demo, 'find_spec', lambda name: dask or None)
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
     assert [f.name for f in demo.run_demo(['cam_synthetic', 'icd_synthetic'], tmp_path)] == ['cam_synthetic', 'icd_synthetic']
-    assert seen == [(n, 5, 2) if dask else (n, '2', '2', '2') for n in ('cam_synthetic', 'icd_synthetic')]
+    assert seen == [(n, jobs, each) if dask else (n, '2', '2', '2') for n in ('cam_synthetic', 'icd_synthetic')]
     assert ('one after the other' in capsys.readouterr().out) != dask and os.environ['OMP_NUM_THREADS'] == '7'
 
 

@@ -1,7 +1,9 @@
 """The page about some runs: its tables, the pictures side by side, the losses of trainings that runs share."""
 import re
 import shutil
+from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -110,6 +112,45 @@ def test_a_page_is_written_beside_its_run(tmp_path, monkeypatch):
     assert not list((tmp_path / 'a').glob('report*'))
     page = R.make_report(['a'], tmp_path, pictures=3)
     assert page == tmp_path / 'a/report.html' and (tmp_path / 'a/report.ipynb').read_bytes() == stage_notebook('report').read_bytes() and 'src="http' not in page.read_text()
+
+
+def small_ones(run, names):
+    "The small pictures of a run's page, empty"
+    for f in (run / f'masks/val/{n}.jpg' for n in names):
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.touch()
+
+
+def links_in(html): return [unquote(unescape(s)) for s in re.findall(r'src="([^"]*)"', html)]
+
+
+def test_the_report_has_every_picture_and_two_thousand_make_a_small_page(tmp_path):
+    names = [f'{i:04} <b>/#%"' for i in range(2000)]
+    for run in ('a', 'b'): write_run(tmp_path, run, nothing)
+    small_ones(tmp_path / 'a', names), small_ones(tmp_path / 'b', names[1:])
+    one, two = (R.RunReport(tmp_path, r) for r in (['a'], ['a', 'b']))
+    alone, both, moved = one.every(), two.every(), two.every(tmp_path / 'elsewhere/deep')
+    assert [len(links_in(h)) for h in (alone, both)] == [2000, 3999] and both.count('loading="lazy"') == 3999 and '<b>' not in both
+    assert both.count('<details') == 20 and both.count('<details open') == 1 and 'from left to right: a, b' in both and '1901 to 2000' in both and 'left to right' not in alone
+    assert len(alone) < 700_000 and len(both) < 1_200_000
+    for home, html in ((one.home, alone), (two.home, both), (tmp_path / 'elsewhere/deep', moved)):
+        home.mkdir(parents=True, exist_ok=True)
+        assert len(links := links_in(html)) > 1999 and all((home / s).is_file() for s in links[::97])
+    assert R.RunReport(tmp_path, ['a']).every() != '' and '<img' not in str(RunsWithout(tmp_path).every())
+
+
+def RunsWithout(runs):
+    write_run(runs / 'bare', 'c', nothing)
+    return R.RunReport(runs / 'bare', ['c'])
+
+
+def test_a_report_elsewhere_still_finds_every_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(R, 'run_notebook', lambda path, out, parameters, what, progress: (Path(out).write_text('{"cells": []}'), None))
+    def page(notebook): return f'<p>{R.RunReport(tmp_path, ["a"]).links()}</p>{R.RunReport(tmp_path, ["a"]).every()}'
+    monkeypatch.setattr(R, 'executed_page', page), monkeypatch.setattr(R, 'write_own_pages', lambda report, run: None)
+    write_run(tmp_path, 'a', nothing), small_ones(tmp_path / 'a', ['x', 'y'])
+    made = R.make_report(['a'], tmp_path, tmp_path / 'other/place')
+    assert sorted(links_in(made.read_text())) == ['../../a/masks/val/x.jpg', '../../a/masks/val/y.jpg'] and all((made.parent / s).exists() for s in links_in(made.read_text()))
 
 
 # -- runs of several folders, without their stages, and mistakes

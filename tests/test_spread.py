@@ -1,13 +1,14 @@
 """The range that published seeds leave for one more run, and the three verdicts."""
 import copy
 import json
+import re
 from math import sqrt
 from statistics import stdev
 
 import pytest
 from scipy.stats import t
 
-from wsss_nb.base.core import UserError
+from wsss_nb.base.core import UserError, versions
 from wsss_nb.cli import main
 from wsss_nb.engine import spread as S
 from wsss_nb.engine import verify as V
@@ -92,12 +93,31 @@ def test_only_a_run_with_the_settings_of_the_seeds_is_held_against_them(publishe
     assert S.seeds_for(other) == {} and S.published_like(other) == 'a_synthetic'
 
 
+def test_a_word_that_came_later_is_no_other_setting(published, tmp_path):
+    "Older records say channels_last=False where today's say auto, which on a CPU is the same"
+    for value, count in (('auto', 5), ('false', 5), ('true', 0)):
+        run = laid(tmp_path, 'mine', 9, .5, .4, channels_last=value)
+        for f in published.glob('a_synthetic*/run.json'):
+            made = json.loads(f.read_text())
+            made['stages']['train']['parameters']['channels_last'] = False
+            f.write_text(json.dumps(made))
+        assert len(S.seeds_for(run)) == count and ('channels_last' in S.differs_in(run, S.seeds_of('a_synthetic', published)[0])) == (not count)
+
+
 def test_all_that_is_published_ends_with_the_worst_code(published, capsys):
     codes = {'a_synthetic': 3, 'b_synthetic': 0}
     told = lambda folder, runs: (codes[folder.name], f'verdict: {folder.name}')
-    assert V.verify_published(True, verify=told, jobs=1) == 3 and capsys.readouterr().out == 'a_synthetic          a_synthetic\nb_synthetic          b_synthetic\n'
+    assert V.verify_published(True, verify=told, jobs=1) == 3 and capsys.readouterr().out.splitlines() == ['2 runs, 1 at a time', f'{"a_synthetic":25} a_synthetic', f'{"b_synthetic":25} b_synthetic']
     codes['b_synthetic'] = 1
     assert V.verify_published(True, verify=told, jobs=1) == 1 and len(V.embedded()) == 7
+
+
+def test_one_seed_of_each_method_is_quick_and_one_of_this_version_where_there_is(published):
+    laid(published, 'c-synthetic.row', 0, .3, .3)  # a row of a table
+    laid(published, 'c-synthetic.row_seed_1', 1, .3, .3)
+    laid(published, 'd_synthetic', 0, .3, .3)  # one seed alone
+    laid(published, 'a_synthetic_seed_2', 2, .49, .44, torch=versions()['torch'])
+    assert [f.name for f in V.embedded(quick=True)] == ['a_synthetic_seed_2', 'b_synthetic'] and len(V.embedded()) == 10
 
 
 def test_a_cell_of_the_grid_is_the_published_run_with_another_seed():
@@ -130,3 +150,16 @@ def test_the_report_names_the_first_stage_that_left_the_range(published, tmp_pat
     told = [line for _, line, _ in spread_of(SimpleNamespace(runs=[dict(place=r.folder, name=r.folder.name) for r in runs]))]
     assert told[0].startswith('The first number outside the spread: network/val 0.100') and ', in network.' in told[0]
     assert told[1].startswith('The first number outside the spread: masks/val 0.100') and ', in masks.' in told[1]
+
+
+CLAIMS = re.compile(r'same metrics|same network bit|ends?,? .{0,30}with the same numbers|to the same numbers|seed gives the same|repeatable to')
+
+
+def test_what_is_said_to_come_out_again_says_on_which_machine_and_lock():
+    root, found = S.PACKAGE.parent, 0
+    texts = {f: [''.join(c['source']) for c in json.loads(f.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'markdown'] for f in root.glob('nbs/**/*.ipynb')}
+    for file, cells in {**texts, root / 'README.md': [(root / 'README.md').read_text(encoding='utf-8')]}.items():
+        for sentence in (s for cell in cells for s in re.split(r'(?<=[.|])\s+', cell) if CLAIMS.search(s)):
+            found += 1
+            assert re.search(r'machine|processor|one after the other', sentence), (file.name, sentence)
+    assert found >= 6

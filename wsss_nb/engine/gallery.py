@@ -133,7 +133,7 @@ def lost_classes(
     return f'warning: missing in most masks of {split}: {few(lost, 5)}; {ADVICE}' if lost else ''
 
 # %% ../../nbs/engine/gallery.ipynb #1baacc0a
-SHOWN, SIDE = 300, 320  # pictures of a split on the page; their longer side in pixels
+SHOWN, SIDE = 5000, 320  # pictures of a split on the page; their longer side in pixels
 
 
 def small_overlay(image, mask, side=SIDE):

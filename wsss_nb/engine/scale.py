@@ -101,11 +101,8 @@ def own_cluster(jobs, threads=0):
 
 
 @contextmanager
-def cluster(
-    scheduler,  # address of a Dask scheduler
-    say=print,
-):
-    "A Dask client with the workers that have joined a scheduler"
+def cluster(scheduler, say=print):
+    "A Dask client with the workers that have joined a scheduler, which is named by its address"
     d = installed()
     check_scheduler(scheduler, f'--scheduler {scheduler}')
     try: client = d.Client(scheduler, timeout=3)
@@ -165,11 +162,11 @@ class Watch:
         self.at_work = now
 
 # %% ../../nbs/engine/scale.ipynb #92f223ad
-def next_nodes(nodes, given, workers):
-    "What can be made now by workers that are free, in the order of the runs; `given`: folder -> future"
-    free = workers - sum(not future.done() for future in given.values())
-    ready = (f for f, n in nodes.items() if f not in given and all(a in given and given[a].done() for a in n.after))
-    return list(islice(ready, max(0, free)))
+def next_nodes(nodes, given, workers, ahead=()):
+    "What workers that are free can make now, in the order of the runs, `ahead` first and alone; `given`: folder -> future"
+    over = {f for f, future in given.items() if future.done()}
+    ready = (f for f, n in nodes.items() if f not in given and over >= {*n.after} and (f in ahead or over >= {*ahead}))
+    return list(islice(ready, max(0, workers - len(given) + len(over))))
 
 
 def give(client, folder, node, before, token):
@@ -184,7 +181,7 @@ def is_over(client, future):
     return future.done() if future else client.status == 'closed'
 
 
-def work_through(client, nodes, runs, say=print):
+def work_through(client, nodes, runs, say=print, ahead=()):
     "Make all nodes; yields folder and error (or None) of each as it ends"
     watch, given = Watch(client, nodes, say), {}
     with left_there(runs) as token:
@@ -193,7 +190,7 @@ def work_through(client, nodes, runs, say=print):
         if wrong: raise UserError(wrong[0])
         while len(watch.ended) < len(nodes):
             watch.look()
-            for f in next_nodes(nodes, given, len(watch.at_work)) if client.status != 'closed' else ():
+            for f in next_nodes(nodes, given, len(watch.at_work), ahead) if client.status != 'closed' else ():
                 given[f] = give(client, f, nodes[f], [given[a] for a in nodes[f].after], token)
             over = [f for f in nodes if f not in watch.ended and is_over(client, given.get(f))]
             if not over: time.sleep(.1)
@@ -234,9 +231,11 @@ def side_by_side(
     scheduler='',  # address of a Dask scheduler
     say=print,
     threads=0,  # of each of the processes, 0 = its share of the cores
+    ahead='',  # a run whose masks are made before any other run is begun
 ):
     "Execute runs, as many stages at once as there are workers; yields run, folder and error (or None) of each"
     nodes, failed = graph(recipes, runs), {}
+    first = [f for f, n in nodes.items() if ahead in n.runs and n.stage in ('train', 'masks')]
     left = {run: {f for f, n in nodes.items() if run in n.runs} for run in recipes}
     yield from ended_runs(left, recipes, runs, failed)
     for folder in nodes:
@@ -244,7 +243,7 @@ def side_by_side(
     if not nodes: return
     with (cluster(scheduler, say) if scheduler else own_cluster(min(jobs, len(nodes)), threads)) as client:
         with at_work(partial(at_work_now, nodes, left)):
-            for folder, error in work_through(client, nodes, runs_folder(runs), say):
+            for folder, error in work_through(client, nodes, runs_folder(runs), say, first):
                 if error is not None: failed[folder] = error
                 for waiting in left.values(): waiting.discard(folder)
                 yield from ended_runs(left, recipes, runs, failed)

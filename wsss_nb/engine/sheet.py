@@ -72,10 +72,11 @@ class Sheet:
         scheduler='',  # address of a Dask scheduler
         say=print,
         threads=0,  # of each of the jobs, 0 = its share of the cores
+        ahead='',  # a run whose masks are made before any other run is begun
     ):
         "Execute what is not done; returns the folders of the runs, or raises at the end where some have stopped"
         folders, errors = {}, {}
-        with closing(self.events(jobs, scheduler, say, threads)) as events:
+        with closing(self.events(jobs, scheduler, say, threads, ahead)) as events:
             for run, folder, error in events:
                 if error is None: folders[run] = folder
                 else: errors[run] = error
@@ -85,7 +86,7 @@ class Sheet:
         if errors: raise RunsStopped(errors, len(self.recipes), self.runs)
         return [folders[run] for run in self.recipes]
 
-    def events(self, jobs, scheduler, say, threads=0):
+    def events(self, jobs, scheduler, say, threads=0, ahead=''):
         "The runs as they end, side by side where several jobs or a scheduler are named"
-        if jobs > 1 or scheduler: return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads)
+        if jobs > 1 or scheduler: return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, ahead)
         return one_by_one(self.recipes, self.runs, say)

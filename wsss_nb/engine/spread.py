@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGE_OF', 'PUBLISHED', 'SEED', 'LEAST', 'SURE', 'SAME', 'OUTSIDE', 'WITHIN', 'OF_PLACE', 'stage_told_by', 'headline',
-           'published_like', 'seeds_of', 'seed_of', 'published_cells', 'in_grid', 'numbers_of_seeds', 'pooled',
-           'expected_range', 'of_all', 'among_seeds', 'data_word', 'ranged', 'verdict', 'unequal', 'rounded_by',
-           'unlike_records', 'unlike_settings', 'briefly', 'differs_in', 'seeds_for', 'held_against']
+           'published_like', 'seeds_of', 'named_runs', 'seed_of', 'published_cells', 'in_grid', 'numbers_of_seeds',
+           'pooled', 'expected_range', 'of_all', 'among_seeds', 'data_word', 'ranged', 'verdict', 'unequal',
+           'rounded_by', 'unlike_records', 'as_it_came', 'unlike_settings', 'briefly', 'differs_in', 'seeds_for',
+           'held_against']
 
 # %% ../../nbs/engine/spread.ipynb #f5d84ccb
 import functools, re
@@ -55,6 +56,12 @@ def seeds_of(name, folder=None):
     number = lambda f: int(f.name.rpartition('_')[2])
     others = sorted((f for f in folder.glob(f'{name}_seed_*') if SEED.sub('', f.name) == name), key=number)
     return [r for r in map(Run, [folder / name, *others] if name else []) if r.there]
+
+
+def named_runs(text, folder=None):
+    "The names of published runs, between commas; `sipe_synthetic*` is every published seed of one"
+    of = lambda name: [r.folder.name for r in seeds_of(name[:-1], folder)] if name.endswith('*') else []
+    return [run for name in text.split(',') for run in of(name) or [name]]
 
 # %% ../../nbs/engine/spread.ipynb #420a588d
 def seed_of(run):
@@ -171,10 +178,16 @@ def unlike_records(before, after):
     return unequal(*({**run.made['versions'], **devices(run), **r} for run, r in zip((before, after), both)))
 
 
+def as_it_came(made, k):
+    "A parameter of a stage as it took effect: `channels_last=auto` is false on a CPU; of files only their names"
+    v = made['parameters'][k]
+    if k == 'channels_last': return str(v).lower().replace('auto', 'false' if made['device'].startswith('cpu') else 'auto')
+    return re.split(r'[/\\]', v)[-1] if isinstance(v, str) else v
+
+
 def unlike_settings(before, after):
-    "The settings that two runs do not share, stage by stage, of files only their names: train.method -> (then, now)"
-    name = lambda v: re.split(r'[/\\]', v)[-1] if isinstance(v, str) else v
-    plain = lambda run: {f'{s}.{k}': name(v) for s, made in run.stages.items() for k, v in made['parameters'].items()}
+    "The settings that two runs do not share, stage by stage: train.method -> (then, now)"
+    plain = lambda run: {f'{s}.{k}': as_it_came(made, k) for s, made in run.stages.items() for k in made['parameters']}
     then, now = plain(before), plain(after)
     return {k: (then[k], now[k]) for k in then if k in now and then[k] != now[k] and not OF_PLACE.fullmatch(k)}
 

@@ -17,7 +17,7 @@ from .options import check_named, options_of, readings_of
 from .parameters import parameters_of
 from .train import check_losses
 from ..nets.weights import check_fit, find_file, read_weights
-from ..nets.zoo import build
+from ..nets.zoo import build, on_paper
 
 # %% ../../nbs/engine/trial.ipynb #a9fee8e1
 def given_by(f, x):
@@ -75,7 +75,7 @@ def check_weights(p):
     spec = str(p.get('weights') or '').partition('#sha256=')[0]
     if 'backbone' not in p or spec in ('', 'imagenet', 'localiser'): return
     path = find_file(p['backbone'], spec)
-    with torch.device('meta'): net = build(p['backbone'], stride=p['stride'] or None)
+    with on_paper(): net = build(p['backbone'], stride=p['stride'] or None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # what begins at random is told when they are loaded
         check_fit(net, net.convert(read_weights(path)), path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Verified', 'changed_numbers', 'same_weights', 'same_data', 'began_with', 'for_a_while', 'recorded', 'verified',
-           'verify_run', 'verify_record', 'embedded', 'verify_alone', 'verify_published']
+           'verify_run', 'verify_record', 'like_here', 'embedded', 'verify_alone', 'verify_published']
 
 # %% ../../nbs/engine/verify.ipynb #690dc883
 import os, shutil, subprocess, sys
@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..base.core import UserError, file_sha256
+from ..base.core import UserError, file_sha256, versions
 from .execute import StageFailed, in_threads_of, locked
 from .recipes import resolved, with_options
 from .record import Run, need_word, numbers_in, runs_folder
 from .run import going_on, make_run
 from .splits import data_fingerprints
-from .spread import OUTSIDE, PUBLISHED, SAME, SEED, WITHIN, among_seeds, data_word, differs_in
+from .spread import OUTSIDE, PUBLISHED, SAME, WITHIN, among_seeds, data_word, differs_in
 from .spread import numbers_of_seeds, published_like, seed_of, seeds_for, seeds_of, unequal, verdict
 from .stage import execute
 
@@ -118,12 +118,19 @@ def verify_record(name, runs='', say=print):
     return verified(like, run, numbers_of_seeds(name))
 
 # %% ../../nbs/engine/verify.ipynb #b1333287
+def like_here(name):
+    "Of the published seeds of a recipe the first that was made with this version of torch; otherwise the first"
+    seeds, here = seeds_of(name), versions()['torch']
+    return next((r for r in seeds if r.made['versions'].get('torch') == here), seeds[0]).folder
+
+
 def embedded(quick=False):
-    "The published runs on the embedded set: all, or the first seed of each recipe that has several"
+    "The published runs on the embedded set: all, or one seed of each method's recipe, of those that have several"
     of = [Run(f.parent) for f in sorted(PUBLISHED.glob('*/run.json'))]
     ours = [r for r in of if all(s['parameters'].get('data_name') == 'synthetic' for s in r.stages.values())]
-    several = lambda r: not SEED.search(r.folder.name) and len(numbers_of_seeds(r.folder.name)) > 1
-    return [r.folder for r in ours if several(r) or not quick]
+    if not quick: return [r.folder for r in ours]
+    names = [r.folder.name for r in ours if r.folder.name.endswith('_synthetic')]  # no seeds, and no rows of tables
+    return [like_here(n) for n in names if len(seeds_of(n)) > 1]
 
 
 def verify_alone(folder, runs=''):
@@ -138,8 +145,9 @@ def verify_published(quick=False, runs='', say=print, jobs=0, verify=verify_alon
     "Verify what is published, a line for each run; returns the worst exit code"
     folders, jobs, codes = embedded(quick), jobs or os.cpu_count() or 1, []
     if not folders: raise UserError(f'verify: no published runs in {PUBLISHED}; they lie in a checkout.')
+    say(f'{len(folders)} runs, {min(jobs, len(folders))} at a time')
     with ThreadPoolExecutor(jobs) as pool:
         for folder, (code, line) in zip(folders, pool.map(lambda f: verify(f, runs), folders)):
             codes.append(code)
-            say(f'{folder.name:20} {line.removeprefix("verdict: ")}')
+            say(f'{folder.name:25} {line.removeprefix("verdict: ")}')
     return next((c for c in (OUTSIDE, 2, WITHIN) if c in codes), SAME)

@@ -50,7 +50,7 @@ def _serve(listener):
         except ImportError: pass
     gc.collect(); gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # minders need nobody to wait for them
-    while sys.stdin not in (ready := select.select([listener, sys.stdin], [], [])[0]):
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection = listener.accept()[0]
         if os.fork() == 0: return _mind(connection, listener)
         connection.close()

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..base.core import UserError, check_name
 from .heads import ASPP, CONVS, SummedASPP, conv_block, classifier
-from .segmenter import Segmenter, at_size, mask_loss
+from .segmenter import Segmenter, at_size
 from .zoo import build, check_backbone, strides_of
 
 # %% ../../nbs/nets/deeplab.ipynb #c111edfc

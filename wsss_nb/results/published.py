@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'scrubbed_field', 'private_parts',
            'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'beyond_runs',
-           'checksums', 'refuse_private', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid', 'added',
-           'publish_all']
+           'checksums', 'refuse_private', 'in_lines', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid',
+           'added', 'publish_all']
 
 # %% ../../nbs/results/published.ipynb #c534d782
 import base64, io, json, platform, re
@@ -134,6 +134,13 @@ def refuse_private(file, x):
     if found: raise UserError(f'publish: {file} would still hold {found[0]!r}, which belongs to this machine; write it as a relative path and run again.')
 
 
+def in_lines(made):
+    "The JSON of a grid, with a line for each of its cells"
+    short = lambda x: json.dumps(x, separators=(',', ':'), ensure_ascii=False)
+    head = short({k: v for k, v in made.items() if k != 'cells'})[:-1]
+    return f'{head},"cells":[\n' + ',\n'.join(map(short, made['cells'])) + '\n]}\n'
+
+
 def laid_down(files, name, folder):
     "Write the files of a published run, if nothing in them names this machine"
     if not re.fullmatch(r'[\w.+-]+', check_free_name(name, 'publish: --as')): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
@@ -187,7 +194,7 @@ def publish_grid(place, name='', folder=''):
     of_all = dict(code=code, versions=records[0]['versions'], devices=devices, files=checksums(stages))
     made, before = scrubbed({**made, **of_all}), published_folder(folder) / name / 'grid.json'
     if before.exists(): made = added(load_json(before), made, name)
-    return laid_down({'grid.json': made, 'grid.md': grid_markdown(made)}, name, folder)
+    return laid_down({'grid.json': in_lines(made), 'grid.md': grid_markdown(made)}, name, folder)
 
 
 def added(before, made, name):

@@ -14,6 +14,7 @@ import yaml
 
 from ..base.core import UserError, load_json, nearest
 from ..base.page import short, table
+from ..engine.spread import named_runs
 from .grid_page import markdown_table, summaries
 from .published import published_folder
 from .table_recipes import printed_at
@@ -25,8 +26,7 @@ BRACES = re.compile(r'\{([^}]*)\}')
 
 def with_spread(text, values):
     "The mean of some seeds as `text` writes it, and half of what lies between them"
-    half = (max(values) - min(values)) / 2
-    return text(mean(values)) + (' ± ' + text(half).lstrip('+') if len(values) > 1 else '')
+    return text(mean(values)) + (' ± ' + text((max(values) - min(values)) / 2).lstrip('+') if len(values) > 1 else '')
 
 
 def points(x):
@@ -96,7 +96,7 @@ class Quotations(PublishedRuns):
     def measured(self, m, run, place, over):
         "The numbers that a text names, by their seeds"
         out = {}
-        for name in (m['run'] or str(run)).split(','):
+        for name in named_runs(m['run'] or str(run), self.folder):
             for n in self.at_place(name, m['what'], m['split'], place):
                 if n['seed'] in out: raise UserError(f'{place}: {m["run"]}: two of them have seed {n["seed"]}; name runs that differ in their seed.')
                 out[n['seed']] = as_said(n, place, over) if over is not None else n
@@ -135,19 +135,19 @@ class Tables(Quotations):
         for k in set(row) - {'run', *t['columns']}: raise UserError(f'{name}, {label}: there is no column {k!r}.{nearest(k, t["columns"])}')
         out = []
         for i, (head, template) in enumerate(t['columns'].items()):
-            template, place = row.get(head, template), f'{name}: {label}, {head}'
+            template, place, over = row.get(head, template), f'{name}: {label}, {head}', self.over(t, head)
             if i == 0 and template is None: out.append(label)
             elif re.search(r'\d', BRACES.sub('', template or '')): raise UserError(f'{place}: {template!r} has a number of its own; name the run or the paper it is from.')
-            else: out.append(self.filled(template or '', row.get('run'), place, t.get('over', {})))
+            else: out.append(self.filled(template or '', row.get('run'), place, over))
         return out
 
     def column(self, name, head):
         "Label -> seed -> number of one column of a table; where a cell has several of a seed, the first"
         t, out = self.says['tables'][name], {}
         for label, row in t['rows'].items():
-            row, place = of_run(row), f'{name}: {label}, {head}'
+            row, place, over = of_run(row), f'{name}: {label}, {head}', self.over(t, head)
             texts = BRACES.findall(row.get(head, t['columns'][head]) or '')
-            found = [self.values(x, row.get('run'), place, t.get('over', {})) for x in reversed(texts)]
+            found = [self.values(x, row.get('run'), place, over) for x in reversed(texts)]
             if found: out[label] = {seed: x for values in found for seed, x in values.items()}
         return out
 
@@ -168,6 +168,7 @@ class Tables(Quotations):
         if 'grid' in t: return self.grid(name)
         return table([list(t['columns']), *(self.row(name, label, row) for label, row in t['rows'].items())], 'md')
 
+    def over(self, t, head): return t.get('over of', {}).get(head, t.get('over', {}))  # what a column is counted over
     def tables(self): return {name: self.table(name) for name in self.says['tables']}
     def sentences(self): return [self.filled(s, None, s[:40]) for s in self.says.get('sentences', [])]
 
@@ -202,8 +203,7 @@ def label_rows(ax, labels, what, end):
 def seed_bars(
     columns,  # name -> label -> seed -> number, as `Tables.column` gives it; or one such column
     marks=None,  # label -> seed -> number of a paper, drawn as a tick
-    what='mIoU',
-    width=6.4,  # inches
+    what='mIoU', width=6.4,  # name of the axis; inches
 ):
     "Bars with the spread of their seeds"
     from wsss_nb.base.show import LINES, Chart, clean

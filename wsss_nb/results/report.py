@@ -22,7 +22,7 @@ from ..engine.spread import held_against, ranged
 from ..engine.run import copy_whole, masks_page, stage_warnings, where_masks
 from .paired import beside_first
 from .report_numbers import classes_of, shown_numbers
-from .report_pictures import masks_of, pictures
+from .report_pictures import every_picture, masks_of, pictures
 from .report_spread import spread_of
 
 # %% ../../nbs/results/report.ipynb #da38d469
@@ -147,7 +147,8 @@ def provenance_of(report):
 class RunReport(Runs):
     "What is known of some runs, as pieces of a page"
     notes, summary, table, classes, links = notes_of, summary_of, shown_numbers, classes_of, links_of
-    masks_of, pictures, curves, provenance, spread = masks_of, pictures, curves_of, provenance_of, spread_of
+    masks_of, pictures, every, curves, provenance = masks_of, pictures, every_picture, curves_of, provenance_of
+    spread = spread_of
 
 # %% ../../nbs/results/report.ipynb #0c76d955
 def output_html(output, ours=True):
@@ -207,7 +208,8 @@ def make_report(
         asked = dict(names=shown, runs=str(report.folder), pictures=pictures)
         try: run_notebook(stage_notebook('report'), made, asked, 'report', Path(d) / '.progress')
         except StageFailed as e: raise StageFailed(f'{str(e).partition(" (executed notebook")[0]}; no report was written') from None
-        text = executed_page(made).replace(report.links(), report.links(folder))
+        text = executed_page(made)
+        for piece in (report.links, report.every): text = text.replace(piece(), piece(folder))  # their ways lead from there
         copy_whole(made, folder / 'report.ipynb')
     with whole_file(folder / 'report.html', 'w') as f: f.write(text)
     return folder / 'report.html'

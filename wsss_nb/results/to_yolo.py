@@ -29,7 +29,6 @@ def yolo_yaml(job, splits):
 
 def write_yolo(job, out):
     "images/<split>, labels/<split> and data.yaml"
-    holes = 0
     for split in job.masks:
         to = split or 'train'
         odd = next((n for n in job.masks[split].data.names if 'images/' in n), None)

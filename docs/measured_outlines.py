@@ -1,0 +1,173 @@
+"""Tags and a few outlines on photographs, networks trained: python docs/measured_outlines.py cam --root VOCdevkit --tags image_labels.json --weights FILE --keep FOLDER
+
+MobileNetV2 of ImageNet stays as it is up to its last but one stage, whose maps of all photographs (257 x 257, straight and mirrored) are kept in FOLDER once; the last convolution and the heads are trained,
+by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 to 50 steps of 8 (half of the photographs, drawn anew each time) beside the outlines of a drawing, or without any.
+`net` needs --pseudo FILE: {(outlines, drawing): uint8 [692,65,65]}, the masks of the frozen line beside the same outlines, told the tags. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
+"""
+import argparse, json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from wsss_nb.cams import CamNet, normalize
+from wsss_nb.data.catalog import open_data
+from wsss_nb.data.views import as_tensor
+from wsss_nb.engine.train import Learner
+from wsss_nb.metrics import Confusion
+from wsss_nb.nets.backbone import Backbone
+from wsss_nb.nets.deeplab import LightDeepLab
+from wsss_nb.nets.zoo import build
+from wsss_nb.papers.sipe import Sipe
+
+SIX, SIDE, MASK = ('cat', 'cow', 'dog', 'horse', 'person', 'sheep'), 257, 65
+MAPS = dict(layer2=(32, 33), layer3=(96, 17), layer4=(320, 17))  # channels and side of what is kept
+HOW = dict(cam=dict(lr=.01, head_lr=10., momentum=.9), sipe=dict(lr=.1, head_lr=10., clip=1.), net=dict(lr=1e-4, head_lr=10., optimizer='adamw', weight_decay=.01))
+NETS = dict(cam=lambda b: CamNet(b, 20), sipe=lambda b: Sipe(b, 20, bg_weight=.9), net=lambda b: LightDeepLab(b, 20, width=128, head_lr=10.))
+
+
+class Tail(Backbone):
+    "What comes after the maps that were kept"
+    def __init__(self, weights, last):
+        names = (*MAPS, *(['last'] if last else []))
+        super().__init__('mobilenet_v2', names, (32, 96, 320, 1280)[:len(names)], (8, 16, 16, 16)[:len(names)])
+        self.frozen_norm, self.with_last = True, last
+        if last: self.last = build('mobilenet_v2', weights, stride=16).features[18]
+
+    def parts(self): return dict(last=[self.last]) if self.with_last else {}
+
+    def forward(self, x):
+        parts = x.flatten(1).split([c * n * n for c, n in MAPS.values()], 1)
+        maps = [v.view(len(x), c, n, n) for v, (c, n) in zip(parts, MAPS.values())]
+        return maps + [self.last(maps[-1])] if self.with_last else maps
+
+
+class Kept:
+    "Kept maps of some photographs with tags, masks and a mark on those that are outlined"
+    name = 'kept'
+    def __init__(self, all_maps, labels, names, at, masks, outlined=()):
+        self.maps, self.labels_of, self.at, self.masks, self.outlined = all_maps, labels, list(at), masks, tuple(outlined)
+        self.names = [names[i] for i in self.at]
+
+    def __len__(self): return len(self.at)
+
+
+def view(data, i, rng):
+    "A photograph or its mirror image"
+    j, mirrored = data.at[i], int(rng.integers(2))
+    mask = data.masks[j].long()
+    return dict(image=data.maps[j, mirrored].float()[None, None], labels=data.labels_of[j], mask=mask.flip(-1) if mirrored else mask, valid=torch.ones(17, 17))
+
+
+@torch.no_grad()
+def kept_maps(data, weights, file):
+    "(maps [N,2,n] in half precision, masks [N,65,65]) of all photographs, from a file once it is there"
+    if not file.exists():
+        net, found, masks = build('mobilenet_v2', weights, stride=16).eval(), [], []
+        for i in range(len(data)):
+            x = as_tensor(np.asarray(Image.fromarray(data.image(i)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)))[None]
+            found.append(torch.cat([m.flatten(1).half() for m in net(torch.cat([x, x.flip(-1)]))[1:4]], 1))
+            masks.append(F.interpolate(torch.from_numpy(data.mask(i))[None, None].float(), (MASK, MASK), mode='nearest-exact')[0, 0].byte())
+        torch.save((torch.stack(found), torch.stack(masks)), file)
+    return torch.load(file)
+
+
+def told(net, x, labels):
+    "(scores told the tags, scores told nothing or None) [b,21,h,w] of kept maps"
+    x, absent = x.float()[:, None, None], F.pad(labels == 0, (1, 0))[..., None, None]
+    if isinstance(net, LightDeepLab): return (s := net.logits(x)).masked_fill(absent, -1e9), s
+    if isinstance(net, Sipe): maps = net.view_maps(x, labels.float(), torch.arange(21), False, net.reading_of(dict(bg_weight=1., background_of='present')))
+    else: maps = F.pad(normalize(net.raw_maps(x)), (0, 0, 0, 0, 1, 0), value=.25)
+    if isinstance(net, Sipe): maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
+    return maps.masked_fill(absent, -1e9), None
+
+
+@torch.no_grad()
+def scored(net, data, maps):
+    "[mIoU told the tags, told nothing or None], every fourth pixel of each side"
+    net.eval()
+    counts, ids = (Confusion(21), Confusion(21)), [0, *(data.classes.index(c) + 1 for c in SIX)]
+    for i in range(len(data)):
+        mask = data.mask(i)
+        for scores, count in zip(told(net, maps[i:i + 1, 0], data.labels[i:i + 1]), counts):
+            if scores is None: continue
+            large = F.interpolate(scores, mask.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy().astype(np.uint8)
+            count.update(np.ascontiguousarray(large[2::4, 2::4]), np.ascontiguousarray(mask[2::4, 2::4]))
+    return [round(counts[0].miou(ids), 4), round(counts[1].miou(ids), 4) if counts[1].matrix.sum() else None]
+
+
+def drawing(data, n, draw):
+    "n photographs, as many of each of the six classes; every eighth of the set is in none"
+    r, chosen = np.random.default_rng([n, draw]), []
+    for k in range(n):
+        c = data.classes.index(SIX[k % 6])
+        chosen.append(int(r.choice([i for i in range(len(data)) if i % 8 != 3 and data.labels[i, c] and i not in chosen])))
+    return chosen
+
+
+def trained(net, data, kind, steps, batch, seed=0, lr=1.):
+    how = dict(HOW[kind], lr=HOW[kind]['lr'] * lr)
+    Learner(net, data, view, steps=steps, batch_size=batch, seed=seed, device='cpu', workers=0, precision='fp32', **how).fit()
+    return net
+
+
+def measure(kind, a):
+    "All numbers of a kind of network, one after the other"
+    data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
+    (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
+    file, pseudo = Path(a.keep) / f'{kind}.json', torch.load(a.pseudo) if kind == 'net' else {}
+    found, nothing, everything = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data)))
+    kept = lambda at, masks, outlined=(): Kept(maps, data.labels, data.names, at, masks, outlined)
+
+    def fresh():
+        torch.manual_seed(0)
+        return NETS[kind](Tail(a.weights, kind != 'net'))
+
+    def note(key, make):
+        if key not in found: found[key] = scored(make(), val, val_maps)
+        file.write_text(json.dumps(found))
+        print(kind, key, found[key], flush=True)
+
+    def given(masks, chosen):
+        out = masks.clone()
+        out[chosen] = truth[chosen]
+        return out
+
+    base = trained(fresh(), kept(everything, pseudo.get((0, 0), nothing)), kind, 86, 16).state_dict()
+
+    def both(n, draw):
+        chosen, net = drawing(data, n, draw), fresh()
+        half = sorted(np.random.default_rng([99, draw]).permutation(len(data))[:len(data) // 2 - 2].tolist())
+        at = [i for i in half if i not in chosen] + chosen
+        net.load_state_dict(base)
+        return trained(net, kept(at, given(pseudo.get((n, draw if n else 0), nothing), chosen), [at.index(i) for i in chosen]), kind, 43, 8, draw, .5)
+
+    def alone(n, draw):
+        chosen = drawing(data, n, draw)
+        return trained(fresh(), kept(chosen, given(nothing, chosen), () if kind == 'net' else range(n)), kind, 60, min(8, n), draw)
+
+    def all_masks(draw):
+        net = trained(fresh(), kept(everything, truth), kind, 86, 16)
+        half = sorted(np.random.default_rng([99, draw]).permutation(len(data))[:len(data) // 2 - 2].tolist())
+        return trained(net, kept(half, truth), kind, 43, 8, draw, .5)
+
+    for draw in (0, 1, 2):
+        note(f'both 0 {draw}', lambda: both(0, draw))
+        if kind == 'net': note(f'all {draw}', lambda: all_masks(draw))
+        for n in (6, 12, 24, 60):
+            note(f'both {n} {draw}', lambda: both(n, draw)), note(f'alone {n} {draw}', lambda: alone(n, draw))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    p.add_argument('what', nargs='+', choices=NETS)
+    for name in ('root', 'tags', 'weights', 'keep', 'pseudo'): p.add_argument(f'--{name}', default='')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    Path(a.keep).mkdir(parents=True, exist_ok=True)
+    for kind in a.what: measure(kind, a)
+
+
+if __name__ == '__main__': main()
