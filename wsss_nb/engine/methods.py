@@ -20,7 +20,7 @@ from ..base.plugs import imported_from, module_in, own_file
 from ..data.sample import need_data
 from ..data.views import TrainingViews
 from ..nets.deeplab import head_keywords, make_segmenter
-from ..nets.zoo import build
+from ..nets.zoo import build, on_paper
 from ..refine.steps import AFFINITIES, step_of
 from .checkpoint import load_net, read_checkpoint
 from .options import check_call, check_named, options_of
@@ -174,7 +174,7 @@ def segmenter_learner(
 # %% ../../nbs/engine/methods.ipynb #53e7d68d
 def check_network(stage, p, num_classes):
     "Raise where the network of a train or segment stage cannot be built so; nothing is computed or read"
-    with torch.device('meta'):
+    with on_paper():
         if stage == 'train': localiser_of(p, num_classes, **UNTRAINED)
         if stage == 'segment': segmenter_of(p, num_classes, **UNTRAINED)
 
