@@ -168,7 +168,7 @@ def test_losses_are_read_together_and_only_when_asked():
 
 def tiny(method, tmp_path, precision, **kw):
     data = synthetic('train', n=8)
-    how = dict(backbone='tiny', weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu', lr=.001, cache=tmp_path, workers=0)
+    how = dict(backbone=ground(method), weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu', lr=.001, cache=tmp_path, workers=0)
     return localiser_learner(data, method=method, precision=precision, **{**how, **kw})
 
 

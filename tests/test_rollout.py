@@ -52,6 +52,21 @@ def test_what_takes_away_from_the_score_has_no_share():
     assert torch.allclose(e[0, 0], (a[0, :, 0] * v).relu().mean(0)) and not e[0, 1:].any()
 
 
+def test_maps_can_be_learnt_from_while_it_is_trained():
+    torch.manual_seed(0)
+    net, x = Rollout(build('timm:test_vit'), 2), torch.rand(1, 3, 32, 32)
+    value = lambda: float(net.raw_maps(x, 'gradient')[0, 1, 0, 1].detach())
+    net.train().raw_maps(x)[0, 1, 0, 1].backward()
+    w = net.backbone.net.blocks[5].attn.qkv.weight
+    at = divmod(int(w.grad.abs().argmax()), w.shape[1])
+    around = []
+    for eps in (1e-2, -1e-2):
+        with torch.no_grad(): w[at] += eps
+        around.append(value())
+        with torch.no_grad(): w[at] -= eps
+    assert np.isclose((around[0] - around[1]) / 2e-2, float(w.grad[at]), rtol=.05)
+
+
 def test_a_network_that_learns_nothing_has_maps_as_well_and_is_left_as_it_was():
     torch.manual_seed(0)
     net, x = Rollout(build('timm:test_vit'), 2).eval(), torch.rand(1, 3, 48, 48)

@@ -27,11 +27,13 @@ def followed(
 def class_weighted(
     attentions,  # [B,H,n,n] of each block, in the graph of the scores
     scores,  # [B,K]
+    learn=False,  # whether the maps are to be learnt from in their turn
 ):
     "For each class the matrices E [B,n,n] of all blocks, Eq. 4"
     for k in range(scores.shape[1]):
-        grads = torch.autograd.grad(scores[:, k].sum(), attentions, retain_graph=k + 1 < scores.shape[1])
-        yield [(g * a).relu().mean(1).detach() for g, a in zip(grads, attentions)]
+        grads = torch.autograd.grad(scores[:, k].sum(), attentions, retain_graph=learn or k + 1 < scores.shape[1], create_graph=learn)
+        found = [(g * a).relu().mean(1) for g, a in zip(grads, attentions)]
+        yield found if learn else [e.detach() for e in found]
 
 # %% ../../nbs/papers/rollout.ipynb #e284c2aa
 def attending(backbone):
@@ -79,12 +81,14 @@ class Rollout(Localiser):
     def forward(self, batch):
         return dict(loss=multilabel_loss(self.scored(batch['image'])[0], batch['labels']))
 
-    def raw_maps(self, images, kind='scores'):
+    def raw_maps(self, images, kind=''):
+        learn = self.training and torch.is_grad_enabled()
+        kind = check_name(kind or ('gradient' if learn else 'scores'), ('gradient', 'rollout', 'scores'), 'reading.kind')
         with torch.enable_grad(), attention_of(self.backbone) as kept:
             scores, row, (h, w) = self.scored(images.detach().requires_grad_())  # a frozen network has a graph as well
-            if check_name(kind, ('gradient', 'rollout', 'scores'), 'reading.kind') == 'scores': return scores.detach()[..., None, None].expand(-1, -1, h, w)
+            if kind == 'scores': return scores.detach()[..., None, None].expand(-1, -1, h, w)
             kept = kept[-self.blocks:]  # the last, or all
             if kind == 'rollout': weighed = [[a.mean(1).detach() for a in kept]] * scores.shape[1]
-            else: weighed = class_weighted(kept, scores)
+            else: weighed = class_weighted(kept, scores, learn)
             maps = [followed(e, row.detach())[:, -h * w:] for e in weighed]
         return torch.stack(maps, 1).unflatten(2, (h, w))
