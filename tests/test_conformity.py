@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conformity import check_localiser
+from conformity import check_localiser, ground
 from wsss_nb.cams import CamNet, Localiser, write_score_maps
 from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.sample import Data, Record, load_maps, missing, read_mask
@@ -70,7 +70,7 @@ class Stop(Callback):
 OWN = dict(frozen=dict(side=48, lessons=1))  # options that make a method's training two steps of little work
 
 
-def learner(data, method, folder, **kw): return localiser_learner(data, method, cache=folder / 'cache', folder=folder, epochs=1, options=OWN.get(method), **{**SMALL, 'batch_size': 5, **kw})
+def learner(data, method, folder, **kw): return localiser_learner(data, method, cache=folder / 'cache', folder=folder, epochs=1, options=OWN.get(method), **{**SMALL, 'batch_size': 5, 'backbone': ground(method), **kw})
 
 
 @pytest.fixture(scope='module', params=METHODS)
@@ -79,7 +79,7 @@ def method(request, odd, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     losses = learner(odd[1], request.param, folder).fit()
     assert len(losses) == 2 and all(np.isfinite(v) for step in losses for v in step.values())
-    save_json(folder / 'stage.json', dict(stage='train', parameters=dict(method=request.param, backbone='tiny', stride=0, options=OWN.get(request.param, {})), results=dict(classes=CLASSES)))
+    save_json(folder / 'stage.json', dict(stage='train', parameters=dict(method=request.param, backbone=ground(request.param), stride=0, options=OWN.get(request.param, {})), results=dict(classes=CLASSES)))
     return request.param, folder
 
 
@@ -171,7 +171,7 @@ def test_every_refinement_by_a_network(step, method, odd, tmp_path):
 # -- what a network must keep before it sees a file
 
 @pytest.mark.parametrize('name', METHODS)
-def test_what_every_method_must_keep_as_it_comes(name): check_localiser(lambda k: build_localiser(name, k, options=OWN.get(name)))
+def test_what_every_method_must_keep_as_it_comes(name): check_localiser(lambda k: build_localiser(name, k, ground(name), options=OWN.get(name)))
 
 
 class Raises(CamNet):

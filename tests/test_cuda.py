@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from conformity import ground
 from inside import inside
 from test_on_a_card import STEPPED, tiny
 from wsss_nb.base.core import save_json
@@ -50,7 +51,7 @@ def to(batch, device): return {k: v.to(device) if torch.is_tensor(v) else v for 
 @pytest.mark.parametrize('method', STEPPED)
 def test_the_losses_of_a_method_are_those_of_the_cpu(method, device):
     torch.manual_seed(0)
-    net = build_localiser(method, 3).eval()  # without dropout, which draws otherwise on a card
+    net = build_localiser(method, 3, ground(method)).eval()  # without dropout, which draws otherwise on a card
     batch, found = training_batch(net, random_labels(4, 3)), []
     for where in ('cpu', device):
         losses = net.to(where)(to(batch, where))
@@ -63,11 +64,11 @@ def test_the_losses_of_a_method_are_those_of_the_cpu(method, device):
 @pytest.mark.parametrize('method', METHODS)
 def test_a_method_learns_goes_on_elsewhere_and_its_maps_are_the_same(method, device, tmp_path):
     data = synthetic('train', n=8)
-    how = dict(method=method, backbone='tiny', weights='', crop=48, long_side=(48, 64), epochs=1, batch_size=4, lr=.001, options=OWN.get(method), cache=tmp_path / 'cache', folder=tmp_path, workers=0)
+    how = dict(method=method, backbone=ground(method), weights='', crop=48, long_side=(48, 64), epochs=1, batch_size=4, lr=.001, options=OWN.get(method), cache=tmp_path / 'cache', folder=tmp_path, workers=0)
     learner = localiser_learner(data, device=device, precision='fp32', channels_last=False, **how)
     losses = learner.fit()
     assert all(np.isfinite(v) for h in losses for v in h.values()) and next(learner.raw_net.parameters()).device.type == torch.device(device).type
-    save_json(tmp_path / 'stage.json', dict(stage='train', parameters=dict(method=method, backbone='tiny', stride=0, options=OWN.get(method, {})), results=dict(classes=data.classes)))
+    save_json(tmp_path / 'stage.json', dict(stage='train', parameters=dict(method=method, backbone=ground(method), stride=0, options=OWN.get(method, {})), results=dict(classes=data.classes)))
     for where in ('cpu', device): write_score_maps(load_localiser(tmp_path, where)[0], data, tmp_path / f'maps {where}', scales=(1., .5))
     for name in data.names:
         a, b = (load_maps(tmp_path / f'maps {where}/{name}.npz') for where in ('cpu', device))
@@ -146,7 +147,7 @@ def test_a_run_of_all_stages(device, tmp_path):
 NOT_THERE = {  # what has nothing to do on a card, or must not: the reason -> the files of tests
     'it has tensors that only claim to be on a card, and runs where there is none': 'on_a_card devices',
     'it compares numbers of the CPU to the last bit: golden values, runs made again, resumed ones': 'numbers faults processes run published verify stages spread weights together until warm papers_ccmr papers_ecsnet papers_icd papers_seam papers_sipe papers_svm '
-        'audit doubt outlined paired conformity cams nets nets_deeplab from_timm refine_batched refine_crf refine_irn refine_pamr refine_psa refine_superpixels saliency prompt predict tiles scale ahead views sizes',
+        'audit doubt outlined paired conformity cams nets nets_deeplab from_timm refine_batched refine_crf refine_irn refine_pamr refine_psa refine_superpixels saliency prompt told rollout predict tiles scale ahead views sizes',
     'it reads, writes and refuses: no tensor is computed': 'bad_files data_catalog data_check data_coco data_folder data_sample data_tags data_voc data_sources synthetic parts on_parts tags given_masks submission sources domains trust load installs make package house surface public cli '
         'page report show look handover grid tables alone lab site metrics plugs until progress workers papermill',
     'it executes whole notebooks, whose device is auto: on a card `make test` runs them there': 'notebooks browser',

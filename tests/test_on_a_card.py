@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from conformity import ground
 from inside import quiet  # noqa: F401
 from wsss_nb.base.core import UserError
 from wsss_nb.data.synthetic import synthetic
@@ -18,7 +19,7 @@ from wsss_nb.refine.irn import IRNet
 from wsss_nb.refine.psa import AffinityNet
 
 STEPPED = [m for m in METHODS if not hasattr(method_class(m), 'learner')]  # one that brings its own takes no steps
-NETS = {**{m: lambda m=m: build_localiser(m, 3) for m in STEPPED}, 'icd vote': lambda: build_localiser('icd', 3, options=dict(refine='vote')),
+NETS = {**{m: lambda m=m: build_localiser(m, 3, ground(m)) for m in STEPPED}, 'icd vote': lambda: build_localiser('icd', 3, options=dict(refine='vote')),
         'segment': lambda: build_segmenter(3), 'segment balanced': lambda: build_segmenter(3, loss='balanced'),
         'psa': lambda: AffinityNet(build('tiny'), radius=3), 'irn': lambda: IRNet(build('tiny'), radius=3)}
 
@@ -167,7 +168,7 @@ def test_losses_are_read_together_and_only_when_asked():
 
 def tiny(method, tmp_path, precision, **kw):
     data = synthetic('train', n=8)
-    how = dict(backbone='tiny', weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu', lr=.001, cache=tmp_path, workers=0)
+    how = dict(backbone=ground(method), weights='', crop=48, long_side=(48, 64), epochs=2, batch_size=4, device='cpu', lr=.001, cache=tmp_path, workers=0)
     return localiser_learner(data, method=method, precision=precision, **{**how, **kw})
 
 

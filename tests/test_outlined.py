@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from conformity import ground
 from inside import inside
 from wsss_nb.base.core import UserError, load_json
 from wsss_nb.cli import main
@@ -152,7 +153,7 @@ def some(n=12, outlined=(2, 5)):
 
 @pytest.mark.parametrize('method', [m for m in METHODS if m != 'frozen'])
 def test_every_trained_localiser_learns_from_outlines(method, tmp_path):
-    learner = localiser_learner(some(), method, long_side=(48, 64), cache=tmp_path / 'regions', **SMALL)
+    learner = localiser_learner(some(), method, long_side=(48, 64), cache=tmp_path / 'regions', **{**SMALL, 'backbone': ground(method)})
     assert learner.plan == '3 steps of 4 and 1 outlined' and isinstance(learner.net, Beside)
     learner.raw_net.train()
     batch = {k: torch.stack([v, v]) if torch.is_tensor(v) else v for k, v in learner.views[-1, 2].items()}

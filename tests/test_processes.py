@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conformity import ground
 from inside import inside
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError, save_json
@@ -47,7 +48,7 @@ def learners(cache):
     some.mask = lambda i: half(data.mask(i)) if i % 2 else data.mask(i)  # shares of a batch have another number of pixels
     kw = dict(backbone='tiny', weights='', epochs=2, batch_size=4, crop=48, optimizer='sgd', lr=.01, device='cpu')
     calm = lambda method: dict(dropout=0.) if method in ('ecsnet', 'seam') else {}
-    out = {m: partial(localiser_learner, data, m, long_side=(48, 64), options=calm(m), cache=cache, **kw) for m in STEPPED}
+    out = {m: partial(localiser_learner, data, m, long_side=(48, 64), options=calm(m), cache=cache, **{**kw, 'backbone': ground(m)}) for m in STEPPED}
     out.update({f'segment {loss}': partial(segmenter_learner, some, loss=loss, norm='batch', **kw) for loss in ('plain', 'balanced')})
     own = {k: v for k, v in kw.items() if k not in ('backbone', 'weights')}
     out.update({kind: partial(affinity_learner, some, kind, Path(cache) / 'localiser', long_side=(48, 64), radius=3, **own) for kind in AFFINITIES})

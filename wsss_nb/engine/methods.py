@@ -36,6 +36,7 @@ METHODS = {
     'seam': 'wsss_nb.papers.seam:Seam',
     'ccmr': 'wsss_nb.papers.ccmr:Ccmr',
     'frozen': 'wsss_nb.papers.frozen:Frozen',
+    'rollout': 'wsss_nb.papers.rollout:Rollout',
 }
 
 # %% ../../nbs/engine/methods.ipynb #2504bd76
@@ -94,8 +95,7 @@ def localiser_of(
     **instead,  # of what stands there
 ):
     "The localiser that parameters describe"
-    own = {k: p[k] for k in keywords_of(build_localiser) if k in p}
-    return build_localiser(num_classes=num_classes, **{**own, **instead})
+    return build_localiser(num_classes=num_classes, **{k: p[k] for k in keywords_of(build_localiser) if k in p} | instead)
 
 
 def segmenter_of(

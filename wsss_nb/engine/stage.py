@@ -19,7 +19,7 @@ from .key import code_digest, digest_of, method_code
 from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
 from .recipes import check_choices, check_together
 from .record import is_made, runs_folder, stage_record
-from .splits import data_fingerprints, given_masks, open_split, outlined_split
+from .splits import data_fingerprints, given_maps, given_masks, open_split, outlined_split
 from ..refine.steps import AFFINITIES, network_of
 
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
@@ -81,6 +81,7 @@ class Stage:
     def stamp(self): return {k: self.parts[k] for k in ('parameters', 'inputs', 'data')}  # of a checkpoint
     def data(self, split): return open_split(self.params, split)
     def given(self, split): return given_masks(self.params, split)
+    def given_maps(self, split): return given_maps(self.params, split)
     def outlined(self, split): return outlined_split(self.params, split)
 
     def input(self, name):
@@ -99,7 +100,8 @@ class Stage:
         return folder
 
     def score_maps(self, split):
-        "Where the score maps of a split lie, and the method that makes them"
+        "Where the score maps of a split lie, of the method that makes them or given"
+        if self.p.given: return self.part('maps', ['data.maps'], given=self.parts['data'][split])
         p, method = self.p, self.input('localiser')['parameters']['method']
         return self.part('maps', ['cams'], method=method_code(method), data=self.parts['data'][split],
                          localiser=self.parts['inputs']['localiser'], labels=p.use_image_labels, reading=p.reading,

@@ -25,6 +25,7 @@ class Backbone(nn.Module):
     heads, optional = ('fc.', 'classifier.'), ()  # names that a file may have too much, or too little
     normalization = 'imagenet'  # where nothing else is known
     takes_maps = True  # its parts take maps and give maps, so that one can be copied
+    also = ()  # maps that `stage` gives besides those of `names`, shallower than they are
 
     def __init__(self, name, names, channels, strides):
         super().__init__()

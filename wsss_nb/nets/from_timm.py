@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'PACKAGES', 'timm_module', 'known_name', 'how_built', 'built', 'timm_strides', 'depths', 'stages_of',
-           'TimmNet', 'units_of', 'timm_parts', 'freeze', 'package_file', 'timm_file', 'convert', 'source_of']
+           'TimmNet', 'tokens', 'patches_and_pixels', 'units_of', 'timm_parts', 'freeze', 'package_file', 'timm_file',
+           'convert', 'source_of']
 
 # %% ../../nbs/nets/from_timm.ipynb #e870b518
 import functools, importlib.util, warnings
@@ -93,6 +94,7 @@ class TimmNet(Backbone):
         net.prune_intermediate_layers(at, prune_norm=not self.depths_only, prune_head=True)
         self.net, self.heads = net, tuple(f'net.{k}' for k in self.whole if k not in net.state_dict())
         self.patch = 1 if self.takes_maps else max(net.patch_embed.patch_size)
+        self.also = ('patches',) if not self.takes_maps and self.depths_only else ()
         self.set_normalization('own')
 
     @property
@@ -104,16 +106,36 @@ class TimmNet(Backbone):
         with torch.no_grad():
             for buffer in ('mean', 'std'): getattr(self, buffer).copy_(torch.tensor(self.net.pretrained_cfg[buffer]).view(1, 3, 1, 1))
 
+    def padded(self, image):
+        "The image as the first layer wants it, in whole patches"
+        return F.pad(self.prepare(image), (0, -image.shape[3] % self.patch, 0, -image.shape[2] % self.patch))
+
     def maps_at(self, image, at):
         "timm's maps at these positions, as far as they show the picture"
-        x, (h, w) = self.prepare(image), image.shape[2:]
-        x = F.pad(x, (0, -w % self.patch, 0, -h % self.patch))
+        x, (h, w) = self.padded(image), image.shape[2:]
         maps = self.net.forward_intermediates(
             x, indices=at, norm=self.depths_only, stop_early=True, intermediates_only=True, output_fmt='NCHW')
         return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, (self.net.feature_info[i]['reduction'] for i in at))]
 
     def forward(self, image): return self.maps_at(image, self.at)
-    def stage(self, image, wanted): return self.maps_at(image, [self.at[self.names.index(wanted)]])[0]
+    def stage(self, image, wanted): return self.shallow(image) if wanted in self.also else self.maps_at(image, [self.at[self.names.index(wanted)]])[0]
+
+# %% ../../nbs/nets/from_timm.ipynb #fcfaaf96
+def tokens(self: TimmNet, image):
+    "What is behind the last block of a plain transformer, [B,n,D], and the grid (h, w) of the patches that it ends with"
+    x = self.padded(image)
+    return self.net.forward_features(x), tuple(n // self.patch for n in x.shape[2:])
+
+
+def patches_and_pixels(self: TimmNet, image, stride=4):
+    "What a plain transformer sees before it mixes: the patches' embedding and the mean pixels, [B,D+3,h,w] at stride 4"
+    x, (h, w) = self.padded(image), (-(-n // stride) for n in image.shape[2:])
+    pixels = F.avg_pool2d(x, stride, ceil_mode=True)
+    embedded = F.interpolate(self.net.patch_embed.proj(x), pixels.shape[2:], mode='bilinear', align_corners=False)
+    return torch.cat([embedded, pixels], 1)[..., :h, :w]
+
+
+TimmNet.tokens, TimmNet.shallow = tokens, patches_and_pixels
 
 # %% ../../nbs/nets/from_timm.ipynb #9022a29b
 def units_of(net):

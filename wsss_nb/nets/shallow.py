@@ -16,9 +16,9 @@ from ..data.views import as_tensor, resize_image
 # %% ../../nbs/nets/shallow.ipynb #eaf0f36c
 def shallow_layer(backbone, layer=''):
     "The name of the stage whose features are used: `layer`, or the one that is meant where none is named"
-    if layer: return check_name(layer, backbone.names, f'layer of {backbone.name}')
-    return ('layer1' if 'layer1' in backbone.names else
-            next(n for n, s in zip(backbone.names, backbone.strides) if s >= 4))
+    if layer: return check_name(layer, [*backbone.also, *backbone.names], f'layer of {backbone.name}')
+    first = next(n for n, s in zip(backbone.names, backbone.strides) if s >= 4)
+    return 'layer1' if 'layer1' in backbone.names else next(iter(backbone.also), first)
 
 # %% ../../nbs/nets/shallow.ipynb #889c68b7
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['refined_mask', 'write_one', 'made_in_tiles', 'check_settings', 'need_maps', 'write_masks', 'write_maps', 'copy_masks',
-           'WithMasks']
+           'copy_maps', 'maps_fingerprint', 'WithMasks']
 
 # %% ../../nbs/refine/masks.ipynb #093e9338
 from functools import partial
@@ -115,6 +115,28 @@ def copy_masks(
     if not data.has_masks: raise UserError(f'given: not all images of {data.where} have a mask; give a folder with <image id>.png for each.')
     for i in Progress(missing(data, out, '.png'), 'masks, image'):
         save_mask(Path(out) / f'{data.names[i]}.png', data.mask(i))
+
+
+def copy_maps(
+    data,  # a Data
+    folder,  # with <image id>.npz from elsewhere
+    out,  # for <image id>.npz
+):
+    "Write score maps from elsewhere, checked as they are read, for every image that has none yet"
+    for i in Progress(missing(data, out, '.npz'), 'score maps, image'):
+        path, size = Path(folder) / f'{data.names[i]}.npz', data.size(i)
+        keys, maps = load_maps(path)
+        if maps.shape[1:] != size: raise UserError(f'given: {path.name} has maps of {maps.shape[2]}x{maps.shape[1]}, its image is {size[1]}x{size[0]}; were they made from other images?')
+        if len(keys) and not 0 <= keys.min() <= keys.max() <= len(data.classes): raise UserError(f'given: {path.name} has maps of the classes {keys.tolist()}, {data.where} has {len(data.classes)}; were they made for other classes?')
+        if maps.size and not 0 <= maps.min() <= maps.max() <= 1: raise UserError(f'given: {path.name} has scores from {maps.min():.3g} to {maps.max():.3g}; expected 0 to 1, the background has a score there.')
+        save_maps(Path(out) / path.name, keys, maps)
+
+
+def maps_fingerprint(data, folder):
+    "Of the data and the score maps of a folder"
+    lost = missing(need_data(data), folder, '.npz')
+    if lost: raise UserError(f'given: {len(lost)} of {len(data)} images have no score maps in {folder} (first: {data.names[lost[0]]}); add <image id>.npz.')
+    return digest(data.fingerprint(), *(file_ends(Path(folder) / f'{n}.npz') for n in data.names))
 
 # %% ../../nbs/refine/masks.ipynb #0974e27f
 class WithMasks(Data):
