@@ -2,7 +2,7 @@
 
 `averaging --run FOLDER`: the network of a finished run of the embedded set, on its masks, with seeds 0 to 4; at the end its last
 weights, their mean over the last third of the steps, and their exponential mean (.95), each counted on `val`.
-`adding`: 60 steps of the CAM of `cam_synthetic`, seed 0, once as this machine would and once for each of some ways to add
+`adding`: 25 steps of the CAM of `cam_synthetic`, seed 0, once as this machine would and once for each of some ways to add
 in another order: how far the weights are apart in the end, and how long the steps took.
 Numbers go to runs/measured/averaging.json and adding.json, and nbs/results/noise.ipynb shows them."""
 import argparse, json, os, subprocess, sys, time
@@ -69,7 +69,7 @@ def averaging(run, seeds=5):
     return dict(run=run.name, steps=learner.steps, rows=rows)
 
 
-def steps(out, count=60):
+def steps(out, count=25):
     "Some steps of a CAM; its weights and losses in the end"
     torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
     data, p = open_data('synthetic', split='train'), Run(ROOT / 'runs/published/cam_synthetic').stages['train']['parameters']
@@ -93,7 +93,7 @@ def adding(folder):
         where = {k: v for k, v in made['where'].items() if v != first['where'].get(k)}
         rows.append(dict(way=name, apart=float(apart), loss=made['loss'][-1], seconds=round(made['seconds'], 1), where=where))
         print(rows[-1], flush=True)
-    return dict(steps=60, rows=rows)
+    return dict(steps=25, rows=rows)
 
 
 def main():

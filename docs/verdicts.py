@@ -1,7 +1,7 @@
 """The three verdicts of `wsss verify`, each produced on purpose: python docs/verdicts.py same default other wrong --torch FOLDER --runs RUNS
 
 `same`: this environment; `default`: kernels for another processor; `other`: another version of torch, from a FOLDER that
-`pip install --no-deps --target FOLDER torch==2.13.0 torchvision==0.28.0` filled; `wrong`: a CAM with its sign turned.
+`pip install --no-deps --target FOLDER torch==2.13.0 torchvision==0.28.0` filled; `wrong`: a CAM with its sign turned; `judge`: the same run again, beside what is published by now.
 What was typed, printed and returned goes to runs/measured/verdicts.json, and nbs/engine/verify.ipynb shows it."""
 import argparse, json, os, re, subprocess, sys, time
 from pathlib import Path
@@ -11,7 +11,7 @@ from wsss_nb.engine.record import Run
 from wsss_nb.engine.spread import held_against, ranged
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE, RUN = ROOT / 'runs/measured/verdicts.json', 'cam_synthetic_seed_1'
+FILE = ROOT / 'runs/measured/verdicts.json'
 KEPT = re.compile(r'differs |\d+ |verdict|\w+ +(tag AP|pixel mAP|score maps|masks|network)/')
 WRONG = '''from wsss_nb.cams import CamNet
 
@@ -51,6 +51,11 @@ def wrong(runs):
     asked = ['-p', 'seed=1', '-p', 'stages=[train, masks, evaluate]', '-p', f'train.method={runs / "turned.py"}:Turned']
     done = python(WSSS, 'run', 'cam_synthetic', *asked, '--name', 'turned', '--no-report', '--runs', str(runs))
     if done.returncode: raise SystemExit(done.stderr)
+    return judged(runs)
+
+
+def judged(runs):
+    "The run with the mistake, as it is on record, beside what is published now"
     found = told('wsss run cam_synthetic -p seed=1 -p train.method=turned.py:Turned --name turned\nwsss verify turned --as-recorded', ['verify', 'turned', '--as-recorded'], runs)
     rows = held_against(Run(runs / 'turned'))[1]
     first = next(r for r in rows if not r['inside'])
@@ -60,19 +65,22 @@ def wrong(runs):
 def main():
     "Produce the verdicts that were asked for, and put them beside those that are there"
     p = argparse.ArgumentParser()
-    p.add_argument('names', nargs='+', choices=('same', 'default', 'other', 'wrong'))
+    p.add_argument('names', nargs='+', choices=('same', 'default', 'other', 'wrong', 'judge'))
     p.add_argument('--torch', default='')
+    p.add_argument('--run', default='cam_synthetic_seed_3', help='a published run that was made in this environment')
     p.add_argument('--runs', type=Path, required=True)
     a = p.parse_args()
-    made = load_json(FILE) if FILE.is_file() else dict(what='verdicts', data='synthetic', run=RUN, rows={})
-    verify = ['verify', f'runs/published/{RUN}']
+    made = load_json(FILE) if FILE.is_file() else dict(what='verdicts', data='synthetic', rows={})
+    verify = ['verify', f'runs/published/{a.run}']
     ways = dict(
         same=lambda: told(f'wsss {" ".join(verify)}', verify, a.runs),
         default=lambda: told(f'ATEN_CPU_CAPABILITY=default wsss {" ".join(verify)}', verify, a.runs, dict(ATEN_CPU_CAPABILITY='default').items()),
         other=lambda: told(f'wsss {" ".join(verify)}', verify, a.runs, dict(PYTHONPATH=str(Path(a.torch).resolve())).items()),
-        wrong=lambda: wrong(a.runs.resolve()))
-    for name in a.names:
-        made['rows'][name] = ways[name]()
+        wrong=lambda: wrong(a.runs.resolve()),
+        judge=lambda: judged(a.runs.resolve()))
+    for asked in a.names:
+        name = asked.replace('judge', 'wrong')
+        made['rows'][name] = ways[asked]()
         print(name, made['rows'][name]['code'], made['rows'][name]['lines'][-1], flush=True)
         here = made['rows'][name]['where']
         if name == 'same': made |= dict(versions={k: here[k] for k in ('torch', 'torchvision')}, device=f'cpu, {here["threads"]} thread')

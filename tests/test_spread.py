@@ -163,3 +163,49 @@ def test_what_is_said_to_come_out_again_says_on_which_machine_and_lock():
             found += 1
             assert re.search(r'machine|processor|one after the other', sentence), (file.name, sentence)
     assert found >= 6
+
+
+RECIPES = ('cam', 'cam_crf', 'ccmr', 'ecsnet', 'icd', 'sipe', 'svm')
+
+
+def test_every_method_has_its_published_seeds():
+    for name in RECIPES:
+        found = {S.seed_of(r): S.headline(r) for r in S.seeds_of(f'{name}_synthetic')}
+        assert sorted(found) == [*range(len(found))] and len(found) >= 4, name
+        assert all({'masks/val', 'masks/train', 'tag AP/train'} <= {*n} for n in found.values())
+        assert sum('network/val' in n for n in S.numbers_of_seeds(f'{name}_synthetic').values()) >= (1 if name == 'cam_crf' else 2)
+    assert {S.SEED.sub('', f.name) for f in V.embedded(quick=True)} == {f'{n}_synthetic' for n in RECIPES}
+
+
+def test_the_first_page_shows_drawings_beside_their_spread_and_says_of_how_many_seeds():
+    readme = (S.PACKAGE.parent / 'README.md').read_text(encoding='utf-8')
+    rows = [[c.strip() for c in line.split('|')[1:-1]] for line in readme.partition('<!-- table: methods -->')[2].partition('<!-- /table -->')[0].strip().splitlines()[2:]]
+    assert len(rows) == 7 and 'mean ± half the range of four seeds (networks: two, the CAM\'s three)' in readme
+    for method, *_, masks, network in rows:
+        name = {'CAM': 'cam', 'SIPE': 'sipe', 'SVM': 'svm', 'ICD': 'icd', 'ECS-Net': 'ecsnet', 'CCMR + SWP': 'ccmr'}.get(method[1:].partition(']')[0])
+        for number, shown, count in (('masks/val', masks, 4), ('network/val', network, 3 if name == 'cam' else 2)) if name else ():
+            x = [of[number] for of in S.numbers_of_seeds(f'{name}_synthetic').values() if number in of]
+            assert len(x) == count and shown == f'{sum(x) / count:.3f} ± {(max(x) - min(x)) / 2:.3f}'.replace('0.', '.'), (name, number, len(x))
+    grid = json.loads((S.PUBLISHED / 'grid-photos/grid.json').read_text())
+    of = {l: [c['miou'] for c in grid['cells'] if (c['localiser'], c['refiner'], c['segmenter']) == (l, 'none', 'none')] for l in grid['localisers']}
+    assert f'standard deviation of two seeds {100 * sqrt(sum((a - b) ** 2 / 2 for a, b in of.values()) / len(of)):.1f} points' in readme
+
+
+def test_what_a_seed_lacks_comes_from_the_grid_and_a_star_names_the_seeds_that_have_a_number(published):
+    (published / 'grid-synthetic').mkdir()
+    cell = lambda segmenter, miou: dict(localiser='b', refiner='none', segmenter=segmenter, seed=1, miou=miou)
+    (published / 'grid-synthetic/grid.json').write_text(json.dumps(dict(cells=[cell('none', .9), cell('light', .8)])))
+    made = json.loads((published / 'b_synthetic_seed_1/metrics.json').read_text())
+    (published / 'b_synthetic_seed_1/metrics.json').write_text(json.dumps(dict(numbers=made['numbers'][:1])))
+    assert S.numbers_of_seeds('b_synthetic', published)[1] == {'tag AP/train': .9, 'masks/val': .32, 'network/val': .8}
+    assert S.named_runs('b_synthetic*,x', 'masks/val', published) == ['b_synthetic', 'b_synthetic_seed_1', 'x']
+    assert S.named_runs('b_synthetic*', 'network/val', published) == ['b_synthetic'] and S.named_runs('no*', 'masks/val', published) == ['no*']
+
+
+def test_each_verdict_was_produced_on_purpose():
+    made = json.loads((S.PACKAGE.parent / 'runs/measured/verdicts.json').read_text())['rows']
+    assert {k: r['code'] for k, r in made.items()} == dict(same=0, default=3, other=3, wrong=1)
+    assert all(r['lines'][-1].startswith(said) for r, said in ((made['same'], 'verdict: the same to the bit'), (made['default'], 'verdict: within the spread'), (made['other'], 'verdict: within the spread'), (made['wrong'], 'verdict: outside the spread, first in seeds')))
+    assert 'capability DEFAULT instead of AVX512' in made['default']['lines'][0] and 'torch 2.13.0' in made['other']['lines'][0] and 'train.method turned.py:Turned instead of cam' in made['wrong']['lines'][0]
+    first = [r['stage'] for r in made['wrong']['rows'] if not r['inside']][0]
+    assert first == 'seeds' and made['wrong']['report'].endswith('in seeds.') and made['wrong']['rows'][0]['stage'] == 'training' and made['wrong']['rows'][0]['inside']

@@ -58,9 +58,10 @@ def seeds_of(name, folder=None):
     return [r for r in map(Run, [folder / name, *others] if name else []) if r.there]
 
 
-def named_runs(text, folder=None):
-    "The names of published runs, between commas; `sipe_synthetic*` is every published seed of one"
-    of = lambda name: [r.folder.name for r in seeds_of(name[:-1], folder)] if name.endswith('*') else []
+def named_runs(text, number, folder=None):
+    "The names of published runs, between commas; `sipe_synthetic*` is every published seed of one that has this number"
+    all_of = lambda name: [r.folder.name for r in seeds_of(name, folder) if number in headline(r)]
+    of = lambda name: all_of(name[:-1]) if name.endswith('*') else []
     return [run for name in text.split(',') for run in of(name) or [name]]
 
 # %% ../../nbs/engine/spread.ipynb #420a588d
@@ -86,9 +87,9 @@ def in_grid(name, folder=None):
 
 
 def numbers_of_seeds(name, folder=None):
-    "What is published of a recipe: seed -> its numbers, of runs, and of the grid where no run of that seed is"
-    runs = {seed_of(r): headline(r) for r in seeds_of(name, folder)}
-    return {**in_grid(name, folder), **runs} if runs else {}
+    "What is published of a recipe: seed -> its numbers, of runs, and of the grid what no run of that seed has"
+    runs, grid = {seed_of(r): headline(r) for r in seeds_of(name, folder)}, in_grid(name, folder)
+    return {seed: {**grid.get(seed, {}), **runs.get(seed, {})} for seed in {**grid, **runs}} if runs else {}
 
 # %% ../../nbs/engine/spread.ipynb #59e1f0a5
 LEAST, SURE = 4, .99  # degrees of freedom for a range, and how sure it is of one more run
@@ -166,7 +167,8 @@ def rounded_by(run):
     "What decided the last bits of a run's stages; of one that differs from stage to stage, all that there was"
     found = {}
     for made in run.stages.values():
-        for k, v in (made.get('rounding') or {}).items(): found.setdefault(k, []).append(str(v))
+        for k, v in (made.get('rounding') or {}).items():
+            found.setdefault(k, []).append(as_it_came(made, k) if k in made['parameters'] else str(v))
     return {k: ' and '.join(dict.fromkeys(v)) for k, v in found.items()}
 
 

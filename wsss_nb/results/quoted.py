@@ -96,7 +96,7 @@ class Quotations(PublishedRuns):
     def measured(self, m, run, place, over):
         "The numbers that a text names, by their seeds"
         out = {}
-        for name in named_runs(m['run'] or str(run), self.folder):
+        for name in named_runs(m['run'] or str(run), f'{m["what"]}/{m["split"]}', self.folder):
             for n in self.at_place(name, m['what'], m['split'], place):
                 if n['seed'] in out: raise UserError(f'{place}: {m["run"]}: two of them have seed {n["seed"]}; name runs that differ in their seed.')
                 out[n['seed']] = as_said(n, place, over) if over is not None else n
