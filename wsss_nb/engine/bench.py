@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'cpu_seconds', 'kernel_seconds', 'start_up', 'jpegs', 'views_of', 'Clock', 'ready_batch', 'step_measures',
-           'advice', 'advice_of', 'share_of', 'measured', 'bench']
+           'compiled_steps', 'advice', 'advice_of', 'share_of', 'measured', 'bench']
 
 # %% ../../nbs/engine/bench.ipynb #cb18fe06
 import itertools, os, resource, statistics, subprocess, sys, tempfile, time
@@ -118,6 +118,18 @@ def step_measures(data, make, crop, size, device, workers, kept=None, steps=8, r
     return [Measure('bare steps', 'images/s', size / ours, size / plain, 'a loop in plain torch, float32'),
             Measure(f'steps end to end, {workers} workers', 'images/s', size * rate, size / ours, 'our bare step')]
 
+# %% ../../nbs/engine/bench.ipynb #b413cb6d
+def compiled_steps(data, make, crop, size, device, rounds=15):
+    "Measure of a bare step with `compile=True`; nothing where torch cannot compile"
+    view, batch = TrainingViews(crop, long_side=(crop, 2 * crop)), ready_batch(data, crop, size, device)
+    of = lambda **more: Learner(make(), data, view, epochs=10 ** 6, batch_size=size, device=device, **more)
+    ours, plain = of(compile=True), of()
+    for learner in (ours, plain): learner.raw_net.train()
+    try: ours.one_step(batch)
+    except RuntimeError: return []
+    fast, usual = medians(lambda: ours.one_step(batch), lambda: plain.one_step(batch), rounds)
+    return [Measure('compiled steps', 'images/s', size / fast, size / usual, 'our bare step')]
+
 # %% ../../nbs/engine/bench.ipynb #caae6fc8
 def advice(views, bare, end_to_end, workers, available):
     "The bottleneck of training in a sentence, from images a second: one core's views, the bare step, the whole"
@@ -152,8 +164,10 @@ def measured(data, make, p, device, workers, quick, kept):
     "All measures of this machine"
     gpu, rounds = device.type == 'cuda', 3 if quick else 15
     side, steps = 161 if quick and not gpu else 321, (40 if gpu else 4) * (1 if quick else 3)
-    return [*start_up(1 if quick else 3), *views_of(data, p['crop'], kept, 10 * rounds),
+    large = [] if quick or gpu else views_of(data, 449, kept, 10 * rounds)  # of the papers
+    return [*start_up(1 if quick else 3), *large, *views_of(data, p['crop'], kept, 10 * rounds),
             *step_measures(data, make, p['crop'], p['size'], device, workers, kept, steps, rounds),
+            *([] if quick else compiled_steps(data, make, p['crop'], p['size'], device, rounds)),
             *([share_of(data, make, p, device, workers, steps)] if gpu else []),
             maps_of(make().to(device).eval(), data.subset(range(3 if quick else 9)), device), evaluation_of(data),
             *refiner_measures(data, side, device, rounds=1 if quick else 5)]
