@@ -312,7 +312,7 @@ def test_the_gains_of_the_first_page_counted_by_hand():
     for name, gains in (('ICD', icd), ('CCMR + SWP', ccmr)):
         mid, half = map(signed, cells[name]['here'].split(' ± '))
         assert abs(mid - np.mean(gains)) <= .0501 and abs(half - abs(gains[0] - gains[1]) / 2) <= .0501
-    drawn = [miou(f'icd_synthetic{seed}') for seed in ('', '_seed_1', '_seed_2', '_seed_3')]
+    drawn = [miou(f'icd_synthetic{seed}') for seed in ('', *(f'_seed_{k}' for k in range(1, 5)))]
     mid, half = (float(x) for x in cells['ICD']['drawings'].split(' ± '))
     assert abs(mid - np.mean(drawn)) <= .0005 and abs(half - np.ptp(drawn) / 2) <= .0005
 
