@@ -14,7 +14,7 @@ from wsss_nb.engine.run import make_run
 from wsss_nb.metrics import Confusion
 from wsss_nb.refine.superpixels import segments
 from wsss_nb.results.agreement import agreeing_run, agreeing_threshold, agreement, run_agreement
-from wsss_nb.results.paired import Areas, areas_from, beside_first, mean_iou, paired_gain, run_gain
+from wsss_nb.results.paired import Areas, areas_from, beside_first, gains_table, mean_iou, paired_gain, run_gain
 from wsss_nb.results.published import beyond_runs, private_parts, publish_run
 
 
@@ -91,6 +91,14 @@ def test_the_difference_of_two_runs_is_that_of_their_numbers(runs):
     (run, number, found), = beside_first([low, high])
     assert (run, number) == (high, 'masks/val') and found == run_gain(high, low)
     assert found.gain == pytest.approx(high.numbers[0]['miou'] - low.numbers[0]['miou'], abs=1e-12) and found.images == 12
+
+
+def test_a_table_says_how_far_each_run_is_ahead_of_the_first(runs):
+    low, high = Run(runs / 'low'), Run(runs / 'high')
+    head, row = gains_table([low, high]).strip().splitlines()
+    found = run_gain(high, low)
+    assert head.split() == ['ahead', 'of', 'low', 'masks/val'] and row.split()[:2] == ['high', f'{100 * found.gain:+.1f}'] and row.endswith(f'{found.gained} of 12')
+    assert gains_table([]) == gains_table([low]) == ''
 
 
 def test_it_is_published_and_read_from_there(runs, tmp_path):
