@@ -101,7 +101,7 @@ class Stage:
 
     def score_maps(self, split):
         "Where the score maps of a split lie, of the method that makes them or given"
-        if self.p.given: return self.part('maps', ['data.maps'], given=self.parts['data'][split])
+        if self.params.get('given'): return self.part('maps', ['data.maps'], given=self.parts['data'][split])
         p, method = self.p, self.input('localiser')['parameters']['method']
         return self.part('maps', ['cams'], method=method_code(method), data=self.parts['data'][split],
                          localiser=self.parts['inputs']['localiser'], labels=p.use_image_labels, reading=p.reading,
