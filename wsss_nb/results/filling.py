@@ -8,6 +8,7 @@ __all__ = ['STAGES_SHOWN', 'STRIP', 'stage_cell', 'stage_there', 'counted', 'pro
 
 # %% ../../nbs/results/filling.ipynb #077d12ac
 import base64, io, threading, time
+from contextlib import suppress
 
 from PIL import Image
 
@@ -108,9 +109,11 @@ class Filling:
         with whole_file(self.path, 'w') as f: f.write(self.html(over))
 
     def keep(self):
-        "Write the page until the block ends"
-        self.stages = {run: list(lined_up(recipe, self.runs)) for run, recipe in self.recipes.items()}
-        while not self.done.wait(self.every): self.write()
+        "Write the page until the block ends; what cannot be read just now (a file half removed, a module half imported) is read the next time"
+        while not self.done.wait(self.every if self.stages else .5):
+            with suppress(Exception):
+                self.stages = self.stages or {run: list(lined_up(recipe, self.runs)) for run, recipe in self.recipes.items()}
+                self.write()
 
     def __enter__(self):
         self.write()
