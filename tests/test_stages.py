@@ -12,7 +12,8 @@ from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import load_maps
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.evaluate import write_predictions
-from wsss_nb.nets.deeplab import LightDeepLab, mask_loss
+from wsss_nb.nets.deeplab import LightDeepLab
+from wsss_nb.nets.segmenter import mask_loss
 from wsss_nb.nets.zoo import build
 from wsss_nb.refine.masks import WithMasks, refined_mask, write_masks
 
