@@ -28,7 +28,7 @@ def swept(stage, share):
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
-@pytest.mark.parametrize('stage, share', [('train', 23), ('masks', 61), *(pytest.param(s, 1, marks=pytest.mark.slow) for s in ('train', 'psa', 'irn', 'masks', 'segment', 'evaluate'))])
+@pytest.mark.parametrize('stage, share', [('train', 39), ('masks', 108), *(pytest.param(s, 1, marks=pytest.mark.slow) for s in ('train', 'psa', 'irn', 'masks', 'segment', 'evaluate'))])
 def test_after_any_fault_a_stage_goes_on_to_the_same_bits(stage, share):
     found = swept(stage, share)
     print(found)
