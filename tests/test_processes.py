@@ -128,8 +128,9 @@ def numbers(folder): return {(n['what'], n['split'], n['oracle']): n['miou'] for
 def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path, launched_stages):
     stages_of = [s for s in ('train', 'masks', 'segment', 'evaluate') if s != 'segment' or s in launched_stages]
     recipe = f'stages: [{", ".join(stages_of)}]\n'
-    with inside(): assert recipe_run(tmp_path / 'one', recipe=recipe) == 0
-    with inside(): assert recipe_run(tmp_path / 'two', '--launch', '2', recipe=recipe) == 0
+    measured = '-p', 'evaluate.splits=[train, val]'
+    with inside(): assert recipe_run(tmp_path / 'one', *measured, recipe=recipe) == 0
+    with inside(): assert recipe_run(tmp_path / 'two', '--launch', '2', *measured, recipe=recipe) == 0
     one, two = numbers(tmp_path / 'one'), numbers(tmp_path / 'two')
     assert one and one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-3 for k in one)
     stages = [sorted((tmp_path / d / 'runs/stages').glob('*/stage.json')) for d in ('one', 'two')]
