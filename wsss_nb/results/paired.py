@@ -49,9 +49,7 @@ class Gain(NamedTuple):
     lost: int  # with a worse one
     images: int
 
-    def __str__(self):
-        return (f'{100 * self.gain:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f} over draws of the images), '
-                f'{self.gained} of {self.images} images better, {self.lost} worse')
+    def __str__(self): return f'{100 * self.gain:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f}), {self.gained} of {self.images}'  # IN_IT says what it is
 
 
 def paired_gain(
@@ -96,6 +94,6 @@ def gains_table(runs, kind='text'):
     "What `beside_first` finds, as a table with a row for each run; nothing where nothing can be compared"
     name, rows = lambda run: run.name.partition('.')[2] or run.name, {}
     for run, number, g in beside_first(runs):
-        rows.setdefault(name(run), {})[number] = f'{100 * g.gain:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f}), {g.gained} of {g.images}'
+        rows.setdefault(name(run), {})[number] = str(g)
     columns = list(dict.fromkeys(k for r in rows.values() for k in r))
     return table([[f'ahead of {name(runs[0])}', *columns], *([run, *(r.get(k) for k in columns)] for run, r in rows.items())], kind) if rows else ''
