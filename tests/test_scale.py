@@ -12,9 +12,12 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip('distributed')
 
+from faults import forked
+from inside import inside
 from wsss_nb.base import tell
 from wsss_nb.engine import scale
 from wsss_nb.cli import main
@@ -65,11 +68,14 @@ def kill_who_trains(runs, killed):
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory):
-    "The table one after the other, and side by side with a row that fails and a worker that is killed"
+    "The table one after the other in a process without kernels, and side by side with a row that fails and a worker that is killed"
     d, killed, said = tmp_path_factory.mktemp('scale'), {}, []
     (d / 't.yaml').write_text(TABLE)
     (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
-    Sheet(runs_of(str(d / 't.yaml')), d / 'plain').run(say=said.append)
+    def plain():
+        torch.set_num_threads(1)
+        with inside(): return [f.name for f in Sheet(runs_of(str(d / 't.yaml')), d / 'plain').run(say=lambda text: None)]
+    assert forked(plain) == dict(made=['t.low', 't.high'])
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed), daemon=True)
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
