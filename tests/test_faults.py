@@ -77,7 +77,7 @@ def test_reads_that_cannot_differ_are_tried_once(tmp_path):
 def test_an_executed_notebook_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
     import papermill
     seen = []
-    def half(source, target, **settings):
+    def half(source, target, parameters, **settings):
         seen.append(settings['config'].KernelManager.transport)
         Path(target).write_text('{"cells": [')
         assert not (tmp_path / 'out.ipynb').exists()
@@ -85,7 +85,7 @@ def test_an_executed_notebook_has_its_name_only_when_it_is_whole(tmp_path, monke
     monkeypatch.setattr(papermill, 'execute_notebook', half)
     with pytest.raises(KeyboardInterrupt): run_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
     assert not list(tmp_path.iterdir()) and seen == ['ipc']
-    monkeypatch.setattr(papermill, 'execute_notebook', lambda source, target, **settings: Path(target).write_text('{"cells": []}'))
+    monkeypatch.setattr(papermill, 'execute_notebook', lambda source, target, parameters, **settings: Path(target).write_text('{"cells": []}'))
     run_notebook(tmp_path / 'in.ipynb', tmp_path / 'out.ipynb', {}, 'n', tmp_path / '.progress')
     assert [p.name for p in tmp_path.iterdir()] == ['out.ipynb']
 
@@ -153,8 +153,7 @@ def test_a_worker_that_is_killed_is_told_and_the_next_pool_works():
 
 
 def slow_view(data, i, rng):
-    import torch
-    time.sleep(.05)
+    if torch.utils.data.get_worker_info(): time.sleep(.05)  # so that the process is still at work when it is killed
     return dict(image=torch.tensor([data[i], rng.random()], dtype=torch.float32))
 
 
