@@ -145,7 +145,8 @@ class Line:
         with self.lock:
             self.work = [j for j in self.work if j is not job]
             thread = None if self.work else self.halt()
-        if thread not in (None, threading.current_thread()): thread.join()  # without the lock, which the thread may want
+        # without the lock, which the thread may want
+        if thread not in (None, threading.current_thread()): thread.join()
 
     @contextmanager
     def resting(self):

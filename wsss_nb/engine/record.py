@@ -86,7 +86,8 @@ class Run:
     def images(self):
         "What each image adds to the numbers: `masks/val` -> classes and images; {} where that was not kept"
         of_stage = [self.stage('evaluate')] if 'evaluate' in self.stages else []
-        return next((load_json(f / 'images.json') for f in [self.folder, *of_stage] if (f / 'images.json').is_file()), {})
+        files = (f / 'images.json' for f in [self.folder, *of_stage])
+        return next((load_json(f) for f in files if f.is_file()), {})
 
     @property
     def state(self): return self.made['state']

@@ -23,7 +23,7 @@ OPEN = []  # what was opened within `once`: key -> made
 
 @contextmanager
 def once():
-    "Within, what several stages ask of the same data is found once: they are opened and gone through for each otherwise"
+    "Within, what several stages ask of the same data is found once, not for each"
     OPEN.append(OPEN[-1] if OPEN else {})
     try: yield
     finally: OPEN.pop()
@@ -88,7 +88,7 @@ def splits_of(p):
 
 
 def data_fingerprints(p):
-    "Split -> fingerprint, for the splits that the parameters name; and `split saliency`, `split outlines` where there are some"
+    "Split -> fingerprint, of the splits that parameters name; `split saliency`, `split outlines` where there are some"
     named = splits_of(p) if p.get('saliency') else []
     more = {f'{s} saliency': saliency_fingerprint(*saliency_maps(p, s)) for s in named}
     if p.get('outlines'): more[f'{p["split"]} outlines'] = outlined_split(p, p['split']).fingerprint()
