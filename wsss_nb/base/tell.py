@@ -145,8 +145,7 @@ class Line:
         with self.lock:
             self.work = [j for j in self.work if j is not job]
             thread = None if self.work else self.halt()
-        # without the lock, which the thread may want
-        if thread not in (None, threading.current_thread()): thread.join()
+        if thread not in (None, threading.current_thread()): thread.join()  # without the lock: it may want it
 
     @contextmanager
     def resting(self):

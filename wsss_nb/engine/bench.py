@@ -57,9 +57,10 @@ def start_up(repeats=3):
     torch_alone = least(lambda: cpu_seconds('import torch'))
     of = lambda verb: least(lambda: cpu_seconds(f'from wsss_nb.cli import main; main(["{verb}"])'))
     kernel_seconds(True)  # the server starts
+    warm, cold = (least(lambda: kernel_seconds(w)) for w in (True, False))
     return [Measure('wsss --help', 's of CPU', of('--help'), torch_alone, 'import torch'),
             Measure('wsss tables', 's of CPU', of('tables'), torch_alone, 'import torch'),
-            Measure('a kernel for a stage', 's', least(lambda: kernel_seconds(True)), least(lambda: kernel_seconds(False)), 'a kernel from nothing')]
+            Measure('a kernel for a stage', 's', warm, cold, 'a kernel from nothing')]
 
 # %% ../../nbs/engine/bench.ipynb #d4d3319c
 def jpegs(folder, n, size=(375, 500), classes=20):
@@ -67,8 +68,9 @@ def jpegs(folder, n, size=(375, 500), classes=20):
     files, names = [], [f'class {k}' for k in range(1, classes + 1)]
     for i in range(n):
         r = rng('bench', i)
-        coarse = Image.fromarray(r.integers(0, 256, (size[0] // 12, size[1] // 12, 3)).astype(np.uint8)).resize(size[::-1], Image.BICUBIC)
-        noisy = np.asarray(coarse, np.int16) + r.integers(-12, 13, (*size, 3))
+        coarse = r.integers(0, 256, (size[0] // 12, size[1] // 12, 3)).astype(np.uint8)
+        smooth = Image.fromarray(coarse).resize(size[::-1], Image.BICUBIC)
+        noisy = np.asarray(smooth, np.int16) + r.integers(-12, 13, (*size, 3))
         files.append(Path(folder) / f'{i}.jpg')
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(files[-1], quality=92)
     return tagged(files, [[names[i % classes], names[(i + 7) % classes]] for i in range(n)], classes=names)
@@ -104,7 +106,8 @@ def ready_batch(data, crop, size, device='cpu'):
 
 def ready_step(data, make, crop, size, device, **more):
     "A function that makes a bare training step of a batch in memory, and that batch"
-    learner, batch = Learner(make(), data, TrainingViews(crop), epochs=10 ** 6, batch_size=size, device=device, **more), ready_batch(data, crop, size, device)
+    learner = Learner(make(), data, TrainingViews(crop), epochs=10 ** 6, batch_size=size, device=device, **more)
+    batch = ready_batch(data, crop, size, device)
     learner.raw_net.train()
     return lambda: learner.one_step(batch), batch
 
@@ -138,12 +141,16 @@ def advice(views, bare, end_to_end, workers, available):
     "The bottleneck of training in a sentence, from images a second: one core's views, the bare step, the whole"
     wanted, share = max(1, round(bare / views + .49)), min(1., end_to_end / bare)
     said = f'Training: the device works {share:.0%} of the time. '
-    if share >= .85: said += (f'The step is the limit (workers={min(wanted, workers)} is enough); a smaller crop, a larger stride, '
-                              'or precision=bf16 on a GPU, make it quicker.')
-    elif wanted > available: said += (f'The views are the limit: {wanted} cores would feed it, {available} are here; '
-                                      'store the photographs smaller (long side about twice the crop).')
+    if share >= .85:
+        said += (f'The step is the limit (workers={min(wanted, workers)} is enough); a smaller crop, '
+                 'a larger stride, or precision=bf16 on a GPU, make it quicker.')
+    elif wanted > available:
+        said += (f'The views are the limit: {wanted} cores would feed it, {available} are here; '
+                 'store the photographs smaller (long side about twice the crop).')
     elif wanted > workers: said += f'The views are the limit: set workers={wanted}.'
-    else: said += f'{workers} workers make enough views; the rest is lost on the way to the device: a larger batch_size helps.'
+    else:
+        said += (f'{workers} workers make enough views; the rest is lost on the way to the device: '
+                 'a larger batch_size helps.')
     return said
 
 
@@ -160,7 +167,8 @@ def share_of(data, make, p, device, workers, steps):
     "Measure of the share of time, end to end, in which a GPU works"
     view = TrainingViews(p['crop'], long_side=(p['crop'], 2 * p['crop']))
     epochs = -(-steps * p['size'] // len(data))
-    return device_share(Learner(make(), data, view, epochs=epochs, batch_size=p['size'], device=device, workers=workers))
+    learner = Learner(make(), data, view, epochs=epochs, batch_size=p['size'], device=device, workers=workers)
+    return device_share(learner)
 
 
 def measured(data, make, p, device, workers, quick, kept):
@@ -192,7 +200,8 @@ def bench(
         f'{method} on {p["backbone"]}, views of {p["crop"]}, {p["size"]} in a batch')
     with tempfile.TemporaryDirectory() as folder:
         data = jpegs(folder, max(8, (4 if gpu else 2) * p['size']))
-        found = measured(data, lambda: build_localiser(method, 20, p['backbone']), p, device, workers, quick, f'{folder}/kept')
+        make = lambda: build_localiser(method, 20, p['backbone'])
+        found = measured(data, make, p, device, workers, quick, f'{folder}/kept')
     said = advice_of(found, workers, available)
     say(f'{measures_table(found)}\n{said}')
     rows = [m._asdict() | dict(times=m.times) for m in found]

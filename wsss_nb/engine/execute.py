@@ -103,7 +103,7 @@ def put_out(running, out):
 
 
 def once_written(pm):
-    "The name of papermill's engine made to write the notebook when it ends, however it ends, and not at each cell"
+    "The name of papermill's engine that writes the notebook when it ends, however it ends, not at each cell"
     class Once(pm.engines.NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, manager, kernel_name, **settings):
@@ -124,9 +124,8 @@ def run_notebook(path, out, parameters, what, progress):
     running = Path(out).with_name(f'.{Path(out).name}')
     try:
         with own_kernel() as kernel, private_sockets() as sockets, watched(what, progress):
-            pm.execute_notebook(str(path), str(running), parameters=parameters, kernel_name=kernel,
-                                engine_name=once_written(pm), start_timeout=600, progress_bar=False, log_output=False,
-                                **sockets)
+            quiet = dict(progress_bar=False, log_output=False, start_timeout=600, engine_name=once_written(pm))
+            pm.execute_notebook(str(path), str(running), parameters, kernel_name=kernel, **quiet, **sockets)
     except pm.PapermillExecutionError as e:
         if e.ename == 'TimeUp': raise TimeUp(e.evalue) from None
         cause = e.evalue.splitlines()[0] if e.evalue else ''

@@ -19,16 +19,17 @@ from ..refine.steps import AFFINITIES, REFINERS
 
 # %% ../../nbs/engine/key.ipynb #ba54bc5b
 # modules that change no number; nor do those of `results`
-NO_NUMBERS = {'cli', 'base.arguments', 'base.basics', 'base.rounding', 'base.tell', 'base.until', 'base.show',
-              'engine.domains', 'engine.options', 'engine.execute', 'engine.warm', 'engine.serving', 'engine.key', 'engine.splits', 'engine.record', 'engine.loggers',
-              'engine.stage', 'engine.run', 'engine.scale', 'engine.sheet', 'engine.gallery', 'engine.spread', 'engine.verify'}
+NO_NUMBERS = {'cli', *(f'base.{m}' for m in 'arguments basics rounding tell until show'.split()),
+              *(f'engine.{m}' for m in ('domains options execute warm serving key splits record loggers stage run '
+                                        'scale sheet gallery spread verify').split())}
 
 # %% ../../nbs/engine/key.ipynb #ad5df780
-FROM = re.compile(r'(?:^[ \t]*|[;:][ \t]*)(from\b[^\n(#;]*(?:\([^)]*\))?)', re.M)  # to the end of the line, or of its brackets
+# to the end of the line, or of its brackets
+FROM = re.compile(r'(?:^[ \t]*|[;:][ \t]*)(from\b[^\n(#;]*(?:\([^)]*\))?)', re.M)
 
 
 def imports_in(source):
-    "Each statement `from ... import ...` of a piece of Python, parsed; the whole is parsed only where a line that begins so is none"
+    "Each `from ... import ...` of a piece of Python; all of it is parsed only where a line begins so and is none"
     try: return [n for text in FROM.findall(source) for n in ast.parse(text).body]
     except SyntaxError: return [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
 

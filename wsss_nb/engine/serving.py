@@ -12,8 +12,8 @@ from pathlib import Path
 from ..base.tell import LINE
 
 # %% ../../nbs/engine/serving.ipynb #c6cb29f9
-MODULES = ('torch', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.ndimage', 'ipykernel.kernelapp', 'IPython.core.completer',
-           'wsss_nb.engine.stage', 'wsss_nb.results.predict', 'wsss_nb.results.report')
+MODULES = ('torch', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.ndimage', 'ipykernel.kernelapp',
+           'IPython.core.completer', 'wsss_nb.engine.stage', 'wsss_nb.results.predict', 'wsss_nb.results.report')
 SOME = ('sklearn.svm', 'skimage.segmentation')  # imported where the command has done so
 
 
@@ -26,7 +26,7 @@ def _import(modules):
 
 
 def serve(listener, pipe):
-    "Import what kernels need, then fork one for each client until the pipe ends; what comes through it is imported as well"
+    "Import what kernels need, then fork one for each client until the pipe ends; what it names is imported too"
     import select
     _import(MODULES)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # minders need nobody to wait for them

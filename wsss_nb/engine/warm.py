@@ -48,7 +48,8 @@ SERVERS = {}  # what counts at the start -> (process, its socket)
 def setting(env):
     "What a kernel with this environment must have in common with the process that it is forked from"
     files = [(str(p), p.stat().st_mtime_ns) for p in sorted(Path(wsss_nb.__file__).parent.rglob('*.py'))]
-    return sha256(repr((sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in BY_LIBRARIES), files)).encode()).hexdigest()[:16]
+    counts = sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in BY_LIBRARIES)
+    return sha256(repr((counts, files)).encode()).hexdigest()[:16]
 
 
 def _listening(key):
@@ -67,9 +68,11 @@ def server(env):
     if given.name == key and given.is_socket(): return str(given)
     if key not in SERVERS or SERVERS[key][0].poll() is not None:
         with _listening(key) as listener:
-            code = f'import socket\nfrom wsss_nb.engine.serving import serve\nserve(socket.socket(fileno={listener.fileno()}), 0)'
-            files = dict(stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()])
-            process = subprocess.Popen([sys.executable, '-c', code], env=env, start_new_session=True, bufsize=0, **files)
+            n, nowhere = listener.fileno(), subprocess.DEVNULL
+            code = f'import socket\nfrom wsss_nb.engine.serving import serve\nserve(socket.socket(fileno={n}), 0)'
+            files = dict(stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, pass_fds=[n])
+            command = [sys.executable, '-c', code]
+            process = subprocess.Popen(command, env=env, start_new_session=True, bufsize=0, **files)
             SERVERS[key] = process, listener.getsockname()
     process, path = SERVERS[key]
     try: process.stdin.write(''.join(f'{m}\n' for m in SOME if m in sys.modules).encode())
@@ -125,10 +128,10 @@ class _Child:
 
 
 def begin_server():
-    "Fork the server of the kernels to come from this process, which has computed nothing yet; nothing is done where that cannot be"
+    "Fork the server of the kernels to come from this process, which has computed nothing yet, where that can be"
     import torch
-    env = {**os.environ, **kernel_env()}
-    if sys.platform != 'linux' or env.get('WSSS_WARM') is not None or torch.cuda.is_initialized() or KEEP_MEMORY.keys() & os.environ.keys(): return
+    env, own = {**os.environ, **kernel_env()}, {'WSSS_WARM', *KEEP_MEMORY} & os.environ.keys()
+    if sys.platform != 'linux' or own or torch.cuda.is_initialized(): return
     with LINE.resting():
         if threading.active_count() > 1 or (key := setting(env)) in SERVERS: return
         listener, (read, write) = _listening(key), os.pipe()
