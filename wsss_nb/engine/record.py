@@ -118,7 +118,7 @@ class Run:
             stages={k: dict(v, results=short_results(v)) for k, v in stages.items()}, masks=masks))
         for kept in ('made', 'metrics', 'images'): self.__dict__.pop(kept, None)
 
-
+# %% ../../nbs/engine/record.ipynb #4be3bfd2
 def not_there(name, runs=''):
     "What is said where a run is looked for in vain"
     return f'no run is called {str(name)!r} in {runs_folder(runs)}'
