@@ -55,11 +55,13 @@ def outlined_cells(
         ids = labels_at(mask[None], z.shape[1:])[0].flatten()
         at = some_of_each(torch.where(ids == 255, -1, ids), per, generator)
         may = F.pad(labels[i] > 0, (1, 0), value=True) | F.one_hot(ids[at], labels.shape[1] + 1).bool()
-        found.append([x.to(z.device) for x in (z.flatten(1).T[at.to(z.device)], ids[at], torch.full((len(at),), i), may)])
+        four = z.flatten(1).T[at.to(z.device)], ids[at], torch.full((len(at),), i), may
+        found.append([x.to(z.device) for x in four])
     return Outlines(images, *map(torch.cat, zip(*found))) if images else None
 
 # %% ../../nbs/nets/cells.ipynb #fd2ae944
-MIXES = (1 / 3, 1.), (.6, .3), (.85, .3), (.85, .1)  # the share of the loss that outlines have, and a factor of the penalty
+# the share of the loss that outlines have, and a factor of the penalty
+MIXES = (1 / 3, 1.), (.6, .3), (.85, .3), (.85, .1)
 
 
 def learn_both(
