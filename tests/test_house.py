@@ -70,10 +70,7 @@ def wide_lines(source):
     return [line for i, line in enumerate(lines, 1) if i > top and len(line) - free(i) > WIDE]
 
 
-STILL_WIDE = {'wsss_nb/engine/train.py'}
-
-
-@pytest.mark.parametrize('module', sorted({*TREES} - STILL_WIDE))
+@pytest.mark.parametrize('module', sorted(TREES))
 def test_a_line_is_read_at_one_glance(module):
     assert wide_lines((ROOT / module).read_text(encoding='utf-8')) == []
 
