@@ -163,7 +163,7 @@ class Watch:
 
 # %% ../../nbs/engine/scale.ipynb #92f223ad
 def next_nodes(nodes, given, workers, ahead=()):
-    "What workers that are free can make now, in the order of the runs, `ahead` first and alone; `given`: folder -> future"
+    "What free workers can make now, in the order of the runs, `ahead` first and alone; `given`: folder -> future"
     over = {f for f, future in given.items() if future.done()}
     ready = (f for f, n in nodes.items() if f not in given and over >= {*n.after} and (f in ahead or over >= {*ahead}))
     return list(islice(ready, max(0, workers - len(given) + len(over))))

@@ -88,5 +88,5 @@ class Sheet:
 
     def events(self, jobs, scheduler, say, threads=0):
         "The runs as they end, side by side where several jobs or a scheduler are named"
-        if jobs > 1 or scheduler: return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, self.ahead)
-        return one_by_one(self.recipes, self.runs, say)
+        if not (jobs > 1 or scheduler): return one_by_one(self.recipes, self.runs, say)
+        return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, self.ahead)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIENT', 'AT_START', 'BY_LIBRARIES', 'SERVERS', 'KEEP_MEMORY', 'COLD', 'setting', 'server', 'kernel_env',
-           'own_kernel', 'begin_server', 'private_sockets', 'Engine']
+           'own_kernel', 'cuda_begun', 'begin_server', 'private_sockets', 'Engine']
 
 # %% ../../nbs/engine/warm.ipynb #bf655ec4
 import atexit, json, os, socket, subprocess, sys, tempfile, threading
@@ -127,11 +127,17 @@ class _Child:
         return self.code
 
 
+def cuda_begun():
+    "Whether this process has spoken to a GPU: a question such as is_available is enough, and a fork of it cannot"
+    import torch
+    opened = (os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd'))
+    return torch.cuda.is_initialized() or any(f.startswith('/dev/nvidia') for f in opened)
+
+
 def begin_server():
     "Fork the server of the kernels to come from this process, which has computed nothing yet, where that can be"
-    import torch
     env, own = {**os.environ, **kernel_env()}, {'WSSS_WARM', *KEEP_MEMORY} & os.environ.keys()
-    if sys.platform != 'linux' or own or torch.cuda.is_initialized(): return
+    if sys.platform != 'linux' or own or cuda_begun(): return
     with LINE.resting():
         if threading.active_count() > 1 or (key := setting(env)) in SERVERS: return
         listener, (read, write) = _listening(key), os.pipe()

@@ -7,7 +7,7 @@ Chen, Yang, Lai, Xie: *Self-supervised Image-specific Prototype Exploration for 
 # %% auto #0
 __all__ = ['SEEDS', 'CHOICES', 'FROZEN', 'hierarchical', 'length_one', 'same_grid', 'structure_similarity', 'weighted',
            'locate_seeds', 'one_hot', 'prototypes', 'is_cam', 'gsc_loss', 'check_words', 'channel_mask', 'Sipe',
-           'stage_features', 'specific', 'sipe_losses', 'view_maps', 'reading_of', 'score_maps']
+           'stage_features', 'specific', 'sipe_losses', 'of_outlines', 'view_maps', 'reading_of', 'score_maps']
 
 # %% ../../nbs/papers/sipe.ipynb #cac9b70f
 import torch
@@ -19,6 +19,7 @@ from ..base.core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps
 from ..data.tiles import of_the_whole
 from ..data.views import merge_pairs, multi_scale
+from ..engine.beside import given_seeds
 
 # %% ../../nbs/papers/sipe.ipynb #363287ef
 def hierarchical(
@@ -45,8 +46,7 @@ def length_one(x, dim, eps=1e-8):
 
 def same_grid(name, x, features):
     "Raise unless x [B,K+1,h,w] and features [B,D,h,w] lie on one grid"
-    if x.ndim != 4 or features.ndim != 4 or len(x) != len(features) or x.shape[2:] != features.shape[2:]:
-        raise UserError(f'{name}: expected [B,K+1,h,w] on the grid of the features, {list(features.shape)}, got {list(x.shape)}; resize one of them.')
+    if {x.ndim, features.ndim} != {4} or (len(x), x.shape[2:]) != (len(features), features.shape[2:]): raise UserError(f'{name}: expected [B,K+1,h,w] on the grid of the features, {list(features.shape)}, got {list(x.shape)}; resize one of them.')
 
 # %% ../../nbs/papers/sipe.ipynb #632583c8
 @torch.no_grad()
@@ -73,11 +73,8 @@ def weighted(x, bg_weight):
     return torch.cat([bg_weight * x[:, :1], x[:, 1:]], 1)
 
 
-def locate_seeds(
-    features, cam,  # [B,D,h,w] and [B,K+1,h,w]: background first, absent classes zero
-    bg_weight=0.5,  # factor of the background's IoU
-):
-    "The class of each pixel by Eq. 3-5: int64 [B,h,w]; ties go to the smaller id"
+def locate_seeds(features, cam, bg_weight=0.5):  # [B,D,h,w] and [B,K+1,h,w]: background first, absent classes zero
+    "The class of each pixel by Eq. 3-5, the background's IoU times bg_weight: int64 [B,h,w]; ties go to the smaller id"
     return weighted(structure_similarity(features, cam), bg_weight).argmax(1)  # Eq. 5
 
 # %% ../../nbs/papers/sipe.ipynb #883f4ad9
@@ -93,9 +90,7 @@ def prototypes(features, seeds):  # [B,D,h,w], and one-hot [B,K+1,h,w]
     return sums / features[0, 0].numel()  # Eq. 6
 
 # %% ../../nbs/papers/sipe.ipynb #0aa66c02
-def is_cam(
-    features, prototypes,  # [B,D,h,w] and [B,K+1,D]
-):
+def is_cam(features, prototypes):  # [B,D,h,w] and [B,K+1,D]
     "The IS-CAM [B,K+1,h,w] of features [B,D,h,w] and prototypes [B,K+1,D]"
     check_shapes('is_cam', features=(features, 'B D h w'))
     if prototypes.ndim != 3 or prototypes.shape[::2] != features.shape[:2]: raise UserError(f'prototypes: expected [{len(features)},K+1,{features.shape[1]}] for features {list(features.shape)}, got {list(prototypes.shape)}.')
@@ -103,10 +98,7 @@ def is_cam(
     return cosine.view(len(features), -1, *features.shape[2:])
 
 # %% ../../nbs/papers/sipe.ipynb #a2d22e04
-def gsc_loss(
-    cam, is_cam,  # both [B,K+1,h,w]
-    max_normalise=True,  # False: Eq. 10 to the letter
-):
+def gsc_loss(cam, is_cam, max_normalise=True):  # both [B,K+1,h,w]; False: Eq. 10 to the letter
     "Mean absolute difference of the general and the specific maps"
     if cam.shape != is_cam.shape: raise UserError(f'gsc_loss: expected two maps of one shape, got {list(cam.shape)} and {list(is_cam.shape)}.')
     check_shapes('gsc_loss', cam=(cam, 'B C h w'))
@@ -183,33 +175,41 @@ def stage_features(self: Sipe, stages, o):
             for n in {o['feature'], o['seed_feature']}}
 
 
-def specific(self: Sipe, cam, features, mask, o):
-    "IS-CAM with the options o: Eq. 3-7"
+def specific(self: Sipe, cam, features, mask, o, given=None):
+    "IS-CAM with the options o, of seeds that are found or given: Eq. 3-7"
     f, weight = features[o['feature']], 1. if self.paper else o['bg_weight']
-    seeds = lambda: SEEDS[o['seeds']](features[o['seed_feature']], cam, weight, o['seed_threshold'])
-    return is_cam(f, of_the_whole('prototypes', lambda: prototypes(f, one_hot(seeds(), cam.shape[1], mask))))
+    found = lambda: SEEDS[o['seeds']](features[o['seed_feature']], cam, weight, o['seed_threshold'])
+    own = lambda: prototypes(f, one_hot(found(), cam.shape[1], mask) if given is None else given)
+    return is_cam(f, of_the_whole('prototypes', own))
 
 
 Sipe.stage_features, Sipe.specific = stage_features, specific
 
 # %% ../../nbs/papers/sipe.ipynb #6f4f5eae
-def sipe_losses(self: Sipe, batch):
-    "The losses of a batch of training views, in float32 at least"
+def sipe_losses(self: Sipe, batch, outlined=False):
+    "The losses of a batch of training views, in float32 at least; `outlined`: with given seeds"
     stages, o = self.backbone(batch['image'])[-4:], self.options
     with torch.autocast(stages[-1].device.type, enabled=False):
         stages = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in stages]
         raw = self.head(stages[-1])
         labels, classification = batch['labels'].to(raw), multilabel_loss(raw.mean((2, 3)), batch['labels'])  # Eq. 9
         if not self.gsc: return dict(loss=classification)
-        valid = F.interpolate(batch['valid'][:, None].to(raw), raw.shape[2:])
+        seeds = given_seeds(batch['mask'], labels, raw.shape[2:]) if outlined else None
+        valid = F.interpolate(batch['valid'][:, None].to(raw), raw.shape[2:]) if seeds is None else seeds.sum(1, True)
         cam = self.general(normalize(raw), labels, o['bg_weight']) * valid  # Eq. 1-2
-        maps = self.specific(cam, self.stage_features(stages, o), valid * channel_mask(labels), o)
+        maps = self.specific(cam, self.stage_features(stages, o), valid * channel_mask(labels), o, seeds)
+        if outlined: maps = maps * valid
         first = int(o['background'] != 'prototype')
         gsc = gsc_loss(cam[:, first:], maps[:, first:], not self.paper)
     return dict(loss=classification + self.gsc * gsc, classification=classification, gsc=gsc)  # Eq. 8
 
 
-Sipe.forward = sipe_losses
+def of_outlines(self: Sipe, batch):
+    "The consistency loss of outlined images, whose seeds are given"
+    return self.gsc * sipe_losses(self, batch, True)['gsc'] if self.gsc else 0.
+
+
+Sipe.forward, Sipe.of_outlines = sipe_losses, of_outlines
 
 # %% ../../nbs/papers/sipe.ipynb #85db9392
 def view_maps(self: Sipe, x, labels, keep, flip, r):

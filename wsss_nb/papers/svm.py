@@ -90,9 +90,7 @@ def draw(
     return np.sort(possible[time.argsort(kind='stable')[:n]])
 
 # %% ../../nbs/papers/svm.ipynb #515a1e1d
-def zscore(
-    features,  # [D,H,W]
-):
+def zscore(features):  # [D,H,W]
     "Each channel shifted and scaled to mean 0 and standard deviation 1 over the image, a constant one to 0: float64"
     need(np.ndim(features) == 3 and np.size(features), f'features: expected [D,H,W], no side 0, got {list(np.shape(features))}.')
     f = np.asarray(features, np.float64).reshape(len(features), -1)
@@ -208,7 +206,8 @@ def svm_maps(
     notes = notes + more + [f'class {c}: lost by relabelling' for c in np.setdiff1d(y, svm.classes)]
     detail, k = Detail(seed, J, K, history, notes), len(svm.classes)
     if k == 1: return constant_maps(svm.classes[0], size), detail
-    return as_score_maps(narrowest_margins(decide(svm, x, x_all, g), k).reshape(k, *seed.shape), svm.classes, size), detail
+    margins = narrowest_margins(decide(svm, x, x_all, g), k).reshape(k, *seed.shape)
+    return as_score_maps(margins, svm.classes, size), detail
 
 # %% ../../nbs/papers/svm.ipynb #2c2b7750
 def one_svm(job):
@@ -246,5 +245,6 @@ def write_svm(
     return found
 
 
-SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',), about='An SVM for each image, on shallow features',
+SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',),
+           about='An SVM for each image, on shallow features',
            settings=('t_fg', 't_bg', 't_s', 'per_class', 'cycles', 'layer'))

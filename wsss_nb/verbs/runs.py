@@ -82,7 +82,8 @@ def tell_verdict(found, at_most=20):
     if not found.changed: print(f'{found.count} numbers, each the same to the last bit')
     else: print(f'{len(found.changed)} of {found.count} numbers are different{by}')
     for r in found.rows if found.changed else ():
-        print(f'{r["stage"]:9} {r["number"]:17} {r["value"]:.3f}  {"in" if r["inside"] else "OUTSIDE"} {r["low"]:.3f} to {r["high"]:.3f}')
+        where, bounds = 'in' if r['inside'] else 'OUTSIDE', f'{r["low"]:.3f} to {r["high"]:.3f}'
+        print(f'{r["stage"]:9} {r["number"]:17} {r["value"]:.3f}  {where} {bounds}')
     print(f'verdict: {found.text}')
     return found.code
 
