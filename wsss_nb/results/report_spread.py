@@ -20,7 +20,8 @@ def spread_chart(rows):
         ax.scatter(r['seeds'], [i] * len(r['seeds']), color='.45', s=14, zorder=2)
         ax.scatter([r['value']], [i], color=BLUE if r['inside'] else RED, s=44, marker='D', zorder=3)
         if r['inside']: continue
-        ax.text(r['value'], i - .28, f'{r["value"]:.3f}, outside', fontsize=8, color=RED, ha='center')
+        inwards = 'left' if r['value'] < r['low'] else 'right'
+        ax.text(r['value'], i - .28, f'{r["value"]:.3f}, outside', fontsize=8, color=RED, ha=inwards)
     ax.set_yticks(range(len(rows)), [f'{r["stage"]}: {r["number"]}' for r in rows], fontsize=8)
     ax.set(ylim=(len(rows) - .4, -.6))
     return fig
