@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIENT', 'AT_START', 'BY_LIBRARIES', 'SERVERS', 'KEEP_MEMORY', 'COLD', 'setting', 'server', 'kernel_env',
-           'own_kernel', 'cuda_begun', 'begin_server', 'private_sockets', 'Engine']
+           'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'private_sockets', 'Engine']
 
 # %% ../../nbs/engine/warm.ipynb #bf655ec4
 import atexit, json, os, socket, subprocess, sys, tempfile, threading
@@ -134,10 +134,16 @@ def cuda_begun():
     return torch.cuda.is_initialized() or any(f.startswith('/dev/nvidia') for f in opened)
 
 
+def helpers_begun():
+    "Whether multiprocessing keeps processes of its own for this one: a fork would call for them in vain"
+    tracker = sys.modules.get('multiprocessing.resource_tracker')
+    return tracker is not None and tracker._resource_tracker._fd is not None
+
+
 def begin_server():
     "Fork the server of the kernels to come from this process, which has computed nothing yet, where that can be"
     env, own = {**os.environ, **kernel_env()}, {'WSSS_WARM', *KEEP_MEMORY} & os.environ.keys()
-    if sys.platform != 'linux' or own or cuda_begun(): return
+    if sys.platform != 'linux' or own or cuda_begun() or helpers_begun(): return
     with LINE.resting():
         if threading.active_count() > 1 or (key := setting(env)) in SERVERS: return
         listener, (read, write) = _listening(key), os.pipe()
