@@ -28,7 +28,8 @@ from wsss_nb.papers.ecsnet import blur_erase, erased_region, minmax_cam, reliabl
 from wsss_nb.papers.frozen import among_tags, image_features
 from wsss_nb.papers.sipe import is_cam, length_one, one_hot, prototypes, structure_similarity, weighted
 from wsss_nb.papers.svm import svm_maps
-from wsss_nb.refine.correlation import fit_size
+from wsss_nb.papers.seam import rescaled, strongest
+from wsss_nb.refine.correlation import PixelCorrelation, correlate, fit_size
 from wsss_nb.refine.cuts import gaussians, otsu
 from wsss_nb.refine.pamr import pamr
 from wsss_nb.refine.superpixels import segments
@@ -346,6 +347,50 @@ def measure_ecsnet(a):
     return dict(images=len(images), delta=.6, rows=out)
 
 
+# SEAM: what the correlation makes of a map before anything is learnt
+
+def leak(affinity, thing):
+    "How much of what the cells of a thing take comes from the ground, beside the ground's share of the picture: 1 = they cannot be told apart"
+    return float(affinity[thing][:, ~thing].sum() / affinity[thing].sum() / (~thing).float().mean())
+
+
+def measure_seam(a):
+    "bg+6 mIoU of CAMs and of what Eq. 1 makes of them, at the best cut and at each; and how much leaks in from the ground"
+    data, d = opened(a), tags_layer(a.root, a.tags, a.features, a.weights)
+    net, images = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval(), np.linspace(0, len(data) - 1, a.images or 60).astype(int)
+    torch.manual_seed(0)
+    start = {c: PixelCorrelation(net, centre=c) for c in (False, True)}
+    start[True].load_state_dict(start[False].state_dict())
+    plain = lambda x, stages: torch.cat([fit_size(F.normalize(stages[net.names.index(n)], dim=1), stages[-1].shape[2:]) for n in ('layer3', 'layer4')], 1)
+    ways = {f'{what}, {"centred" if c else "as they are"}': lambda x, stages, f=f, c=c: (lambda z: z - z.mean((2, 3), keepdim=True) if c else z)(f(x, stages))
+            for what, f in (('first weights', start[False].describe), ('stages themselves', plain)) for c in (False, True)}
+    cuts, counts, leaks = [k / 20 for k in range(1, 15)], {}, {}
+    for i in images:
+        tags, truth = tagged_of(data, i), data.mask(i)
+        keys = [0, *(tags + 1).tolist()]
+        for side in (161, 257, 449):
+            with torch.no_grad():
+                x = as_tensor(resize_image(data.image(i), [round(n * side / max(truth.shape)) for n in truth.shape]))[None]
+                stages = net(x)
+                heat = of_cells(d.tags, (stages[-1] - d.centre[:, None, None]) / d.wide[:, None, None]).relu()
+                first = F.pad(heat * data.labels[i][None, :, None, None], (0, 0, 0, 0, 1, 0))
+                found, thing = {'the CAM': first}, torch.tensor(resize_mask(truth, stages[-1].shape[2:]))
+                thing = ((thing > 0) & (thing < 255)).flatten()
+                for name, describe in ways.items():
+                    z = describe(x, stages)
+                    found[name] = correlate(strongest(rescaled(first)), z)
+                    u = F.normalize(z.flatten(2)[0], dim=0)
+                    if thing.any() and not thing.all(): leaks.setdefault((side, name), []).append(leak((u.T @ u).relu(), thing))
+            for name, maps in found.items():
+                maps = normalize(maps[:, 1:])[:, tags]
+                for cut in cuts: counted(counts.setdefault((side, name, cut), Confusion(21)), torch.cat([torch.full_like(maps[:, :1], cut), maps], 1), keys, truth)
+    of = lambda side, name: [counts[side, name, cut].miou(ids_of(data)) for cut in cuts]
+    out = [dict(side=side, how=name, best=max(of(side, name)), cut=cuts[int(np.argmax(of(side, name)))], miou=of(side, name), leak=float(np.mean(leaks[side, name])) if (side, name) in leaks else None)
+           for side in (161, 257, 449) for name in ('the CAM', *ways)]
+    for r in out: print({k: v for k, v in r.items() if k != 'miou'}, flush=True)
+    return dict(images=len(images), cuts=cuts, rows=out)
+
+
 # SVM: how deep its features lie, and what it gains by the quality of its seeds
 
 LAYERS_OF = dict(mobilenet_v2=('layer1', 'layer2', 'layer3'), lite2=('stage2', 'stage3', 'stage4'))
@@ -413,7 +458,7 @@ def measure_frozen(a):
     return dict(images=len(data), rows=[dict(row=r, miou=c.miou(ids_of(data)), **(beside_seeds(each[r], each['CAM 0.25'], ids_of(data)) if r != 'CAM 0.25' else {})) for r, c in counts.items()])
 
 
-MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, svm=measure_svm, frozen=measure_frozen)
+MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, seam=measure_seam, svm=measure_svm, frozen=measure_frozen)
 
 
 def main():

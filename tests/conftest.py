@@ -1,4 +1,5 @@
 """Who runs which test under `pytest -n 2`: a file with fixtures of its module is one piece of work, so that they are made once; what takes long comes first, so that no process waits for the other at the end."""
+import gc
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,14 @@ os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is 
 
 # with kernels, processes and trainings of their own; all others are done in less than some seconds each
 FIRST = ('test_notebooks.py::test_it_runs', 'test_scale.py', 'test_run.py', 'test_processes.py', 'test_faults.py', 'test_alone.py', 'test_sizes.py', 'test_published.py', 'test_stages.py', 'test_warm.py', 'test_workers.py', 'test_progress.py', 'test_papermill.py')
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection():
+    "A million objects are made by importing and listing all tests: nobody looks for cycles among them while they are made (6 s of 16), or ever again"
+    gc.disable()
+    yield
+    gc.freeze(), gc.enable()
 
 
 def pytest_collection_modifyitems(items): items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))

@@ -112,21 +112,31 @@ class Faults:
         for name, real in CHANGES.items(): setattr(os, name, real)
 
 
-def forked(f):
-    "What f() returns, or how it ended, from a fork of this process: a dict"
+def fork_of(f):
+    "A fork of this process that calls f(): its number, and the end of a pipe where it says what came of it"
     r, w = os.pipe()
     pid = os.fork()
-    if pid == 0:
-        os.close(r)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            try: out = dict(made=f())
-            except BaseException as e: out = dict(error=type(e).__name__, text=str(e), where=traceback.format_exc())
-        with OPEN(w, 'w') as p: json.dump(out, p)
-        os._exit(0)
-    os.close(w)
-    with OPEN(r) as p: text = p.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return json.loads(text) if text else dict(killed=code)
+    if pid: os.close(w); return pid, r
+    os.close(r)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try: out = dict(made=f())
+        except BaseException as e: out = dict(error=type(e).__name__, text=str(e), where=traceback.format_exc())
+    with OPEN(w, 'w') as p: json.dump(out, p)
+    os._exit(0)
+
+
+def forked_at_once(*fs):
+    "What each f() returns, or how it ended, all in forks of this process at the same time: dicts"
+    def ended(pid, r):
+        with OPEN(r) as p: text = p.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return json.loads(text) if text else dict(killed=code)
+    return [ended(*fork) for fork in [fork_of(f) for f in fs]]
+
+
+def forked(f):
+    "What f() returns, or how it ended, from a fork of this process: a dict"
+    return forked_at_once(f)[0]
 
 
 def digest(x):

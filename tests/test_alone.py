@@ -48,7 +48,8 @@ def photographs(folder, n=16):
     return str(folder)
 
 
-@pages
+# one that leaves nothing out and one that does; all of them in `make test-slow`
+@pytest.mark.parametrize('path', [pytest.param(p, id=p.stem, marks=[] if p.stem in ('seam', 'sipe') else pytest.mark.slow) for p in PAPERS])
 def test_it_shows_somebodys_own_photographs(path, tmp_path):
     text = alone(path, tmp_path, data_name='folder', data_root=photographs(tmp_path / 'photos'))
     assert text.count('Left out: ') == LEFT_OUT[path.stem] == text.count('It needs tests/goldens of the repository.')

@@ -69,15 +69,23 @@ sys.exit(', '.join({{*heavy.split()}} & set(sys.modules)) or 0)"""
     assert r.returncode == 0, r.stderr
 
 
-@pytest.mark.parametrize('words', ['--help', 'list', 'tables', 'params', 'recipes', 'run cam_syntetic'])
-def test_what_needs_no_network_answers_with_less_than_a_third_of_an_import_of_torch(words, tmp_path):
+def used(code, **env):
+    "Seconds of processor time that a Python of its own takes for this"
     import os, resource
-    def used(code):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, '-c', code], env={**os.environ, 'WSSS_RUNS': str(tmp_path)}, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert min(used(f'from wsss_nb.cli import main; main({words.split()})') for _ in range(2)) < used('import torch') / 3
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, '-c', code], env={**os.environ, **env}, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.fixture(scope='module')
+def torch_seconds(): return used('import torch')
+
+
+@pytest.mark.parametrize('words', ['--help', 'list', 'tables', 'params', 'recipes', 'run cam_syntetic'])
+def test_what_needs_no_network_answers_with_less_than_a_third_of_an_import_of_torch(words, tmp_path, torch_seconds):
+    ask = lambda: used(f'from wsss_nb.cli import main; main({words.split()})', WSSS_RUNS=str(tmp_path))
+    assert ask() < torch_seconds / 3 or ask() < torch_seconds / 3  # once more, if something else had the machine just then
 
 
 def test_a_check_of_networks_does_not_import_the_compiler():

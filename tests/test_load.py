@@ -80,7 +80,7 @@ def figures(root, n, masks):
 
 
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='measures memory as Linux tells it')
-@pytest.mark.parametrize('n, masks', [(500, 150), pytest.param(25000, 6250, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('n, masks', [(250, 75), pytest.param(25000, 6250, marks=pytest.mark.slow)])
 def test_time_grows_with_the_number_of_images_and_memory_hardly(tmp_path, n, masks):
     list(plan(recipe_of(many_images(tmp_path / 'few', 20), stages=['train', 'masks', 'segment']), tmp_path / 'none')), masks_made(tmp_path / 'few', 16, tmp_path / 'first')  # what they import is not counted
     found = [figures(tmp_path / str(k), k * n, k * masks) for k in (1, 2, 4)]
@@ -108,7 +108,7 @@ def many_stages(store, stages, runs):
         save_json(store / f'run{k}/metrics.json', dict(numbers=[]))
 
 
-@pytest.mark.parametrize('stages, runs', [(400, 50), pytest.param(10000, 500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('stages, runs', [(200, 25), pytest.param(10000, 500, marks=pytest.mark.slow)])
 def test_a_store_of_very_many_stages_is_listed_pruned_and_reported_in_seconds(tmp_path, stages, runs):
     many_stages(tmp_path, stages, runs)
     listed, *a = timed(lambda: list_runs(tmp_path))

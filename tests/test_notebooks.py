@@ -19,12 +19,27 @@ name = lambda p: p.relative_to(NBS).as_posix()
 def cells(path, kind='code'): return [c for c in json.loads(path.read_text())['cells'] if c['cell_type'] == kind]
 
 
-@pytest.mark.parametrize('path', [pytest.param(p, id=name(p)) for p in LIBRARY if cells(p) and 'skip_exec: true' not in p.read_text()])
-def test_it_runs(path):
+def run(path, left_out):
+    "Execute a page without the cells that have one of these flags (those of settings.ini: timings are not for a busy machine)"
     nb = nbformat.read(path, 4)
-    nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*(notest|slow|gpu|data)\b', c.source)]  # the flags of settings.ini: timings are not for a busy machine
+    nb.cells = [c for c in nb.cells if not re.match(rf'#\|\s*({left_out})\b', c.source)]
     os.environ['WSSS_PROGRESS'] = 'off'
     with kernel_of_one_server() as kernel: NotebookClient(nb, timeout=300, kernel_name=kernel, resources=dict(metadata=dict(path=str(path.parent)))).execute()
+
+
+def flagged(path, flag): return any(''.join(c['source']).startswith(f'#| {flag}') for c in cells(path))
+
+
+EXECUTED = [pytest.param(p, id=name(p)) for p in LIBRARY if cells(p) and 'skip_exec: true' not in p.read_text()]
+
+
+@pytest.mark.parametrize('path', EXECUTED)
+def test_it_runs(path): run(path, 'notest|slow|gpu|data')
+
+
+@pytest.mark.slow  # some more trainings for a table of variants, or what a test of the module does anyway
+@pytest.mark.parametrize('path', [p for p in EXECUTED if flagged(p.values[0], 'slow')])
+def test_it_runs_with_its_slow_cells(path): run(path, 'notest|gpu|data')
 
 
 @pytest.mark.parametrize('path', [pytest.param(p, id=name(p)) for p in ALL])

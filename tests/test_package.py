@@ -120,7 +120,7 @@ def as_script(code, cwd):
 WAYS = dict(script=as_script, typed=lambda code, cwd: (['-i', '-q'], code), notebook=None, command=None)
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('way', [pytest.param(way, marks=pytest.mark.slow) if way in ('notebook', 'typed') else way for way in WAYS])  # the tutorials are such notebooks, and are executed anyway
 def test_the_lines_of_the_readme_turn_tagged_images_into_masks(way, photos, site, tmp_path, monkeypatch):
     monkeypatch.setenv('WSSS_PROGRESS', 'off')
     shutil.copytree(photos, tmp_path / 'photos')

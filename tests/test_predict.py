@@ -191,6 +191,7 @@ def test_the_onnx_file_computes_what_the_network_does(net, tmp_path, output):
         else: assert ours.shape == (b, 9, h, w) and np.abs(ours).max() > 1
 
 
+@pytest.mark.slow  # half a minute; the tiny network's file is asked above, at odd sizes too
 def test_onnx_of_mobilenet_at_odd_sizes(tmp_path):
     pytest.importorskip('onnxruntime')
     from wsss_nb.engine.methods import build_segmenter

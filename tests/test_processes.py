@@ -124,16 +124,20 @@ def recipe_run(folder, *arguments, recipe='stages: [train, masks, segment, evalu
 def numbers(folder): return {(n['what'], n['split'], n['oracle']): n['miou'] for n in json.loads((folder / 'runs/r/metrics.json').read_text())['numbers']}
 
 
-def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path):
-    with inside(): assert recipe_run(tmp_path / 'one') == 0
-    with inside(): assert recipe_run(tmp_path / 'two', '--launch', '2') == 0
+@pytest.mark.parametrize('launched_stages', [['train'], pytest.param(['train', 'segment'], marks=pytest.mark.slow)], ids='+'.join)  # a launch each
+def test_a_recipe_with_two_processes_has_the_numbers_of_one(tmp_path, launched_stages):
+    stages_of = [s for s in ('train', 'masks', 'segment', 'evaluate') if s != 'segment' or s in launched_stages]
+    recipe = f'stages: [{", ".join(stages_of)}]\n'
+    measured = '-p', 'evaluate.splits=[train, val]'
+    with inside(): assert recipe_run(tmp_path / 'one', *measured, recipe=recipe) == 0
+    with inside(): assert recipe_run(tmp_path / 'two', '--launch', '2', *measured, recipe=recipe) == 0
     one, two = numbers(tmp_path / 'one'), numbers(tmp_path / 'two')
-    assert one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-3 for k in one)
+    assert one and one.keys() == two.keys() and all(abs(one[k] - two[k]) < 1e-3 for k in one)
     stages = [sorted((tmp_path / d / 'runs/stages').glob('*/stage.json')) for d in ('one', 'two')]
     assert [p.parent.name for p in stages[0]] == [p.parent.name for p in stages[1]]  # how many processes is no setting
     launched = [{r['stage']: r.get('launch') for p in s for r in [json.loads(p.read_text())]} for s in stages]
-    assert launched == [dict.fromkeys(('train', 'masks', 'segment', 'evaluate')), dict(train='2', masks=None, segment='2', evaluate=None)]
-    for stage in ('train', 'segment'):
+    assert launched == [dict.fromkeys(stages_of), {s: '2' if s in launched_stages else None for s in stages_of}]
+    for stage in launched_stages:
         a, b = (read_checkpoint(next((tmp_path / d / 'runs/stages').glob(f'{stage}-*/checkpoint.pt'))) for d in ('one', 'two'))
         assert a['step'] == b['step'] == 2 and np.allclose([h['loss'] for h in a['history']], [h['loss'] for h in b['history']], rtol=1e-4)
         assert largest(a['net'], b['net']) < 1e-4
@@ -164,6 +168,7 @@ def test_the_affinity_networks_and_icd_are_launched_as_well(tmp_path):
     assert any(state['net']['mean_displacement'].flatten())  # what IRN measures after the training is in its checkpoint
 
 
+@pytest.mark.slow  # a launch; test_faults has one whose process dies, and what is said of it
 def test_an_error_in_one_of_them_is_told_in_one_line(tmp_path, capsys):
     with inside(): assert recipe_run(tmp_path / 'r', '--launch', '2', '-p', 'train.lr=1e30', '-p', 'train.epochs=9') == 1
     err = [l for l in capsys.readouterr().err.splitlines() if l.startswith('wsss: ')]

@@ -53,7 +53,7 @@ def kill_who_trains(runs, killed):
         for f in (runs / 'stages').glob('train-*/checkpoint.pt'):
             try: kernel = psutil.Process(int((f.parent / '.holder').read_text().split()[1]))
             except (psutil.NoSuchProcess, IndexError, FileNotFoundError): continue
-            worker = next(p for p in kernel.parents() if 'engine.warm' not in ' '.join(p.cmdline()))  # a kernel is a fork of a child of the worker
+            worker = next(p for p in kernel.parents() if 'engine.serving' not in ' '.join(p.cmdline()))  # a kernel is a fork of a child of the worker
             os.kill(worker.pid, signal.SIGKILL)
             killed.update(folder=f.parent, worker=worker.pid, made=(f.parent / 'stage.json').exists())
             worker.wait(10)

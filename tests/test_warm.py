@@ -56,6 +56,53 @@ def test_a_fork_is_like_a_cold_kernel_but_for_what_must_be_its_own(tmp_path, mon
     assert all(len(set(values)) == 3 for values in zip(*[own for _, own in kernels]))
 
 
+COMMAND = """
+import os, sys, threading, torch
+sys.path.insert(1, {tests!r})
+from test_warm import SEEN, answer, warm; del sys.path[1]
+from wsss_nb.base.tell import LINE, at_work
+lock = open(os.devnull)
+with at_work('a command'):
+    warm.begin_server()
+    here, line = len(warm.SERVERS), LINE.thread is not None and threading.active_count() == 2
+more = "from wsss_nb.base.tell import LINE\\nopen_files = [os.readlink(f'/proc/self/fd/{{n}}') for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{{n}}')]\\n[alike, own, [len(LINE.work), open_files.count(os.devnull)]]"
+import sklearn.svm
+forked, cold = [answer(SEEN + more, WSSS_WARM=w) for w in '10']
+told = answer("import sys; 'sklearn.svm' in sys.modules", WSSS_WARM='1')
+print([here, line, len(warm.SERVERS), type(next(iter(warm.SERVERS.values()))[0]).__name__, told, forked, cold])
+"""
+
+
+def bare(): return {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_') and k != 'WSSS_WARM'}
+
+
+def test_a_command_forks_its_server_from_itself_and_the_kernels_are_like_cold_ones(tmp_path):
+    (tmp_path / 'command.py').write_text(COMMAND.format(tests=str(Path(__file__).parent)))
+    said = subprocess.run([sys.executable, tmp_path / 'command.py'], env=dict(bare(), WSSS_PROGRESS=''), check=True, capture_output=True, text=True).stdout
+    begun, line, servers, kind, told, (forked, own, quiet), (cold, others, also_quiet) = eval(said)
+    assert [begun, line, servers, kind, told] == [1, True, 1, '_Child', True]
+    assert forked == cold and all(a != b for a, b in zip(own, others))
+    assert quiet == also_quiet and quiet[0] == 0  # no line of the command's, no file of the command's
+
+
+REFUSED = """
+import os, threading, torch
+from wsss_nb.engine import warm
+def begun(): warm.begin_server(); return len(warm.SERVERS)
+found, stop = [], threading.Event()
+other = threading.Thread(target=stop.wait); other.start(); found.append(begun()); stop.set(); other.join()
+for name, value in ('MALLOC_TRIM_THRESHOLD_', '1000000'), ('WSSS_WARM', '0'): os.environ[name] = value; found.append(begun()); del os.environ[name]
+there, torch.cuda.is_initialized = torch.cuda.is_initialized, lambda: True; found.append(begun()); torch.cuda.is_initialized = there
+real, os.path.realpath = os.path.realpath, lambda f: '/dev/nvidiactl'; found.append(begun()); os.path.realpath = real
+print([*found, begun(), begun()])
+"""
+
+
+def test_a_command_with_a_thread_with_cuda_or_with_a_setting_of_its_own_is_not_forked():
+    said = subprocess.run([sys.executable, '-c', REFUSED], env=bare(), check=True, capture_output=True, text=True).stdout
+    assert eval(said) == [0, 0, 0, 0, 0, 1, 1]
+
+
 def test_a_figure_is_shown(tmp_path):
     nb = cells('import matplotlib.pyplot as plt\nplt.plot([1, 2]);')
     with warm.own_kernel() as name: NotebookClient(nb, kernel_name=name).execute()
@@ -116,15 +163,17 @@ from nbclient import NotebookClient
 from wsss_nb.engine import warm
 code = "import os, subprocess, sys, time\\nchild = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\\nopen({out!r}, 'w').write(f'{{os.getpid()}} {{child.pid}}')\\nopen({out!r} + '.ready', 'w')\\ntime.sleep(600)"
 nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+if {begin}: import torch; warm.begin_server()
 with warm.own_kernel() as name:
     open({out!r} + '.server', 'w').write(str(next(iter(warm.SERVERS.values()))[0].pid))
     NotebookClient(nb, kernel_name=name).execute()
 '''
 
 
-def test_a_killed_command_leaves_neither_kernel_nor_server(tmp_path):
+@pytest.mark.parametrize('begin', [False, True])
+def test_a_killed_command_leaves_neither_kernel_nor_server(tmp_path, begin):
     out = tmp_path / 'pids'
-    command = subprocess.Popen([sys.executable, '-c', RUNS.format(out=str(out))], stderr=subprocess.DEVNULL)
+    command = subprocess.Popen([sys.executable, '-c', RUNS.format(out=str(out), begin=begin)], stderr=subprocess.DEVNULL, env=bare())
     end = time.monotonic() + 120
     while not (tmp_path / 'pids.ready').exists() and time.monotonic() < end: time.sleep(.1)
     kernel, child = map(int, out.read_text().split())

@@ -40,15 +40,19 @@ On the command line: wsss --help. `help(wsss_nb.open_data)` and so on say more o
 # %% ../nbs/api.ipynb #5689dcf5
 _homes = dict(
     open_data='data.catalog', tagged='data.tagged', read_image='data.sample', read_mask='data.sample',
-    localiser_learner='engine.methods', segmenter_learner='engine.methods', load_localiser='engine.methods', load_segmenter='engine.methods',
-    write_score_maps='cams', gradient_maps='cams', layer_maps='cams', normalize='cams', load_maps='data.sample', ScoreMaps='data.sample',
+    localiser_learner='engine.methods', segmenter_learner='engine.methods',
+    load_localiser='engine.methods', load_segmenter='engine.methods',
+    write_score_maps='cams', gradient_maps='cams', layer_maps='cams', normalize='cams',
+    load_maps='data.sample', ScoreMaps='data.sample',
     to_mask='refine.chain', write_masks='refine.masks', WithMasks='refine.masks',
-    write_predictions='engine.evaluate', count_masks='engine.evaluate', Confusion='metrics', Predictor='results.predict',
+    write_predictions='engine.evaluate', count_masks='engine.evaluate',
+    Confusion='metrics', Predictor='results.predict',
     overlay='base.show', heat='base.show', grid='base.show', UserError='base.core')
 
 _all_ = ['refine', 'open_data', 'tagged', 'read_image', 'read_mask', 'localiser_learner', 'segmenter_learner',
-         'load_localiser', 'load_segmenter', 'write_score_maps', 'gradient_maps', 'layer_maps', 'normalize', 'load_maps',
-         'ScoreMaps', 'to_mask', 'write_masks', 'WithMasks', 'write_predictions', 'count_masks', 'Confusion', 'Predictor',
+         'load_localiser', 'load_segmenter', 'write_score_maps', 'gradient_maps', 'layer_maps', 'normalize',
+         'load_maps', 'ScoreMaps', 'to_mask', 'write_masks', 'WithMasks', 'write_predictions', 'count_masks',
+         'Confusion', 'Predictor',
          'overlay', 'heat', 'grid', 'UserError']
 
 

@@ -32,10 +32,11 @@ class Counts:
     "Counts of (target, prediction) over any number of images"
     def __init__(
         self,
-        num_classes,  # with background
-        ignore_index=255,  # not counted in the target, a miss in the prediction
+        num_classes, ignore_index=255,  # with background; not counted in the target, a miss in the prediction
     ):
-        if not isinstance(num_classes, (int, np.integer)) or num_classes < 1: raise UserError(f'Confusion: num_classes: expected an integer of at least 1, got {num_classes!r}' + (f'; with the background it is len(classes) + 1 = {len(num_classes) + 1}.' if isinstance(num_classes, (list, tuple)) else '.'))
+        listed = isinstance(num_classes, (list, tuple))
+        more = f'; with the background it is len(classes) + 1 = {len(num_classes) + 1}' if listed else ''
+        if not isinstance(num_classes, (int, np.integer)) or num_classes < 1: raise UserError(f'Confusion: num_classes: expected an integer of at least 1, got {num_classes!r}{more}.')
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = np.zeros((num_classes, num_classes), np.int64)  # rows = target
         self.missed = np.zeros(num_classes, np.int64)  # target pixels without a prediction
@@ -181,8 +182,7 @@ def threshold_sweep(
 
 # %% ../nbs/metrics.ipynb #6d77cba9
 def ap_of(
-    positive,  # [n] positives at each distinct score, highest score first
-    count,  # [n] pixels at each distinct score
+    positive, count,  # [n] positives and pixels at each distinct score, highest score first
     interpolate=False,
 ):
     "Average precision from counts along a ranking; nan without positives"

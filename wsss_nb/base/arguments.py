@@ -114,7 +114,8 @@ WORKING = (
     arg('--launch', type=launch, default='', metavar='N|COMMAND', help='train in so many processes, or in those that '
         'the command starts, such as "torchrun --nproc_per_node 2"'),
     arg('--dry-run', action='store_true', help='check names, types, data and networks, and show what would run'))
-STOP = arg('--stop-after', metavar='TIME', help='end cleanly after so long, such as 11h, 1h30m or 120s; wsss resume goes on')
+STOP = arg('--stop-after', metavar='TIME',
+           help='end cleanly after so long, such as 11h, 1h30m or 120s; wsss resume goes on')
 
 # %% ../../nbs/base/arguments.ipynb #63ab3813
 class Parser(argparse.ArgumentParser):

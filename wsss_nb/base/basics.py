@@ -70,7 +70,8 @@ def environment(**values):
 
 # %% ../../nbs/base/basics.ipynb #c8d65b40
 PACKAGE = Path(wsss_nb.__file__).resolve().parent
-SHIPPED = {'nbs/run': 'stages', 'runs/recipes': 'recipe_files', 'runs': 'table_files'}  # in a checkout -> in the package
+# in a checkout -> in the package
+SHIPPED = {'nbs/run': 'stages', 'runs/recipes': 'recipe_files', 'runs': 'table_files'}
 
 
 def shipped(

@@ -59,10 +59,12 @@ tr:hover td{background:var(--row)}
 """
 PAGE = """
 <!doctype html>
-<html lang="en"><head><meta charset="utf-8">{% if refresh %}<meta http-equiv="refresh" content="{{ refresh }}">{% endif %}
+<html lang="en"><head><meta charset="utf-8">
+{% if refresh %}<meta http-equiv="refresh" content="{{ refresh }}">{% endif %}
 <meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy"
- content="script-src {% if script %}'unsafe-inline'{% else %}'none'{% endif %}; object-src 'none'; frame-src 'none'; form-action 'none'; base-uri 'none'">
+  content="script-src {% if script %}'unsafe-inline'{% else %}'none'{% endif %}; object-src 'none';
+   frame-src 'none'; form-action 'none'; base-uri 'none'">
 <title>{{ title }} · wsss_nb</title>
 <style>{{ look }}</style></head>
 <body{% if wide %} class="wide"{% endif %}>

@@ -44,6 +44,7 @@ def rounding(
                 threads=torch.get_num_threads(), **libraries())
     if os.environ.get('ONEDNN_MAX_CPU_ISA'): made['onednn_isa'] = os.environ['ONEDNN_MAX_CPU_ISA'].lower()
     if torch.device(device).type == 'cuda':
-        made |= dict(gpu=torch.cuda.get_device_name(device), cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
+        made |= dict(gpu=torch.cuda.get_device_name(device),
+                     cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
                      tf32=torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
     return {**made, **asked}

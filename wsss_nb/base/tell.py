@@ -122,22 +122,40 @@ class Line:
         "Say these words from now on, `alone` only where nothing else is said; returns what `end` is given"
         with self.lock:
             self.work.append(job := (words, alone))
-            there = None if self.thread else place()
-            if there is None: return job
-            self.stop = threading.Event()
-            run, what = contextvars.copy_context().run, (self.follow, there, self.stop)
-            self.thread = threading.Thread(target=run, args=what, daemon=True)
-            self.thread.start()
+            if not self.thread: self.start()
         return job
+
+    def start(self):
+        "Say from now on what is at work"
+        there = place()
+        if there is None: return
+        self.stop = threading.Event()
+        run, what = contextvars.copy_context().run, (self.follow, there, self.stop)
+        self.thread = threading.Thread(target=run, args=what, daemon=True)
+        self.thread.start()
+
+    def halt(self):
+        "Let the thread end, if there is one; returns it"
+        thread, self.thread = self.thread, None
+        if thread: self.stop.set()
+        return thread
 
     def end(self, job):
         "Say it no longer"
         with self.lock:
             self.work = [j for j in self.work if j is not job]
-            if self.work or not self.thread: return
-            thread, self.thread = self.thread, None
-            self.stop.set()
-        if thread is not threading.current_thread(): thread.join()  # without the lock, which the thread may want
+            thread = None if self.work else self.halt()
+        if thread not in (None, threading.current_thread()): thread.join()  # without the lock: it may want it
+
+    @contextmanager
+    def resting(self):
+        "No thread of the line while the block lasts"
+        with self.lock: thread = self.halt()
+        if thread: thread.join()
+        try: yield
+        finally:
+            with self.lock:
+                if thread and self.work and not self.thread: self.start()
 
     def text(self):
         "All words in one line"

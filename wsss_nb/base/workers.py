@@ -80,12 +80,13 @@ def by_value(x):
 
 # %% ../../nbs/base/workers.ipynb #80faa5bc
 def keep_memory(largest=2**25):
-    "Let this process keep freed memory, of blocks up to `largest` bytes, for its next use (glibc; elsewhere nothing happens)"
+    "Let this process keep freed memory, of blocks up to `largest` bytes, for its next use (glibc only)"
     try: libc = ctypes.CDLL(None)
     except (OSError, TypeError): return
     if not hasattr(libc, 'mallopt'): return
     libc.mallopt(-1, max(largest, 2**30))  # M_TRIM_THRESHOLD
-    for size in sorted({2**25, largest}): libc.mallopt(-3, size)  # M_MMAP_THRESHOLD; an older glibc refuses more than the first
+    for size in sorted({2**25, largest}):  # an older glibc refuses more than the first
+        libc.mallopt(-3, size)  # M_MMAP_THRESHOLD
 
 
 def trim_memory(limit=4):

@@ -25,7 +25,8 @@ READERS = dict(
 def check_given(name, takes, given):
     "Raise unless the data set listens to every word that was given, and has its folder"
     extra = sorted(k for k, v in given.items() if v and k not in (*takes, 'limit'))
-    own = "; a folder of your own is open_data('folder', root=...)" if name in ('synthetic', 'parts') and 'root' in extra else ''
+    ours = name in ('synthetic', 'parts')
+    own = "; a folder of your own is open_data('folder', root=...)" if ours and 'root' in extra else ''
     if extra: raise UserError(f'data={name}: does not take {", ".join(extra)}; leave it out, or choose another data set{own}.')
     if 'root' in takes and not given['root']: raise UserError(f'root: expected the folder of {name}, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).')
     limit = given['limit']

@@ -54,7 +54,9 @@ def line_fault(c, known, classes, images, others):
     none = c.do == 'add' and c.tag == 'none'
     if not none and c.tag not in classes: return f'the tag {c.tag!r} is no class{near(c.tag, classes)}'
     if none and known.get(c.image): return f'image {c.image!r} has tags, remove them instead of adding none'
-    if c._replace(line=0, do=dict(add='remove', remove='add')[c.do]) in others: return f'{c.tag!r} of {c.image!r} is added and removed, keep one of the two lines'
+    opposite = dict(add='remove', remove='add')[c.do]
+    if c._replace(line=0, do=opposite) in others:
+        return f'{c.tag!r} of {c.image!r} is added and removed, keep one of the two lines'
 
 
 def corrected(

@@ -23,7 +23,9 @@ class Small(Data):
     def __init__(self, data, n, side=96):
         super().__init__([r for r in data.records if r.tags][:n], data.classes, data.name, data.split)
         void = np.full((side, side), 255, np.uint8)
-        small = lambda s: (np.array(resize_image(s.image, (side, side))), void if s.mask is None else resize_mask(s.mask, (side, side)))
+        def small(s):
+            mask = void if s.mask is None else resize_mask(s.mask, (side, side))
+            return np.array(resize_image(s.image, (side, side))), mask
         self.pixels = {name: small(data[name]) for name in self.names}
 
     def image(self, i): return self.pixels[self.names[self.index(i)]][0]
@@ -48,7 +50,8 @@ def demo_data(
     **where,  # root, tags, masks, classes, as in `open_data`
 ):
     "A few images of a split for a page: of the embedded set as they are drawn, of others tagged ones at 96 x 96"
-    return synthetic(split, n) if name == 'synthetic' and not any(where.values()) else Small(split_of(split, name, **where), n)
+    if name == 'synthetic' and not any(where.values()): return synthetic(split, n)
+    return Small(split_of(split, name, **where), n)
 
 # %% ../../nbs/data/demo.ipynb #f596c27a
 def one_of_each(
@@ -57,7 +60,11 @@ def one_of_each(
 ):
     "For each class the first image that shows it alone, or else the first that shows it; positions"
     tags = [r.tags for r in data.records]
-    found = [next((i for i, t in enumerate(tags) if t == (k,)), next((i for i, t in enumerate(tags) if k in t), None)) for k in classes or range(1, len(data.classes) + 1)]
+    first = lambda fits: next((i for i, t in enumerate(tags) if fits(t)), None)
+    def best(k):
+        alone = first(lambda t: t == (k,))
+        return first(lambda t: k in t) if alone is None else alone
+    found = map(best, classes or range(1, len(data.classes) + 1))
     return [i for i in dict.fromkeys(found) if i is not None]
 
 
@@ -88,7 +95,8 @@ def drawing(
     for a, b, text in arrows:
         color, (x, y), (u, v) = RED if (a, b) in new else '0.35', nodes[a][:2], nodes[b][:2]
         between = dict(patchA=words[a].get_bbox_patch(), patchB=words[b].get_bbox_patch())
-        ax.annotate('', (u, v), (x, y), zorder=1, arrowprops=dict(arrowstyle='->', color=color, linewidth=1.4, **between))
+        arrow = dict(arrowstyle='->', color=color, linewidth=1.4, **between)
+        ax.annotate('', (u, v), (x, y), zorder=1, arrowprops=arrow)
         over = dict(ha='center', va='bottom', fontsize=8, bbox=dict(facecolor='white', edgecolor='none', pad=.6))
         if text: ax.text((x + u) / 2, (y + v) / 2 + .06, text, color=color, **over)
     return fig

@@ -65,7 +65,8 @@ def from_coco(read):
         for a in drawn.get(im['id'], ()):
             s = a['segmentation']
             rle = packed.frPyObjects(s, *size) if isinstance(s, dict) and isinstance(s['counts'], list) else s
-            regions.append((names[a['category_id']], of_polygons(s, size) if isinstance(s, list) else packed.decode(rle) > 0))
+            region = of_polygons(s, size) if isinstance(s, list) else packed.decode(rle) > 0
+            regions.append((names[a['category_id']], region))
         if regions: yield Drawn(im['file_name'], size, regions)
 
 
@@ -78,7 +79,9 @@ def from_studio(read):
         for r in done[-1]['result']:
             v, size = r.get('value', {}), (r.get('original_height'), r.get('original_width'))
             if 'rle' in v: region = of_brush(v['rle'], size)
-            elif 'points' in v: region = of_polygons([[x / 100 * size[1 - i % 2] for i, x in enumerate(sum(v['points'], []))]], size)
+            elif 'points' in v:
+                numbers = [x / 100 * size[1 - i % 2] for i, x in enumerate(sum(v['points'], []))]
+                region = of_polygons([numbers], size)
             else: continue
             regions.append((next(iter(v.get('brushlabels') or v.get('polygonlabels') or ['?'])), region))
         if regions or not done[-1]['result']: yield Drawn(picture_in(task), regions and size or None, regions)
@@ -89,8 +92,12 @@ def from_cvat(root):
     for im in root.iter('image'):
         size, regions = (int(im.get('height')), int(im.get('width'))), []
         for x in sorted(im, key=lambda x: int(x.get('z_order') or 0)):
-            if x.tag == 'mask': region = of_box([int(n) for n in x.get('rle').split(',')], *(int(x.get(k)) for k in ('left', 'top', 'width', 'height')), size)
-            elif x.tag == 'polygon': region = of_polygons([[float(n) for p in x.get('points').split(';') for n in p.split(',')]], size)
+            if x.tag == 'mask':
+                runs = [int(n) for n in x.get('rle').split(',')]
+                region = of_box(runs, *(int(x.get(k)) for k in ('left', 'top', 'width', 'height')), size)
+            elif x.tag == 'polygon':
+                numbers = [float(n) for p in x.get('points').split(';') for n in p.split(',')]
+                region = of_polygons([numbers], size)
             else: continue
             regions.append((x.get('label'), region))
         if regions: yield Drawn(im.get('name'), size, regions)
@@ -100,7 +107,9 @@ def drawn_in(path):
     "The drawn pictures of an export of Label Studio, CVAT or COCO"
     path = Path(path)
     try:
-        if path.suffix.lower() == '.xml': return list(from_cvat(read_xml(path.read_bytes(), f'outlines: {path}', 'export', 'export it as "CVAT for images 1.1"')))
+        if path.suffix.lower() == '.xml':
+            remedy = 'export it as "CVAT for images 1.1"'
+            return list(from_cvat(read_xml(path.read_bytes(), f'outlines: {path}', 'export', remedy)))
         read = json.loads(path.read_text(encoding='utf-8-sig'))
         return list(from_studio(read) if isinstance(read, list) else from_coco(read))
     except OSError as e: raise UserError(f'outlines: {path}: cannot be read ({e.strerror}).') from None
@@ -128,7 +137,8 @@ def outlines_of_export(
         name = name_in(d.file, ends, path, part)
         if name is None: continue
         mask = np.zeros(d.size or size_of(name), np.uint8)
-        for label, region in d.regions: mask[region] = 1 + classes.index(check_name(label, classes, f'outlines: {path}: class'))
+        for label, region in d.regions:
+            mask[region] = 1 + classes.index(check_name(label, classes, f'outlines: {path}: class'))
         out[name] = mask
     if not out and not part: raise UserError(f'outlines: {path}: nothing was drawn in it; draw and hand in some pictures, and export again.')
     return out

@@ -31,7 +31,7 @@ def by_end(images):
 
 
 def images_of(file, ends):
-    "The image ids that a file of an export may be: with its folders or without, without the letters that Label Studio puts in front"
+    "The ids that a file of an export may be: with its folders or without, without Label Studio's letters in front"
     def fits(n):
         there = ends.get(n.split('/')[-1], ())
         shorter = [i for i in there if f'/{n}'.endswith(f'/{i}')]

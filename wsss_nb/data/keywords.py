@@ -62,7 +62,8 @@ def iptc_words(im):
 def xmp_packet(im, path):
     "The packet of XMP of an open picture as bytes, or nothing"
     packet = im.info.get('xmp') or im.info.get('XML:com.adobe.xmp') or getattr(im, 'tag_v2', {}).get(700)
-    parts = [d.partition(b'\0') for _, d in getattr(im, 'applist', ())]  # of a JPEG; Pillow before 11 has it there alone
+    # of a JPEG; Pillow before 11 has it there alone
+    parts = [d.partition(b'\0') for _, d in getattr(im, 'applist', ())]
     if not packet: packet = next((p for name, _, p in parts if name == b'http://ns.adobe.com/xap/1.0/'), b'')
     behind_the_pixels = not packet and im.format == 'PNG' and b'XML:com.adobe.xmp' in Path(path).read_bytes()
     if behind_the_pixels: packet = im.text.get('XML:com.adobe.xmp')

@@ -56,7 +56,8 @@ def outlines_in(path, data,
 ):
     "image id -> path or class ids, of a folder of PNGs or of an export"
     path, ids = Path(path).expanduser(), {n: i for i, n in enumerate(data.names)}
-    if path.is_file() and path.suffix.lower() in ('.json', '.xml'): return outlines_of_export(path, ids, data.classes, lambda n: data.size(ids[n]), part)
+    if path.is_file() and path.suffix.lower() in ('.json', '.xml'):
+        return outlines_of_export(path, ids, data.classes, lambda n: data.size(ids[n]), part)
     if not path.is_dir(): raise UserError(f'outlines: expected a folder with <image id>.png, or an export of Label Studio, CVAT or COCO (.json, .xml), found {"a file" if path.exists() else "nothing"} at {path}; correct the path.')
     folder = path / data.split if data.split and (path / data.split).is_dir() else path
     found = by_id(find_images(folder, endings=('.png',)), 'outlines')
@@ -78,5 +79,7 @@ def with_outlines(data, path, keep=False, part=False):
     if not path: return data
     out = Outlined(data, outlines_in(path, data, part), keep)
     more = untold(out)  # reads each: another size or an unknown class is told here
-    if more: out.notes.append(f'{len(more)} outlined images show a class that their tags do not name ({few(more)}); correct one of the two')
+    if more:
+        out.notes.append(f'{len(more)} outlined images show a class that their tags do not name ({few(more)}); '
+                         'correct one of the two')
     return out

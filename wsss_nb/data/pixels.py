@@ -32,7 +32,8 @@ def need_folder(
     path = Path(path).expanduser()
     if not path.is_dir():
         found = 'found a file' if path.exists() else 'found nothing'
-        raise UserError(f'{what}: expected a folder at {path}' + (f' with {inside}' if inside else '') + f', {found}; correct the path.')
+        place = f'{path} with {inside}' if inside else path
+        raise UserError(f'{what}: expected a folder at {place}, {found}; correct the path.')
     return path
 
 # %% ../../nbs/data/pixels.ipynb #00be77aa
@@ -65,10 +66,14 @@ def fault_of(im):
     "Why an opened picture is no photograph that can be shown to a network, '' for none"
     tags = getattr(im, 'tag_v2', {})
     coded = ' '.join(map(str, [t[-1] for t in getattr(im, 'tile', [])[:1]]))  # Pillow drops the lower half of RGB;16B
-    deep = im.mode.startswith('I') or any(b > 8 for b in np.ravel(tags.get(258, 8))) or ';16' in coded or '65535' in coded
-    if any(t in tags for t in GEO): return 'a GeoTIFF, whose places on the earth a mask as PNG would lose; export the bands to show as 8-bit PNG, or cut it with GIS tools first.'
+    coded_deep = ';16' in coded or '65535' in coded
+    deep = im.mode.startswith('I') or any(b > 8 for b in np.ravel(tags.get(258, 8))) or coded_deep
+    if any(t in tags for t in GEO):
+        return ('a GeoTIFF, whose places on the earth a mask as PNG would lose; '
+                'export the bands to show as 8-bit PNG, or cut it with GIS tools first.')
     if im.mode == 'F': return 'expected 8 bits a channel, got floating point; save it as 8-bit PNG or JPEG.'
-    return '16 bits a channel, of which nobody says what is black and what is white; export it with 8 bits.' if deep else ''
+    if not deep: return ''
+    return '16 bits a channel, of which nobody says what is black and what is white; export it with 8 bits.'
 
 
 def need_photograph(im, what):

@@ -158,7 +158,8 @@ class Data(Records):
     def fingerprint(self):
         "A short name for exactly these images, tags, masks and classes"
         of_some = lambda start: [self.file_digest(i) for i in range(start, min(start + 500, len(self)))]
-        with ThreadPoolExecutor(8) as pool: files = [f for some in pool.map(of_some, range(0, len(self), 500)) for f in some]
+        with ThreadPoolExecutor(8) as pool:
+            files = [f for some in pool.map(of_some, range(0, len(self), 500)) for f in some]
         return digest(self.classes, [(r.name, r.tags, f) for r, f in zip(self.records, files)])
 
 # %% ../../nbs/data/sample.ipynb #8d834cf3

@@ -20,8 +20,10 @@ from .words import matched, renamed
 
 # %% ../../nbs/data/sources.ipynb #02570df8
 SPLITS = ('train', 'val', 'test')
-CALLED = {'label-studio': 'an export of Label Studio', 'cvat': 'an export of CVAT', 'coco': 'annotations of COCO',
-          'labelme': 'files of labelme or X-AnyLabeling', 'keywords': 'keywords of photographs', 'folders': 'a folder for each class'}
+CALLED = {
+    'label-studio': 'an export of Label Studio', 'cvat': 'an export of CVAT', 'coco': 'annotations of COCO',
+    'labelme': 'files of labelme or X-AnyLabeling', 'keywords': 'keywords of photographs',
+    'folders': 'a folder for each class'}
 
 
 class Source(NamedTuple):
@@ -47,7 +49,9 @@ def folder_words(base, kind, faults=None, leave=()):
         k = read_keywords(base, faults, leave)
         where = ', '.join(f'{f} {n}' for f, n in sorted(k.fields.items()))
         notes = [f'keywords found in: {where}']
-        if k.older: notes.append(f'an older place inside says something else, and was not read: {len(k.older)} ({few(k.older)})')
+        if k.older:
+            notes.append('an older place inside says something else, and was not read: '
+                         f'{len(k.older)} ({few(k.older)})')
         if any(k.said.values()): found['keywords'] = k.said, tuple(notes)
     if kind in ('', 'labelme'):
         if said := labelme_folder(base): found['labelme'] = said, ()

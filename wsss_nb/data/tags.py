@@ -165,7 +165,8 @@ def read_json_tags(
     hook = lambda pairs: no_twins(pairs, found)
     try: read = json.loads(Path(path).read_text(encoding='utf-8'), object_pairs_hook=hook)
     except FileNotFoundError: raise UserError(f'tags: {path}: no such file.') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise UserError(f'tags: {path}: not valid JSON ({e}).') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f'tags: {path}: not valid JSON ({e}).') from None
     if not isinstance(read, dict): raise UserError(f'tags: {path}: {what}, got a {type(read).__name__}.')
     good = lambda t: t is None or isinstance(t, str) or isinstance(t, list) and all(isinstance(x, str) for x in t)
     odd = {image: t for image, t in read.items() if not good(t)}

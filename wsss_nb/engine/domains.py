@@ -20,8 +20,10 @@ from ..base.basics import UserError, check_name
 class Word:
     "A word; `N` at its end stands for a whole number"
     text: str
+    @property
+    def numbered(self): return self.text == 'N' or self.text.endswith(':N')
     def allows(self, v):
-        known = re.escape(self.text[:-1]) + r'\d{1,3}' if self.text == 'N' or self.text.endswith(':N') else re.escape(self.text)
+        known = re.escape(self.text[:-1]) + r'\d{1,3}' if self.numbered else re.escape(self.text)
         return type(v) is str and bool(re.fullmatch(known, v))
     def says(self): return 'a whole number' if self.text == 'N' else self.text or "''"
 
@@ -57,7 +59,8 @@ class Range:
 
     def says(self):
         if self.high == math.inf and not self.above: return f'at least {self.low:g}'
-        what, low = 'a whole number' if self.whole else 'a number', f'above {self.low:g}' if self.above else f'from {self.low:g}'
+        what = 'a whole number' if self.whole else 'a number'
+        low = f'above {self.low:g}' if self.above else f'from {self.low:g}'
         if self.high == math.inf: return f'{what} {low}'
         end = f'below {self.high:g}' if self.below else f'at most {self.high:g}' if self.above else f'to {self.high:g}'
         return f'{what} {low}{"," if end[0] != "t" else ""} {end}'
@@ -75,7 +78,8 @@ class Listed:
         return right and all(map(self.of.allows, v)) and not (self.rising and any(a > b for a, b in zip(v, v[1:])))
 
     def says(self):
-        return f'a list of {dict(some="one or more", any="any number").get(self.count, self.count)}, each {self.of.says()}' + ', rising' * self.rising
+        count = dict(some='one or more', any='any number').get(self.count, self.count)
+        return f'a list of {count}, each {self.of.says()}' + ', rising' * self.rising
 
 
 # %% ../../nbs/engine/domains.ipynb #f0548dab
@@ -107,7 +111,9 @@ class Named:
         if type(v) is not str or not v or any(not c.isprintable() for c in v): return False
         return self.what not in NAMES or not name_fault(v)
 
-    def says(self): return f'{"settings" if self.what == "by name" else "the name of a" if self.what in NAMES else "a"} {self.what}'
+    def says(self):
+        if self.what == 'by name': return f'settings {self.what}'
+        return f'{"the name of a" if self.what in NAMES else "a"} {self.what}'
 
 
 # %% ../../nbs/engine/domains.ipynb #fb5d127d
@@ -119,7 +125,8 @@ def part_of(text):
     "One alternative of a domain"
     if text == 'none': return Nothing()
     if m := LISTED.fullmatch(text): return Listed(m[1], part_of(m[2]), bool(m[3]))
-    if m := RANGE.fullmatch(text): return Range(float(m[2]), float(m[4] or 'inf'), '.' not in m[2], bool(m[1]), bool(m[3]))
+    if m := RANGE.fullmatch(text):
+        return Range(float(m[2]), float(m[4] or 'inf'), '.' not in m[2], bool(m[1]), bool(m[3]))
     if m := re.fullmatch(r'<(.+)>', text): return Named(m[1])
     if re.fullmatch(r'-?\d+(\.\d+)?', text): return Number(float(text))
     return Word(text[1:-1] if re.fullmatch("'.*'", text) else text)
@@ -166,7 +173,7 @@ def declared(
     x,  # a function or a class
     name='',  # of what declares them: the function itself, or something in the class
 ):
-    "Name -> the comment behind an argument with a default, or behind an entry of a table; nothing where there is no source"
+    "Name -> the comment behind an argument with a default, or behind an entry of a table; {} without a source"
     try: text = textwrap.dedent(inspect.getsource(x))
     except (OSError, TypeError): return {}
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
@@ -184,8 +191,9 @@ def check_domain(
     "`value` if the parameter may have it"
     domain = domain_in(comment)
     if domain is None or domain.allows(value): return value
-    words = [p.text for p in domain.parts if isinstance(p, Word)]
-    if type(value) is str and len(words) == len(domain.parts) and not any(w == 'N' or w.endswith(':N') for w in words): check_name(value, [w or "''" for w in words], name)
+    words = [p for p in domain.parts if isinstance(p, Word)]
+    only_words = len(words) == len(domain.parts) and not any(w.numbered for w in words)
+    if type(value) is str and only_words: check_name(value, [w.text or "''" for w in words], name)
     raise UserError(f'{name}: expected {domain.says()}, got {value!r}.')
 
 # %% ../../nbs/engine/domains.ipynb #0f069f15
@@ -208,5 +216,7 @@ def check_reading(net, reading):
     known = getattr(net, 'reading', {})
     home = next((c for c in type(net).__mro__ if 'reading' in vars(c)), object)
     said = declared(home, 'reading')
-    for k, v in reading.items(): check_domain(f'reading.{check_name(k, known or ["none"], "reading")}', v, '' if isinstance(known[k], bool) else said.get(k, ''))
+    for k, v in reading.items():
+        check_name(k, known or ['none'], 'reading')
+        check_domain(f'reading.{k}', v, '' if isinstance(known[k], bool) else said.get(k, ''))
     return reading

@@ -30,13 +30,13 @@ from .domains import check_arguments
 
 # %% ../../nbs/engine/evaluate.ipynb #8893d3a6
 def write_prediction(job):
-    "Write the mask of one image, or that of its probabilities (a function of a module, so that processes can share the work)"
+    "Write the mask of one image, or that of its probabilities (in a module, so that processes can share the work)"
     *of, path = job
     save_mask(path, likeliest(*of) if len(of) > 1 else of[0])
 
 # %% ../../nbs/engine/evaluate.ipynb #b7dd5839
 def predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views):
-    "What `write_prediction` is given, image by image; of a large one its mask, which a row of tiles at a time was made of"
+    "What `write_prediction` is given, image by image; of a large one its mask, made a row of tiles at a time"
     for batch in batches_to_show(data, todo, batch_size, tile, views['max_side']):
         told = [s.tags if use_image_labels else None for s in batch]
         files = [Path(out) / f'{s.name}.png' for s in batch]

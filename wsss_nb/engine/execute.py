@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THREADS', 'lock_of', 'locked', 'is_locked', 'StageFailed', 'in_threads_of', 'watched', 'hidden', 'put_out',
-           'run_notebook']
+           'once_written', 'run_notebook']
 
 # %% ../../nbs/engine/execute.ipynb #4e4774bc
 import logging, os, re, sys, time
@@ -102,6 +102,18 @@ def put_out(running, out):
     except OSError as e: raise disk_error(e, out) from e
 
 
+def once_written(pm):
+    "The name of papermill's engine that writes the notebook when it ends, however it ends, not at each cell"
+    class Once(pm.engines.NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, manager, kernel_name, **settings):
+            path, manager.output_path = manager.output_path, None
+            try: super().execute_managed_notebook(manager, kernel_name, **settings)
+            finally: manager.output_path = path
+    pm.engines.papermill_engines.register('wsss-once', Once)
+    return 'wsss-once'
+
+
 def run_notebook(path, out, parameters, what, progress):
     "papermill with our kernel; a failing cell is told in one line and leaves the executed notebook"
     try:
@@ -109,11 +121,11 @@ def run_notebook(path, out, parameters, what, progress):
     except ImportError: raise not_installed('papermill', 'notebooks', 'running a recipe') from None
     from nbclient.exceptions import DeadKernelError
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    running = Path(out).with_name(f'.{Path(out).name}')  # papermill writes it anew after each cell
+    running = Path(out).with_name(f'.{Path(out).name}')
     try:
         with own_kernel() as kernel, private_sockets() as sockets, watched(what, progress):
-            pm.execute_notebook(str(path), str(running), parameters=parameters, kernel_name=kernel,
-                                start_timeout=600, progress_bar=False, log_output=False, **sockets)
+            quiet = dict(progress_bar=False, log_output=False, start_timeout=600, engine_name=once_written(pm))
+            pm.execute_notebook(str(path), str(running), parameters, kernel_name=kernel, **quiet, **sockets)
     except pm.PapermillExecutionError as e:
         if e.ename == 'TimeUp': raise TimeUp(e.evalue) from None
         cause = e.evalue.splitlines()[0] if e.evalue else ''

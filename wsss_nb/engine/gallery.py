@@ -98,7 +98,8 @@ def write_gallery(
 FULL = .95  # the share of a picture that one class fills it with
 MANY = .1  # the share of images from which on it is told
 LOST = .5  # the share of a class's tagged images that is left without it in their masks, from which on it is told
-ADVICE = 'look at them, train longer (train.steps), or outline a dozen, which helps most (wsss review RUN, then -p outlines=EXPORT)'
+ADVICE = ('look at them, train longer (train.steps), or outline a dozen, which helps most '
+          '(wsss review RUN, then -p outlines=EXPORT)')
 
 
 class Odd:
@@ -129,7 +130,8 @@ def lost_classes(
     classes,  # name -> tagged and masked: the number of images
 ):
     "A warning where a class is missing in most masks of the images that have its tag; else nothing"
-    lost = [f'{c} (in {v["masked"]} of {v["tagged"]})' for c, v in classes.items() if v['tagged'] and v['masked'] < LOST * v['tagged']]
+    mostly = {c: v for c, v in classes.items() if v['tagged'] and v['masked'] < LOST * v['tagged']}
+    lost = [f'{c} (in {v["masked"]} of {v["tagged"]})' for c, v in mostly.items()]
     return f'warning: missing in most masks of {split}: {few(lost, 5)}; {ADVICE}' if lost else ''
 
 # %% ../../nbs/engine/gallery.ipynb #1baacc0a

@@ -48,7 +48,8 @@ def mask_in_tiles(
     side=TILE,  # of the tiles
 ):
     "The mask of a large picture, uint8 [H,W]; a row of tiles is held at a time"
-    mask, keep, small = np.zeros(image.shape[:2], np.uint8), [0, *ids] if ids is not None else None, shown_within(image, side)
+    mask, small = np.zeros(image.shape[:2], np.uint8), shown_within(image, side)
+    keep = [0, *ids] if ids is not None else None
     cut = lambda y, x, h, w: np.ascontiguousarray(image[y:y + h, x:x + w])
     own = getattr(net, 'own_size', False)  # it makes every picture small, and a tile would be another picture
     said = enlarged(ask(small), mask.shape) if own else lambda *window: ask(cut(*window))

@@ -55,8 +55,8 @@ def backbones():
     from wsss_nb.nets.zoo import BACKBONES, STRIDES
     for name, make in BACKBONES.items():
         yield name, sentence(make), f'output stride {either(sorted(STRIDES[name]))}', page_of(make.__module__)
-    yield ('timm:NAME', 'Any network of timm that gives maps, such as timm:tf_efficientnet_lite0', 'output stride as it can have',
-           'nets/from_timm')
+    others = 'Any network of timm that gives maps, such as timm:tf_efficientnet_lite0'
+    yield 'timm:NAME', others, 'output stride as it can have', 'nets/from_timm'
 
 # %% ../../nbs/engine/listing.ipynb #ea150000
 def heads():
@@ -84,7 +84,8 @@ def things_to_set(name):
     from wsss_nb.engine.methods import METHODS, method_class
     from wsss_nb.engine.options import options_of, readings_of
     check_name(name, [*STAGES, *METHODS, *REFINERS], 'stage, method or step')
-    own = {k: v for k, v in parameters_of('masks', [name]).items() if k.startswith(f'{name}_')} if name in REFINERS else {}
+    of_masks = parameters_of('masks', [name]) if name in REFINERS else {}
+    own = {k: v for k, v in of_masks.items() if k.startswith(f'{name}_')}
     if name not in METHODS: return {f'masks, for the step {name}': own}
     cls = method_class(name)
     both = {f'train.options of {name}': options_of(cls), f'masks.reading of {name}': readings_of(cls)}

@@ -32,7 +32,8 @@ def check_loggers(text):
 # %% ../../nbs/engine/loggers.ipynb #90f38e42
 class Loggers:
     "Hands the losses of each step to the named trackers; a callback of the learner"
-    def __init__(self, names, project='wsss_nb'): self.names, self.project, self.open = check_loggers(names), project, []
+    def __init__(self, names, project='wsss_nb'):
+        self.names, self.project, self.open = check_loggers(names), project, []
 
     def before_fit(self, learner):
         "Open them, with the plain settings of the learner"
@@ -41,7 +42,8 @@ class Loggers:
         plain = {k: v for k, v in learner.given.items() if isinstance(v, (bool, int, float, str))}
         for n in self.names:
             tracker = known_loggers()[n]
-            self.open.append(tracker(self.project, **dict(logging_dir=folder) if tracker.requires_logging_directory else {}))
+            where = dict(logging_dir=folder) if tracker.requires_logging_directory else {}
+            self.open.append(tracker(self.project, **where))
         for t in self.open: getattr(t, 'start', lambda: None)(), t.store_init_configuration(plain)
 
     def after_step(self, learner, batch, losses):

@@ -53,7 +53,8 @@ def measures_table(measures):
 def maps_of(net, data, device):
     "Measure of score maps"
     with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b, torch.no_grad():
-        write_score_maps(net, data.subset([0]), a), plain_maps(net, data.subset([0]), b, device)  # once before the clock
+        write_score_maps(net, data.subset([0]), a)  # once before the clock
+        plain_maps(net, data.subset([0]), b, device)
         rest = data.subset(range(1, len(data)))
         ours, plain = clocked(lambda: write_score_maps(net, rest, a)), clocked(lambda: plain_maps(net, rest, b, device))
     return Measure('score maps', 's/image', ours / len(rest), plain / len(rest), 'a loop over images and scales')
@@ -110,7 +111,9 @@ def device_share(learner, synchronize=torch.cuda.synchronize, **of):
     "Measure of the share of time, end to end, in which the device works"
     learner.one_step = busy = Busy(learner.one_step, **of)
     first = []
-    learner.callbacks.append(type('First', (Callback,), dict(after_step=lambda self, *_: first or first.append(time.perf_counter())))())
+    begin = lambda self, *_: first or first.append(time.perf_counter())
+    learner.callbacks.append(type('First', (Callback,), dict(after_step=begin))())
     learner.fit()
     synchronize()
-    return Measure('the device works, end to end', 'of the time', busy.seconds() / (time.perf_counter() - first[0]), 1., 'a device that never waits')
+    share = busy.seconds() / (time.perf_counter() - first[0])
+    return Measure('the device works, end to end', 'of the time', share, 1., 'a device that never waits')

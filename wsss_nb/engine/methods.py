@@ -95,13 +95,13 @@ def localiser_of(
     **instead,  # of what stands there
 ):
     "The localiser that parameters describe"
-    return build_localiser(num_classes=num_classes, **{k: p[k] for k in keywords_of(build_localiser) if k in p} | instead)
+    own = {k: p[k] for k in keywords_of(build_localiser) if k in p}
+    return build_localiser(num_classes=num_classes, **{**own, **instead})
 
 
 def segmenter_of(
     p,  # parameters, of the stage `segment` for example
-    num_classes,
-    **instead,
+    num_classes, **instead,
 ):
     "The segmentation network that parameters describe, with all that its head lets one decide"
     own = {k: p[k] for k in (*keywords_of(build_segmenter), *head_keywords()) if k in p}
@@ -206,7 +206,7 @@ def load_trained(folder, stage, make, device='cpu', runs=''):
 
 
 def load_localiser(folder, device='cpu', runs=''):
-    "A trained localiser and its record, from the folder of a train stage, of its run, or of a learner (from `runs` with its code)"
+    "A trained localiser and its record, from the folder of a train stage, its run or a learner (`runs`: with its code)"
     return load_trained(folder, 'train', lambda p, k: localiser_of(p, k, **UNTRAINED), device, runs)
 
 

@@ -61,7 +61,8 @@ def own_parameters(kind):
     known = notebook_parameters(stage_notebook(kind))
     others = tuple(f'{k}: ' for k in SHARED if k != kind)
     mine, own = {k: v for k, v in known.items() if k != 'kind' and not v[1].startswith(others)}, AFFINITIES[kind]
-    of_own = lambda c: re.sub(r';.*(?= \[)', '', c).replace('[0..]', '[1..]').replace("['' | ", '[')  # nothing is left to the kind
+    # nothing is left to the kind
+    of_own = lambda c: re.sub(r';.*(?= \[)', '', c).replace('[0..]', '[1..]').replace("['' | ", '[')
     said = lambda k, c: of_own(c) if k in own else c.removeprefix(f'{kind}: ')
     return {k: (own.get(k, v), said(k, c)) for k, (v, c) in mine.items()}
 

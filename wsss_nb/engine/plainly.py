@@ -47,8 +47,8 @@ def plain_maps(net, data, folder, device, scales=(1., .5, 1.5, 2.)):
         for s in scales:
             x = as_tensor(np.asarray(image.resize([round(n * s) for n in image.size], Image.BICUBIC)))[None].to(device)
             for turned in (False, True):
-                maps = net.raw_maps(x.flip(-1) if turned else x)
-                total = total + F.interpolate(maps.flip(-1) if turned else maps, image.size[::-1], mode='bilinear', align_corners=False)
+                maps = net.raw_maps(x.flip(-1)).flip(-1) if turned else net.raw_maps(x)
+                total = total + F.interpolate(maps, image.size[::-1], mode='bilinear', align_corners=False)
         maps = total.clamp(min=0)[0] * multi_hot(data.records[i].tags, net.num_classes).view(-1, 1, 1).to(device)
         maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-5)
         np.savez_compressed(Path(folder) / f'{name}.npz', maps=maps.half().cpu().numpy())

@@ -82,8 +82,11 @@ class NanGuard(Callback):
     def after_read(self, learner, done):
         bad = [k for k, v in done.losses.items() if not math.isfinite(v)]
         if bad:
-            raise UserError(f'training stopped at step {done.step}: {bad[0]} is {done.losses[bad[0]]}; images of this batch: {", ".join(done.names[:8])}. '
-                            f'Lower lr (now {done.lr:.2g}), use precision=fp32, or look at these images' + ('; on sparse pseudo masks use loss=balanced.' if 'background' in done.losses else '.'))
+            sparse = '; on sparse pseudo masks use loss=balanced.' if 'background' in done.losses else '.'
+            raise UserError(
+                f'training stopped at step {done.step}: {bad[0]} is {done.losses[bad[0]]}; '
+                f'images of this batch: {", ".join(done.names[:8])}. '
+                f'Lower lr (now {done.lr:.2g}), use precision=fp32, or look at these images{sparse}')
 
 
 class OnlyBackground(Callback):

@@ -162,7 +162,8 @@ def check_said(recipe):
     if not isinstance(recipe.get('stages') or [], list): raise UserError(f'recipe, stages: expected a list such as [train, masks], got {recipe["stages"]!r}.')
     for k, kind in kinds.items(): typed(f'recipe, {k}', recipe.get(k) or kind, kind)
     for k, v in (recipe.get('paper') or {}).items(): check_domain(f'recipe, paper.{k}', v, '[none | 0.0..1.0]')
-    for k, v in (recipe.get('expected') or {}).items(): check_domain(f'recipe, expected.{k}', v, '[none | 2 of 0.0..1.0 rising]')
+    for k, v in (recipe.get('expected') or {}).items():
+        check_domain(f'recipe, expected.{k}', v, '[none | 2 of 0.0..1.0 rising]')
 
 # %% ../../nbs/engine/recipes.ipynb #fdda2e17
 def check_together(p):
@@ -175,7 +176,7 @@ def check_together(p):
 
 # %% ../../nbs/engine/recipes.ipynb #2ea9f387
 def default_stages(recipe):
-    "All stages but the report; no localiser where masks are given; networks of affinities only where a refinement walks with them"
+    "All stages but the report; no localiser where masks are given; networks of affinities only where they are walked"
     masks = recipe.get('masks') or {}
     steps = of_type(masks.get('refine', recipe.get('refine', [])), list)
     if masks.get('given'): return ['masks', 'segment', 'evaluate']

@@ -86,7 +86,8 @@ class Run:
     def images(self):
         "What each image adds to the numbers: `masks/val` -> classes and images; {} where that was not kept"
         of_stage = [self.stage('evaluate')] if 'evaluate' in self.stages else []
-        return next((load_json(f / 'images.json') for f in [self.folder, *of_stage] if (f / 'images.json').is_file()), {})
+        files = (f / 'images.json' for f in [self.folder, *of_stage])
+        return next((load_json(f) for f in files if f.is_file()), {})
 
     @property
     def state(self): return self.made['state']
@@ -117,7 +118,7 @@ class Run:
             stages={k: dict(v, results=short_results(v)) for k, v in stages.items()}, masks=masks))
         for kept in ('made', 'metrics', 'images'): self.__dict__.pop(kept, None)
 
-
+# %% ../../nbs/engine/record.ipynb #4be3bfd2
 def not_there(name, runs=''):
     "What is said where a run is looked for in vain"
     return f'no run is called {str(name)!r} in {runs_folder(runs)}'

@@ -20,6 +20,8 @@ def runs_of(name, options=(), run_name='', rows=()):
     there = rows_of(recipe)
     known, wanted = [worded(k, r) for k, r in there.items()], [r.replace(' ', '_') for r in rows]
     for r, row in zip(rows, wanted):
-        if row not in there: raise UserError(f'{name}: no row is called {r!r}.{nearest(r, known)} ' + (f'Known: {", ".join(known)}.' if there else 'This recipe is no table.'))
+        if row in there: continue
+        others = f'Known: {", ".join(known)}.' if there else 'This recipe is no table.'
+        raise UserError(f'{name}: no row is called {r!r}.{nearest(r, known)} {others}')
     chosen = {f'{run_name}.{row}': r for row, r in there.items() if row in wanted or not wanted}
     return {run: resolved(r) for run, r in (chosen or {run_name: recipe}).items()}  # a mistake in the last is told now

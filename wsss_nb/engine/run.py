@@ -34,7 +34,7 @@ KNOWN = .5  # average precision of the tags below which it is told
 
 
 def takes_steps(p):
-    "Whether a stage with these parameters trains step by step; a method that brings its own learner finds what it needs"
+    "Whether a stage with these parameters trains step by step; a method's own learner finds what it needs"
     return 'epochs' in p and not (p.get('method') in METHODS and hasattr(method_class(p['method']), 'learner'))
 
 
@@ -109,7 +109,8 @@ def check_inputs(s, line):
         if not s.params[name] or folder.name in line: continue
         if not is_made(folder): raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage that was made, got {s.params[name]}; leave it out, and the stage is made first.')
         if (kind := stage_record(folder).get('stage')) != before: raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage, {s.params[name]} is one of {kind}.')
-        need_word(folder, stage_record(folder).get('parameters'), s.runs, how='by copying it into the folder of your runs, or by naming its own as yours: --runs {home}')
+        how = 'by copying it into the folder of your runs, or by naming its own as yours: --runs {home}'
+        need_word(folder, stage_record(folder).get('parameters'), s.runs, how=how)
 
 
 def check_stage(s):

@@ -35,8 +35,7 @@ class Node(NamedTuple):
 
 
 def graph(
-    recipes,  # run -> recipe
-    runs='',  # folder with runs
+    recipes, runs='',  # run -> recipe; folder with runs
 ):
     "Folder -> Node, for all stages of some recipes; what they agree on is there once"
     nodes = {}
@@ -49,14 +48,17 @@ def graph(
 
 # %% ../../nbs/engine/scale.ipynb #c47f5a16
 def wrong_ground(
-    runs,  # folder with runs
-    token,  # name of a file that was left there
+    runs, token,  # folder with runs, and the name of a file that was left there
     dask_worker=None,  # Dask gives it where it runs a function outside of its graph
 ):
     "What is wrong with this worker, or nothing"
     threads, here = (dask_worker or installed().get_worker()).state.nthreads, f'the worker on {socket.gethostname()}'
-    if not (Path(runs) / token).exists(): return f'{here} does not see the folder with runs {runs}; put it on a file system that all machines share and name it with --runs.'
-    if threads > 1: return f'{here} would execute {threads} stages in one process; start it with `dask worker --nthreads 1` (and --nworkers for several at once).'
+    if not (Path(runs) / token).exists():
+        return (f'{here} does not see the folder with runs {runs}; '
+                'put it on a file system that all machines share and name it with --runs.')
+    if threads > 1:
+        return (f'{here} would execute {threads} stages in one process; '
+                'start it with `dask worker --nthreads 1` (and --nworkers for several at once).')
 
 
 def make_node(stage, params, name, token, env, *before):
@@ -124,8 +126,7 @@ def left_there(runs):
 
 
 def outcome(
-    future,  # of Dask, or None where the node was never handed to a worker
-    node,
+    future, node,  # of Dask, or None where the node was never handed to a worker
 ):
     "The error of a node that has ended, or None"
     status = future.status if future else 'lost'
@@ -163,7 +164,7 @@ class Watch:
 
 # %% ../../nbs/engine/scale.ipynb #92f223ad
 def next_nodes(nodes, given, workers, ahead=()):
-    "What workers that are free can make now, in the order of the runs, `ahead` first and alone; `given`: folder -> future"
+    "What free workers can make now, in the order of the runs, `ahead` first and alone; `given`: folder -> future"
     over = {f for f, future in given.items() if future.done()}
     ready = (f for f, n in nodes.items() if f not in given and over >= {*n.after} and (f in ahead or over >= {*ahead}))
     return list(islice(ready, max(0, workers - len(given) + len(over))))

@@ -51,9 +51,10 @@ class Sheet:
         runs='',  # folder with runs
         ended=lambda run, error: None,  # told of each run that is done, or of what stopped it
         show=lambda: None,  # called at the end, where some have stopped as well
+        ahead='',  # a run whose masks are made before any other run is begun, where they go side by side
     ):
         self.recipes, self.runs = {run: resolved(r) for run, r in recipes.items()}, runs
-        self.ended, self.show = ended, show
+        self.ended, self.show, self.ahead = ended, show, ahead
 
     def dry(self, say=print):
         "Check the recipes and their data, and say what the runs would do; what data are missing is told at the end"
@@ -72,11 +73,10 @@ class Sheet:
         scheduler='',  # address of a Dask scheduler
         say=print,
         threads=0,  # of each of the jobs, 0 = its share of the cores
-        ahead='',  # a run whose masks are made before any other run is begun
     ):
         "Execute what is not done; returns the folders of the runs, or raises at the end where some have stopped"
         folders, errors = {}, {}
-        with closing(self.events(jobs, scheduler, say, threads, ahead)) as events:
+        with closing(self.events(jobs, scheduler, say, threads)) as events:
             for run, folder, error in events:
                 if error is None: folders[run] = folder
                 else: errors[run] = error
@@ -86,7 +86,7 @@ class Sheet:
         if errors: raise RunsStopped(errors, len(self.recipes), self.runs)
         return [folders[run] for run in self.recipes]
 
-    def events(self, jobs, scheduler, say, threads=0, ahead=''):
+    def events(self, jobs, scheduler, say, threads=0):
         "The runs as they end, side by side where several jobs or a scheduler are named"
-        if jobs > 1 or scheduler: return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, ahead)
-        return one_by_one(self.recipes, self.runs, say)
+        if not (jobs > 1 or scheduler): return one_by_one(self.recipes, self.runs, say)
+        return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, self.ahead)

@@ -23,7 +23,7 @@ OPEN = []  # what was opened within `once`: key -> made
 
 @contextmanager
 def once():
-    "Within, what several stages ask of the same data is found once: they are opened and gone through for each otherwise"
+    "Within, what several stages ask of the same data is found once, not for each"
     OPEN.append(OPEN[-1] if OPEN else {})
     try: yield
     finally: OPEN.pop()
@@ -47,7 +47,7 @@ def open_split(p, split):
     make = lambda: open_data(p['data_name'], '' if split == 'all' else split, *where, p.get('limit', 0))
     return found_once(make, *data_key(p, 'data', split))
 
-
+# %% ../../nbs/engine/splits.ipynb #27e0e2c3
 def given_masks(p, split):
     "The data of a split with the masks that are given instead of pseudo masks: of a folder, or of one for each split"
     data, folder = open_split(p, split), Path(p.get('given', '')).expanduser()
@@ -70,7 +70,7 @@ def given_fingerprint(p, split):
     folder = given_maps(p, split)
     return maps_fingerprint(open_split(p, split), folder) if folder else given_masks(p, split).fingerprint()
 
-
+# %% ../../nbs/engine/splits.ipynb #68749749
 def outlined_split(p, split):
     "The data of a split, of which some images have the outlines that the parameters name"
     return with_outlines(open_split(p, split), p.get('outlines', ''), part=p.get('limit', 0) > 0)
@@ -88,7 +88,7 @@ def splits_of(p):
 
 
 def data_fingerprints(p):
-    "Split -> fingerprint, for the splits that the parameters name; and `split saliency`, `split outlines` where there are some"
+    "Split -> fingerprint, of the splits that parameters name; `split saliency`, `split outlines` where there are some"
     named = splits_of(p) if p.get('saliency') else []
     more = {f'{s} saliency': saliency_fingerprint(*saliency_maps(p, s)) for s in named}
     if p.get('outlines'): more[f'{p["split"]} outlines'] = outlined_split(p, p['split']).fingerprint()

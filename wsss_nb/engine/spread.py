@@ -111,10 +111,11 @@ def expected_range(values, deviation, free, sure=SURE):
 
 @functools.lru_cache(maxsize=None)
 def of_all(data, folder=PUBLISHED):
-    "The numbers of every published recipe with several seeds on these data (synthetic, photos): name -> seed -> numbers"
+    "The numbers of all published recipes with several seeds on data (synthetic, photos): name -> seed -> numbers"
     names = {SEED.sub('', f.parent.name) for f in folder.glob('*_seed_*/run.json')}
     names |= {f.parent.name for f in folder.glob('*/run.json') if len(in_grid(f.parent.name, folder)) > 1}
-    ours = sorted(n for n in names if data in re.split(r'[_.]', n))  # rows of tables, sipe_5-synthetic.x, share trainings
+    # rows of tables, sipe_5-synthetic.x, share trainings
+    ours = sorted(n for n in names if data in re.split(r'[_.]', n))
     return {n: numbers_of_seeds(n, folder) for n in ours if (folder / n / 'run.json').is_file()}
 
 # %% ../../nbs/engine/spread.ipynb #1bbee54e
@@ -143,7 +144,8 @@ SAME, OUTSIDE, WITHIN = 0, 1, 3  # exit codes; 2 is that of an error
 
 def ranged(row):
     "A number and its range in words"
-    return f'{row["number"]} {row["value"]:.3f}, expected {row["low"]:.3f} to {row["high"]:.3f} ({len(row["seeds"])} published)'
+    expected = f'{row["low"]:.3f} to {row["high"]:.3f}'
+    return f'{row["number"]} {row["value"]:.3f}, expected {expected} ({len(row["seeds"])} published)'
 
 
 def verdict(same, rows):
@@ -151,11 +153,15 @@ def verdict(same, rows):
     if same: return 'the same to the bit', SAME
     if not rows: return 'different, and no seeds of its recipe are published that it could be held against', OUTSIDE
     outside = [r for r in rows if not r['inside']]
-    if not outside: return f'within the spread: {len(rows)} numbers, each where the published seeds leave room for one more', WITHIN
-    return f'outside the spread, first in {outside[0]["stage"]}: {ranged(outside[0])}; {len(outside)} of {len(rows)} numbers', OUTSIDE
+    if not outside:
+        return f'within the spread: {len(rows)} numbers, each where the published seeds leave room for one more', WITHIN
+    first = f'first in {outside[0]["stage"]}: {ranged(outside[0])}'
+    return f'outside the spread, {first}; {len(outside)} of {len(rows)} numbers', OUTSIDE
 
 # %% ../../nbs/engine/spread.ipynb #16506d34
-OF_PLACE = re.compile(r'(\w+\.)?(runs|workers|save_seconds|data_(root|tags|masks|classes)|localiser|masks|network|psa|irn)')  # what lies elsewhere
+# what lies elsewhere
+OF_PLACE = re.compile(
+    r'(\w+\.)?(runs|workers|save_seconds|data_(root|tags|masks|classes)|localiser|masks|network|psa|irn)')
 
 
 def unequal(a, b):
@@ -183,7 +189,8 @@ def unlike_records(before, after):
 def as_it_came(made, k):
     "A parameter of a stage as it took effect: `channels_last=auto` is false on a CPU; of files only their names"
     v = made['parameters'][k]
-    if k == 'channels_last': return str(v).lower().replace('auto', 'false' if made['device'].startswith('cpu') else 'auto')
+    if k == 'channels_last':
+        return str(v).lower().replace('auto', 'false' if made['device'].startswith('cpu') else 'auto')
     return re.split(r'[/\\]', v)[-1] if isinstance(v, str) else v
 
 

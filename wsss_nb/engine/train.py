@@ -73,7 +73,8 @@ class Learner:
         self.given = {k: v for k, v in locals().items() if k != 'self'}  # another process makes the same learner of it
         self.put_in_place(given := SimpleNamespace(**self.given)), self.line_up(given)
         self.callbacks = [NanGuard(), OnlyBackground(), *callbacks, *([Loggers(log)] if log else [])]
-        self.folder, self.save_seconds, self.settings = folder and make_folder(folder), save_seconds, plain(settings or {})
+        self.folder, self.save_seconds = folder and make_folder(folder), save_seconds
+        self.settings = plain(settings or {})
 
     def put_in_place(self, given):
         "The network on its device, with its optimiser"
@@ -91,8 +92,9 @@ class Learner:
         net.__dict__.pop('_is_accelerate_prepared', None)  # of another learner: accelerate would leave it alone
         groups = parameter_groups(net, given.lr, given.head_lr, given.weight_decay)
         optimizer = make_optimizer(groups, given.optimizer, given.momentum, self.arithmetic.fused)
-        self.outlined = getattr(given.data, 'outlined', ())  # images that train beside the tags, each batch with some more
-        whole = Beside(net, more_of(min(given.batch_size, len(given.data)), self.accelerator.num_processes)) if self.outlined else net
+        self.outlined = getattr(given.data, 'outlined', ())  # they train beside the tags, some more in each batch
+        more = more_of(min(given.batch_size, len(given.data)), self.accelerator.num_processes)
+        whole = Beside(net, more) if self.outlined else net
         self.net, self.optimizer = self.accelerator.prepare(whole, optimizer)
 
     def line_up(self, given):
@@ -118,7 +120,9 @@ class Learner:
         return dict(self.arithmetic.said, workers=self.workers, read_every=self.read_every)
 
     @property
-    def plan(self): return f'{self.steps} steps of {self.order(0).size}' + (f' and {self.order(0).more} outlined' if self.outlined else '')
+    def plan(self):
+        more = f' and {self.order(0).more} outlined' if self.outlined else ''
+        return f'{self.steps} steps of {self.order(0).size}{more}'
 
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
     def predict(self, images, **kwargs): return self.raw_net.eval().predict(as_images(images)[0], **kwargs)

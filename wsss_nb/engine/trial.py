@@ -61,12 +61,14 @@ def check_method(
 ):
     "Raise at an unknown method, and at an option or a reading that it does not have or that may not be so"
     if own := p.get('train'):
-        own['options'] = check_named('train.options', own['options'], options_of(method_class(own['method'])), own['method'])
+        known = options_of(method_class(own['method']))
+        own['options'] = check_named('train.options', own['options'], known, own['method'])
         check_localiser(own['method'], own['options'])
     for stage, own in p.items():
         if not own.get('reading'): continue
         method = method_behind(own, p)
-        if method not in METHODS and own.get('localiser'): continue  # code that somebody's record names is not read for a check
+        # code that somebody's record names is not read for a check
+        if method not in METHODS and own.get('localiser'): continue
         own['reading'] = check_named(f'{stage}.reading', own['reading'], readings_of(method_class(method)), method)
 
 # %% ../../nbs/engine/trial.ipynb #e55b0391

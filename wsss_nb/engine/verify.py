@@ -72,7 +72,8 @@ def recorded(name, runs, options):
     return run, recipe
 
 # %% ../../nbs/engine/verify.ipynb #151756e6
-Verified = namedtuple('Verified', 'count changed rows text code')  # what a verdict stands on, the verdict, its exit code
+# what a verdict stands on, the verdict, its exit code
+Verified = namedtuple('Verified', 'count changed rows text code')
 
 
 def verified(before, after, seeds):
@@ -137,7 +138,8 @@ def verify_alone(folder, runs=''):
     "Verify a run in a process of its own: (exit code, its last line)"
     command = [sys.executable, '-c', 'from wsss_nb.cli import main; raise SystemExit(main())', 'verify', str(folder)]
     done = subprocess.run([*command, '--runs', str(runs_folder(runs))], capture_output=True, text=True)
-    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()] if done.returncode in (SAME, WITHIN, OUTSIDE) else done.stderr.splitlines()
+    lines = done.stderr.splitlines()
+    if done.returncode in (SAME, WITHIN, OUTSIDE): lines = [*done.stdout.splitlines(), *lines]
     return done.returncode, next((line for line in lines if line.startswith('verdict: ')), ''.join(lines[-1:]))
 
 

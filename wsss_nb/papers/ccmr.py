@@ -62,7 +62,8 @@ def iteration(f, maps, own, near, scale, dilations, eps):
 def check_refinable(image, mask, present, iters, scale, dilations):
     "Raise if these cannot be refined"
     if not (image.is_floating_point() and mask.is_floating_point()): raise UserError(f'ccmr: expected floating-point tensors, got {image.dtype} and {mask.dtype}; the image is RGB in [0,1].')
-    if not image.ndim == mask.ndim == 4 or image.shape[1] != 3 or (len(image), *image.shape[2:]) != (len(mask), *mask.shape[2:]): raise UserError(f'ccmr: expected image [B,3,h,w] and mask [B,K,h,w] of one size, got {list(image.shape)} and {list(mask.shape)}; resize the image to the mask first.')
+    size = lambda x: (len(x), *x.shape[2:])
+    if not image.ndim == mask.ndim == 4 or image.shape[1] != 3 or size(image) != size(mask): raise UserError(f'ccmr: expected image [B,3,h,w] and mask [B,K,h,w] of one size, got {list(image.shape)} and {list(mask.shape)}; resize the image to the mask first.')
     if present.shape != mask.shape[:2]: raise UserError(f'ccmr: expected present {list(mask.shape[:2])}, one value for each channel of the mask, got {list(present.shape)}.')
     if not (mask.isfinite().all() and image.isfinite().all()): raise UserError('ccmr: some values of the image or the mask are NaN or infinite; look at the stage that made them.')
     if iters < 0: raise UserError(f'iters: expected 0 or more, got {iters}.')
@@ -97,9 +98,7 @@ def ccmr(
 
 # %% ../../nbs/papers/ccmr.ipynb #3d8a2d57
 def swp(
-    scores,  # [B,K,h,w]
-    mask,  # [B,K,h,w]
-    refined,  # [B,K,h,w]
+    scores, mask, refined,  # [B,K,h,w]
     labels,  # [B,K]: only these classes are gated
     tau=.6,  # the refined mask is sure above
     min_area=.1,  # share of the image that makes an object large

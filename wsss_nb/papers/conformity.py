@@ -34,14 +34,12 @@ def random_labels(n, num_classes, seed=0):
 def training_batch(
     net,  # a Localiser
     labels,  # multi-hot [B,K]
-    size=(64, 64),
-    seed=0,
+    size=(64, 64), seed=0,
 ):
     "Training views; the last quarter of the second one is padding, as is one side of the others"
     g = torch.Generator().manual_seed(seed)
     image, valid = torch.rand(len(labels), 3, *size, generator=g), torch.ones(len(labels), *size, dtype=torch.bool)
-    valid[:, :, -size[1] // 8:] = False
-    valid[1:2, -size[0] // 4:] = False
+    valid[:, :, -size[1] // 8:] = valid[1:2, -size[0] // 4:] = False
     fill = net.backbone.mean.view(1, 3, 1, 1).expand_as(image)
     batch = dict(image=torch.where(valid[:, None], image, fill), valid=valid, labels=labels, progress=.5, step=5,
                  per_epoch=5, name=[f'image {i}' for i in range(len(labels))])
@@ -89,8 +87,7 @@ class Case:
 def train_step(
     case,
     change=None,  # entries of the usual batch that are others
-    n=4,  # images
-    what='a usual batch',  # what the batch is, for the message
+    n=4, what='a usual batch',  # images, and what the batch is, for the message
     mixed=False,  # as the trainer does on a GPU
 ):
     "Losses and gradients of the first step of a fresh network; raises where one is not finite"
@@ -118,7 +115,7 @@ def finite(case):
         if str(e).startswith(f'{case.name}: '): raise  # a method may refuse a single image in a line of its own
     train_step(case, dict(labels=none), 2, 'images without a class')
     train_step(case, dict(labels=every), 2, 'images of every class')
-    train_step(case, dict(labels=every, valid=torch.zeros(2, *case.size, dtype=torch.bool)), 2, 'images of nothing but padding')
+    train_step(case, dict(labels=every, valid=torch.zeros(2, *case.size) > 0), 2, 'images of nothing but padding')
     train_step(case, dict(labels=every, image=torch.zeros(2, 3, *case.size)), 2, 'black images')
 
 # %% ../../nbs/papers/conformity.ipynb #c8d884a2
@@ -129,7 +126,8 @@ def untouched(case):
     before = {k: v.clone() if torch.is_tensor(v) else copy(v) for k, v in batch.items()}
     with case.told('forward'): net(batch)
     for k, v in before.items():
-        if not (torch.equal(batch[k], v) if torch.is_tensor(v) else batch[k] == v): raise case.broken(f'forward changes `{k}` of its batch; work on a copy.')
+        same = torch.equal(batch[k], v) if torch.is_tensor(v) else batch[k] == v
+        if not same: raise case.broken(f'forward changes `{k}` of its batch; work on a copy.')
 
 
 def trains(case):
@@ -150,7 +148,8 @@ def repeatable(case):
 # %% ../../nbs/papers/conformity.ipynb #44cc0d80
 def mixed_precision(case):
     "it can be trained in mixed precision"
-    full, half = (float(step[0]['loss']) for step in (case.once(train_step), train_step(case, what='a step in bfloat16', mixed=True)))
+    full = float(case.once(train_step)[0]['loss'])
+    half = float(train_step(case, what='a step in bfloat16', mixed=True)[0]['loss'])
     if abs(full - half) > .2 * abs(full) + .01: raise case.broken(f'the loss is {half:.4g} in bfloat16 and {full:.4g} in float32; compute sums over pixels, exponentials and differences in float32: x.float().')
 
 # %% ../../nbs/papers/conformity.ipynb #653a3b36
@@ -180,7 +179,8 @@ def formed(case):
     with case.told('raw_maps'): raw = net.raw_maps(torch.rand(2, 3, *case.size))
     if raw.shape[:2] != (2, case.num_classes) or raw.ndim != 4 or not raw.isfinite().all(): raise case.broken(f'raw_maps: expected finite maps [B,K,h,w] = [2,{case.num_classes},h,w], got {list(raw.shape)}{"" if raw.isfinite().all() else " with values that are not finite"}.')
     case.once(first_reading)
-    if not all((a == b).all() for a, b in zip(case.images, before[0])) or not torch.equal(case.labels, before[1]): raise case.broken('score_maps changes the images or labels it is given; work on a copy.')
+    same = all((a == b).all() for a, b in zip(case.images, before[0])) and torch.equal(case.labels, before[1])
+    if not same: raise case.broken('score_maps changes the images or labels it is given; work on a copy.')
     read_maps(case, net, scales=(1.,), flip=False, max_side=32)
 
 # %% ../../nbs/papers/conformity.ipynb #2dcdcf37
@@ -195,21 +195,23 @@ def alone(case):
     "the maps of an image do not depend on the other images"
     net, maps = case.once(first_reading)
     same_maps(case, maps, read_maps(case, net), 1e-6, 'two readings of the same images differ; what is random belongs to the training (self.training).')
-    for i in range(4): same_maps(case, maps[i:i + 1], read_maps(case, net, case.images[i:i + 1], case.labels[i:i + 1]), 1e-3, f'image {i} has other maps when it is alone; normalise each image by itself.')
+    single = (read_maps(case, net, [image], row[None])[0] for image, row in zip(case.images, case.labels))
+    for i, own in enumerate(single): same_maps(case, [maps[i]], [own], 1e-3, f'image {i} has other maps when it is alone; normalise each image by itself.')
 
 
 def mirror_images(case):
     "a mirror image has the mirrored maps"
     net, maps = case.once(first_reading)
-    turned = [m._replace(maps=m.maps[..., ::-1]) for m in read_maps(case, net, [i[:, ::-1].copy() for i in case.images])]
-    same_maps(case, maps, turned, 5e-3, 'the mirror image has other maps; score_maps has to turn the maps of mirror images back, and what follows may not tell left from right.')
+    back = [m._replace(maps=m.maps[..., ::-1]) for m in read_maps(case, net, [i[:, ::-1].copy() for i in case.images])]
+    same_maps(case, maps, back, 5e-3, 'the mirror image has other maps; score_maps has to turn the maps of mirror images back, and what follows may not tell left from right.')
 
 # %% ../../nbs/papers/conformity.ipynb #d6bd59fc
 def saved(case):
     "a saved and loaded network gives the same maps"
     (net, maps), other, file = case.once(first_reading), case.net(seed=7).eval(), io.BytesIO()
     torch.save(net.state_dict(), file)
-    with case.told('loading the saved weights'): other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    with case.told('loading the saved weights'):
+        other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     same_maps(case, maps, read_maps(case, other), 1e-6, 'a saved and loaded network gives other maps; what is learnt or drawn at the start belongs into parameters and buffers (register_buffer).')
 
 
@@ -228,8 +230,7 @@ PROMISES = finite, untouched, trains, repeatable, mixed_precision, formed, alone
 def check(
     method,  # a Localiser's class, or a function: number of classes -> network
     num_classes=3,  # and then one
-    size=(64, 64),  # of the training views
-    odd=(53, 71),  # of the images at test time
+    size=(64, 64), odd=(53, 71),  # of the training views, and of the images at test time
     reading=None,  # settings of the reading that are not the defaults, by name
     backbone='tiny',  # for a class: one of the zoo, without weights
     say=print,  # gets a line for each promise

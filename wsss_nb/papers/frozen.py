@@ -30,13 +30,11 @@ def sure_of_maps(
     "What the maps are sure of: class ids [B,h,w], 0 = background, -1 = unknown"
     cam = cam.relu() * labels[..., None, None].to(cam)
     top, best = (cam / cam.amax((2, 3), keepdim=True).clamp(min=1e-5)).max(1)
-    unknown = torch.full_like(best, -1)
-    return torch.where(top > high, best + 1, torch.where(top <= low, 0, unknown))
+    return torch.where(top > high, best + 1, torch.where(top <= low, 0, torch.full_like(best, -1)))
 
 # %% ../../nbs/papers/frozen.ipynb #8cedc4a2
 def among_tags(
-    logits,  # [B,K+1,h,w], background first
-    labels,  # [B,K]
+    logits, labels,  # [B,K+1,h,w], background first; [B,K]
 ):
     "Probabilities of the background and the tagged classes: [B,K+1,h,w], others 0"
     absent = F.pad(labels == 0, (1, 0))[..., None, None]
@@ -50,7 +48,7 @@ def sure_of_cells(logits, labels, sure=.8):
 
 
 def cell_loss(scores, ids):
-    "Cross-entropy of cells [n,K+1], a rare class counting more, by the root of how rare it is; 0 where there is no cell"
+    "Cross-entropy of cells [n,K+1], a rare class counting more, by the root of its rarity; 0 where there is no cell"
     if not len(ids): return 0 * scores.sum()
     rare = torch.bincount(ids, minlength=scores.shape[1]).clamp(min=1).to(scores).rsqrt()
     return F.cross_entropy(scores, ids, weight=rare)
@@ -71,9 +69,12 @@ class Frozen(Localiser):
         decay=.1,  # penalty on the weights of a lesson [0.0..]
     ):
         super().__init__(backbone.requires_grad_(False), num_classes)
-        for name, value, fits in (('maps', maps, 1 <= maps <= len(backbone.channels)), ('side', side, side >= 1), ('lessons', lessons, lessons >= 1), ('low', low, 0 <= low <= high < 1), ('sure', sure, 0 < sure < 1), ('cells', cells, cells >= 1), ('decay', decay, decay >= 0)):
-            if not fits: raise UserError(f'{name}: {value!r} is out of range; maps is 1 to {len(backbone.channels)} for {backbone.name}, side, lessons and cells are at least 1, 0 <= low <= high < 1, 0 < sure < 1, decay is not negative.')
-        self.last, self.side, self.high, self.low, self.sure, self.cells, self.decay = maps, side, high, low, sure, cells, decay
+        fits = dict(maps=1 <= maps <= len(backbone.channels), side=side >= 1, lessons=lessons >= 1,
+                    low=0 <= low <= high < 1, sure=0 < sure < 1, cells=cells >= 1, decay=decay >= 0)
+        for name, fine in fits.items():
+            if not fine: raise UserError(f'{name}: {locals()[name]!r} is out of range; maps is 1 to {len(backbone.channels)} for {backbone.name}, side, lessons and cells are at least 1, 0 <= low <= high < 1, 0 < sure < 1, decay is not negative.')
+        self.last, self.side, self.high, self.low = maps, side, high, low
+        self.sure, self.cells, self.decay = sure, cells, decay
         channels = sum(backbone.channels[-maps:])
         self.tags = nn.Linear(channels, num_classes)
         self.lessons = nn.ModuleList(nn.Linear(channels, num_classes + 1) for _ in range(lessons))
@@ -87,7 +88,7 @@ class Frozen(Localiser):
 
     @torch.no_grad()
     def features(self, images):
-        "Maps side by side [B,D,h,w], with the digits that are kept of them: the same for an image that is learnt from and one that is read"
+        "Maps side by side [B,D,h,w], rounded as they are kept: the same for an image learnt from and one that is read"
         return stacked(self.backbone(images)[-self.last:]).half().float()
 
     def standard(self, f):
@@ -139,7 +140,8 @@ def cell_scores(self: Frozen, images, scales, flip, lesson=0, keep=slice(None)):
 
 def frozen_score_maps(self: Frozen, images, labels, scales=(1.,), flip=True, max_side=1024, kind='cells', lesson=0):
     "Probabilities as ScoreMaps with a background in front (kind=cam: normalised maps without one)"
-    if check_name(kind, ('cells', 'cam'), 'reading.kind') == 'cam': return Localiser.score_maps(self, images, labels, scales, flip, max_side, kind=kind)
+    if check_name(kind, ('cells', 'cam'), 'reading.kind') == 'cam':
+        return Localiser.score_maps(self, images, labels, scales, flip, max_side, kind=kind)
     labels = labels.bool().cpu()
     keys = [np.append(0, y.nonzero().flatten().numpy() + 1) for y in labels]
     if len(images) == 1 and max(images[0].shape[:2]) > max_side:  # no memory for classes that are not there
@@ -182,7 +184,7 @@ def learn_tags(self: Frozen, features, labels):
 
 
 def learn_lesson(self: Frozen, features, labels, lesson, seed, outlines=None):
-    "Find the layer of lesson 0, 1, ... from the cells of which its teacher is sure, and from an Outlines if there is one"
+    "Find the layer of lesson 0, 1, ... from the cells of which its teacher is sure, and from Outlines if there are any"
     generator = torch.Generator().manual_seed(seed)
     rows, ids = [self.centre[None][:0]], [torch.zeros(0, dtype=torch.long, device=self.centre.device)]
     per = max(1, self.cells // (2 * len(features)))

@@ -31,7 +31,8 @@ def class_weighted(
 ):
     "For each class the matrices E [B,n,n] of all blocks, Eq. 4"
     for k in range(scores.shape[1]):
-        grads = torch.autograd.grad(scores[:, k].sum(), attentions, retain_graph=learn or k + 1 < scores.shape[1], create_graph=learn)
+        again = learn or k + 1 < scores.shape[1]
+        grads = torch.autograd.grad(scores[:, k].sum(), attentions, retain_graph=again, create_graph=learn)
         found = [(g * a).relu().mean(1) for g, a in zip(grads, attentions)]
         yield found if learn else [e.detach() for e in found]
 
@@ -49,7 +50,8 @@ def attending(backbone):
 def attention_of(backbone):
     "A list that gets the attention [B,H,n,n] of each block that runs"
     parts, kept = attending(backbone), []
-    hooks, quick = [m.attn_drop.register_forward_hook(lambda m, given, out: kept.append(out)) for m in parts], [m.fused_attn for m in parts]
+    hooks = [m.attn_drop.register_forward_hook(lambda m, given, out: kept.append(out)) for m in parts]
+    quick = [m.fused_attn for m in parts]
     try:
         for m in parts: m.fused_attn = False
         yield kept
@@ -83,7 +85,8 @@ class Rollout(Localiser):
 
     def raw_maps(self, images, kind=''):
         learn = self.training and torch.is_grad_enabled()
-        kind = check_name(kind or ('gradient' if learn else 'scores'), ('gradient', 'rollout', 'scores'), 'reading.kind')
+        kind = kind or ('gradient' if learn else 'scores')
+        check_name(kind, ('gradient', 'rollout', 'scores'), 'reading.kind')
         with torch.enable_grad(), attention_of(self.backbone) as kept:
             scores, row, (h, w) = self.scored(images.detach().requires_grad_())  # a frozen network has a graph as well
             if kind == 'scores': return scores.detach()[..., None, None].expand(-1, -1, h, w)

@@ -46,7 +46,7 @@ def length_one(x, dim, eps=1e-8):
 
 def same_grid(name, x, features):
     "Raise unless x [B,K+1,h,w] and features [B,D,h,w] lie on one grid"
-    if x.ndim != 4 or features.ndim != 4 or len(x) != len(features) or x.shape[2:] != features.shape[2:]: raise UserError(f'{name}: expected [B,K+1,h,w] on the grid of the features, {list(features.shape)}, got {list(x.shape)}; resize one of them.')
+    if {x.ndim, features.ndim} != {4} or (len(x), x.shape[2:]) != (len(features), features.shape[2:]): raise UserError(f'{name}: expected [B,K+1,h,w] on the grid of the features, {list(features.shape)}, got {list(x.shape)}; resize one of them.')
 
 # %% ../../nbs/papers/sipe.ipynb #632583c8
 @torch.no_grad()

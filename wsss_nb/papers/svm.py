@@ -30,14 +30,13 @@ _all_ = ['self_enhanced_svm', 'shallow_features', 'shallow_layer']  # parts of t
 def initial_seed(
     cam,  # [K,H,W] normalised maps (Eq. 2)
     present,  # ids 1..K of the classes in the image
-    t_fg=0.2,  # foreground above
-    t_bg=0.05,  # background below
+    t_fg=0.2, t_bg=0.05,  # foreground above, background below
 ):
     "Class id, 0 = background or -1 = uncertain at each pixel: int [H,W] (Eq. 3)"
     cam, present = np.asarray(cam), np.unique(np.asarray(present, int))
     need(cam.ndim == 3, f'cam: expected maps [K,H,W], got {list(cam.shape)}.')
     need(t_bg <= t_fg, f't_bg, t_fg: expected t_bg <= t_fg, got {t_bg} and {t_fg}.')
-    need(set(present) <= set(range(1, len(cam) + 1)), f'present: expected class ids 1..{len(cam)}, got {present.tolist()}.')
+    need({*present} <= {*range(1, len(cam) + 1)}, f'present: expected class ids 1..{len(cam)}, got {present.tolist()}.')
     need(np.isfinite(cam).all(), 'cam: some values are NaN or infinite; look at the stage that made these maps.')
     if not len(present): return np.zeros(cam.shape[1:], int)
     scores = cam[present - 1]
@@ -73,7 +72,8 @@ def sampling_probability(
 ):
     "The probability of each pixel to be drawn first, float64 [H*W]; zeros for a class without seeds (Eq. 4-6)"
     need(0 <= cls <= len(cam), f'cls: expected 0, the background, or a class id 1..{len(cam)}, got {cls}.')
-    need(np.shape(cam)[1:] == np.shape(seed), f'seed: expected the size of the maps, {list(np.shape(cam)[1:])}, got {list(np.shape(seed))}.')
+    size, given = np.shape(cam)[1:], np.shape(seed)
+    need(size == given, f'seed: expected the size of the maps, {list(size)}, got {list(given)}.')
     weight = (np.asarray(seed).ravel() == cls).astype(np.float64)
     if cls: weight *= np.maximum(np.asarray(cam[cls - 1], np.float64).ravel() - t_fg, 0)  # Eq. 5
     return weight / (weight.sum() or 1)  # Eq. 4, Eq. 6
@@ -90,27 +90,27 @@ def draw(
     return np.sort(possible[time.argsort(kind='stable')[:n]])
 
 # %% ../../nbs/papers/svm.ipynb #515a1e1d
-def zscore(
-    features,  # [D,H,W]
-):
+def zscore(features):  # [D,H,W]
     "Each channel shifted and scaled to mean 0 and standard deviation 1 over the image, a constant one to 0: float64"
-    need(np.ndim(features) == 3 and np.size(features), f'features: expected [D,H,W], no side 0, got {list(np.shape(features))}.')
+    shape = np.shape(features)
+    need(len(shape) == 3 and np.size(features), f'features: expected [D,H,W], no side 0, got {list(shape)}.')
     f = np.asarray(features, np.float64).reshape(len(features), -1)
     need(np.isfinite(f).all(), 'features: some values are NaN or infinite; look at the network.')
     mean, std, constant = (f.mean(1, keepdims=True), f.std(1, keepdims=True),
                            f.max(1, keepdims=True) == f.min(1, keepdims=True))
-    return np.where(constant, 0, (f - mean) / np.where(constant, 1, std)).reshape(np.shape(features))
+    return np.where(constant, 0, (f - mean) / np.where(constant, 1, std)).reshape(shape)
 
 # %% ../../nbs/papers/svm.ipynb #cbddd6bb
 def background_cosine(
-    features,  # [D,H,W], z-scored
-    seed,  # [H,W] of initial_seed
+    features, seed,  # [D,H,W], z-scored; [H,W] of initial_seed
     sampled,  # flat indices
 ):
     "The mean feature of the sampled background (or None), and its cosine with each sampled foreground pixel (Eq. 7-8)"
     f, n, sampled = np.asarray(features, np.float64).reshape(len(features), -1), np.size(seed), np.asarray(sampled, int)
-    need(f.shape[1] == n, f'features: expected [D,H,W] of the size of the seed, {list(np.shape(seed))}, got {list(np.shape(features))}.')
-    need(not len(sampled) or 0 <= sampled.min() and sampled.max() < n, f'sampled: expected positions 0..{n - 1} in the seed, got {sampled.min(initial=n)}..{sampled.max(initial=0)}.')
+    need(f.shape[1] == n, f'features: expected [D,H,W] of the size of the seed, {list(np.shape(seed))}, '
+                          f'got {list(np.shape(features))}.')
+    need(not len(sampled) or 0 <= sampled.min() and sampled.max() < n, f'sampled: expected positions 0..{n - 1} '
+         f'in the seed, got {sampled.min(initial=n)}..{sampled.max(initial=0)}.')
     s, ids = f[:, sampled], np.asarray(seed).ravel()[sampled]
     foreground = s[:, ids > 0]
     if not (ids == 0).any(): return None, np.zeros(foreground.shape[1])
@@ -120,8 +120,7 @@ def background_cosine(
 
 # %% ../../nbs/papers/svm.ipynb #8ce3a649
 def without_background(
-    features,  # [D,H,W], z-scored
-    seed,  # [H,W]
+    features, seed,  # [D,H,W], z-scored; [H,W]
     sampled,  # flat indices J
     t_s=0.2,  # foreground with a larger cosine goes; 1 keeps all
 ):
@@ -136,8 +135,7 @@ def without_background(
 
 # %% ../../nbs/papers/svm.ipynb #4550d541
 def as_score_maps(
-    scores,  # [k,h,w]
-    classes,  # their ids
+    scores, classes,  # [k,h,w], and their ids
     size,  # (H,W) of the image
 ):
     "ScoreMaps in [0,1] at the image's size, background in front, whose argmax survives half precision"
@@ -186,8 +184,7 @@ def choose(z, maps, u, t_fg=0.2, t_bg=0.05, t_s=0.2, per_class=2500):
 
 # %% ../../nbs/papers/svm.ipynb #0f733541
 def svm_maps(
-    features,  # [D,h,w] shallow features of the image
-    maps,  # ScoreMaps of the classes in the image, of any size
+    features, maps,  # [D,h,w] shallow features of the image; ScoreMaps of its classes, of any size
     size,  # (H,W) of the image
     u,  # [h*w] uniform random numbers, for the sampling
     t_fg=0.2, t_bg=0.05,  # thresholds of the seed
@@ -208,7 +205,8 @@ def svm_maps(
     notes = notes + more + [f'class {c}: lost by relabelling' for c in np.setdiff1d(y, svm.classes)]
     detail, k = Detail(seed, J, K, history, notes), len(svm.classes)
     if k == 1: return constant_maps(svm.classes[0], size), detail
-    return as_score_maps(narrowest_margins(decide(svm, x, x_all, g), k).reshape(k, *seed.shape), svm.classes, size), detail
+    margins = narrowest_margins(decide(svm, x, x_all, g), k).reshape(k, *seed.shape)
+    return as_score_maps(margins, svm.classes, size), detail
 
 # %% ../../nbs/papers/svm.ipynb #2c2b7750
 def one_svm(job):
@@ -237,7 +235,8 @@ def write_svm(
         for name, image in ((data.names[i], data.image(i)) for i in todo):
             maps = load_maps(Path(maps_folder) / f'{name}.npz')
             need(image.shape[:2] == maps.maps.shape[1:],
-                 f'maps: expected the size of image {name}, {image.shape[:2]}, got {maps.maps.shape[1:]}; were they made from other images?')
+                 f'maps: expected the size of image {name}, {image.shape[:2]}, got {maps.maps.shape[1:]}; '
+                 'were they made from other images?')
             yield name, shallow_features(backbone, image, layer, max_side), maps, image.shape[:2], out, seed, settings
     found = {}
     for name, notes in parallel(one_svm, jobs(), 'SVM, image', len(todo), workers, few=3):
@@ -246,5 +245,6 @@ def write_svm(
     return found
 
 
-SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',), about='An SVM for each image, on shallow features',
+SVM = Step(write_svm, needs='localiser', whole=True, shares=('seed',),
+           about='An SVM for each image, on shallow features',
            settings=('t_fg', 't_bg', 't_s', 'per_class', 'cycles', 'layer'))

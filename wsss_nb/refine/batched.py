@@ -122,6 +122,7 @@ def ccmr_at_once(image, mask, present, iters, scale, dilations, neighbours, eps,
             logits = to_prototypes(f, m, own, scale, eps)
             weight = (torch.cat([logits, near[1]], 1) if near else logits).softmax(1)
             weight = weight.masked_fill(~torch.nn.functional.pad(own, (0, bool(near)), value=True)[..., None, None], 0)
-            m = (weight[:, -1:] * neighbour_means(near[0], m, dilations, edge) + weight[:, :-1] if near else weight) * inside
+            m = weight[:, -1:] * neighbour_means(near[0], m, dilations, edge) + weight[:, :-1] if near else weight
+            m = m * inside
         return m
     return at_once(work, image, mask, dilations, present.bool(), valid)

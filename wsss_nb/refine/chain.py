@@ -107,7 +107,9 @@ def settings_known(steps=()):
 
 def check_steps(steps, settings=()):
     "The list of steps, each known, and no setting that no step knows"
-    if steps is None or isinstance(steps, str): raise UserError(f'refine: expected a list of steps, got {steps!r}; write [{steps or "crf"}].' + ' Known: ' * (not steps) + ', '.join(STEPS) * (not steps))
+    if steps is None or isinstance(steps, str):
+        known = '' if steps else f' Known: {", ".join(STEPS)}'
+        raise UserError(f'refine: expected a list of steps, got {steps!r}; write [{steps or "crf"}].{known}')
     for s in steps: pixel_step(s)
     for s in settings: check_name(s, settings_known(steps), 'refine setting')
     return list(steps)

@@ -8,7 +8,6 @@ Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Int
 __all__ = ['converge', 'clusters', 'Instance', 'parts_of', 'instances']
 
 # %% ../../nbs/refine/instances.ipynb #c3c0fc9b
-"Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019"
 from typing import NamedTuple
 
 import numpy as np

@@ -10,7 +10,6 @@ __all__ = ['IRN', 'path', 'along', 'boundary_weights', 'boundary_walk', 'boundar
            'refine', 'boundary_of']
 
 # %% ../../nbs/refine/irn.ipynb #270061dc
-"Ahn, Cho and Kwak, *Weakly Supervised Learning of Instance Segmentation with Inter-pixel Relations*, CVPR 2019"
 from functools import reduce
 
 import numpy as np
@@ -207,7 +206,8 @@ def mean_shift(net, data, batch_size=8):
     total, device = 0, net.eval().mean_displacement.device
     bar = Progress([], 'mean displacement, image', total=len(data))
     for batch in batches_of_one_size(data, batch_size):
-        total = total + net.heads(torch.stack([as_tensor(shown_within(s.image)) for s in batch]).to(device))[1].mean((2, 3)).sum(0)
+        images = torch.stack([as_tensor(shown_within(s.image)) for s in batch]).to(device)
+        total = total + net.heads(images)[1].mean((2, 3)).sum(0)
         bar.step(len(batch))
     bar.close()
     net.mean_displacement.copy_((total / len(data)).view(1, 2, 1, 1))

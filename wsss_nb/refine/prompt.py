@@ -53,7 +53,8 @@ def mask_of_prompt(m, image, ask, by='box', least=.25):
         here = np.zeros_like(m)
         x0, y0, x1, y1 = box.astype(int)
         here[y0:y1, x0:x1] = scaled[y0:y1, x0:x1]
-        masks = as_array(ask(image, box[None] if by != 'point' else None, point[None] if by != 'box' else None)).astype(bool)
+        asked = box[None] if by != 'point' else None, point[None] if by != 'box' else None
+        masks = as_array(ask(image, *asked)).astype(bool)
         if masks.ndim != 3 or masks.shape[1:] != m.shape: raise UserError(f'prompt_model: expected masks [N,{m.shape[0]},{m.shape[1]}], got {list(masks.shape)}.')
         found = overlap(masks, here)
         if len(found) and found.max() >= least: chosen.append((found.max(), masks[found.argmax()]))
@@ -67,7 +68,8 @@ def prompted(image, maps, ask, by='box', least=.25, threshold=.25):
     check_name(by, HOW, 'prompt_by')
     maps = with_threshold(maps, threshold)
     best = maps.keys[maps.maps.argmax(0)]
-    out = [mask_of_prompt(np.where((best == k) | (best == 0), m, 0).astype(np.float32), image, ask, by, least) for k, m in zip(maps.keys[1:], maps.maps[1:])]
+    own = lambda m, k: np.where((best == k) | (best == 0), m, 0).astype(np.float32)
+    out = [mask_of_prompt(own(m, k), image, ask, by, least) for k, m in zip(maps.keys[1:], maps.maps[1:])]
     if not out: return maps
     front = (1 - np.max(out, axis=0)) * np.where(np.max(out, axis=0) > 0, threshold, 1)
     return ScoreMaps(maps.keys, np.stack([front, *out]).astype(np.float32))
@@ -88,7 +90,8 @@ def sam_in(folder, device):
         if points is not None: prompts['input_points'] = [[[p.tolist()] for p in points]]
         given = processor(image, return_tensors='pt', **prompts).to(device)
         out = net(**{k: v.float() if v.is_floating_point() else v for k, v in given.items()}, multimask_output=True)
-        masks = processor.image_processor.post_process_masks(out.pred_masks.cpu(), given['original_sizes'].cpu(), given['reshaped_input_sizes'].cpu())[0]
+        sizes = given['original_sizes'].cpu(), given['reshaped_input_sizes'].cpu()
+        masks = processor.image_processor.post_process_masks(out.pred_masks.cpu(), *sizes)[0]
         return masks.flatten(0, 1).numpy()
     return ask
 
@@ -100,14 +103,17 @@ def segmenter_at(model, device='cpu'):
     path, name = own_file(model, (), 'prompt_model', 'function') if '.py' in model else (None, '')
     if not path: raise UserError(f'prompt_model: {model}: no such folder, and no file.py:name.')
     there = vars(module_in(path, 'prompt_model'))
-    return there[check_name(name, [k for k, v in there.items() if callable(v)], f'prompt_model: function of {path.name}')]
+    functions = [k for k, v in there.items() if callable(v)]
+    return there[check_name(name, functions, f'prompt_model: function of {path.name}')]
 
 
 def segmenter_origin(model):
     "What is put on record of it: path, kind, digests"
     path = Path(model.partition('.py:')[0] + '.py' if '.py:' in model else model).expanduser()
-    files = sorted(p for p in path.glob('*') if p.suffix in ('.safetensors', '.bin', '.json')) if path.is_dir() else [path]
-    return dict(model=str(model), files={p.name: file_sha256(p) for p in files}, trained_on='not image tags alone; see its own page')
+    files = [path]
+    if path.is_dir(): files = sorted(p for p in path.glob('*') if p.suffix in ('.safetensors', '.bin', '.json'))
+    digests = {p.name: file_sha256(p) for p in files}
+    return dict(model=str(model), files=digests, trained_on='not image tags alone; see its own page')
 
 # %% ../../nbs/refine/prompt.ipynb #5eb1c7ed
 def prompt_all(

@@ -9,7 +9,6 @@ __all__ = ['PSA', 'alike', 'pair_affinity', 'affinity_weights', 'affinity_walk',
            'affinity_losses', 'used_stages', 'AffinityNet', 'refine', 'unlikeness']
 
 # %% ../../nbs/refine/psa.ipynb #2d90d8fc
-"Ahn and Kwak, *Learning Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic Segmentation*, CVPR 2018"
 import numpy as np
 import torch
 import torch.nn.functional as F

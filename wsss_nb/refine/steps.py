@@ -91,7 +91,8 @@ def short_name(name):
 
 def flat_settings(name):
     "The flat names of a step's settings -> their defaults, as a recipe writes them"
-    return {f'{short_name(name)}_{k}': list(v) if isinstance(v, tuple) else v for k, v in step_of(name).keywords().items()}
+    keywords = step_of(name).keywords()
+    return {f'{short_name(name)}_{k}': list(v) if isinstance(v, tuple) else v for k, v in keywords.items()}
 
 
 def given_to(name, parameters):

@@ -139,7 +139,8 @@ def check_svm(cycles=5, C=1.0, gamma='scale', kernel='rbf'):
 def check_samples(x, y, x_all):
     "Raise if these cannot be trained on"
     need(x.ndim == x_all.ndim == 2 and x.shape[1] == x_all.shape[1] and y.shape == (len(x),) and len(x) > 0,
-         f'svm: expected x [n,D], y [n] and x_all [N,D] with n > 0, got {list(x.shape)}, {list(y.shape)} and {list(x_all.shape)}.')
+         f'svm: expected x [n,D], y [n] and x_all [N,D] with n > 0, '
+         f'got {list(x.shape)}, {list(y.shape)} and {list(x_all.shape)}.')
     finite = np.isfinite(x).all() and np.isfinite(x_all).all()
     need(finite, 'svm: some features are NaN or infinite; look at the network.')
 

@@ -67,14 +67,19 @@ class Sam3:
 
     def look(self, image):
         "What the network's eye makes of an image"
-        if self.seen[0] is not image: self.seen = image, self.net.get_vision_features(self.processor(images=image, return_tensors='pt')['pixel_values'].to(self.device))
+        if self.seen[0] is not image:
+            pixels = self.processor(images=image, return_tensors='pt')['pixel_values']
+            self.seen = image, self.net.get_vision_features(pixels.to(self.device))
         return self.seen[1]
 
     def __call__(self, image, word):
         import torch
-        if word not in self.words: self.words[word] = self.processor.tokenizer(word, return_tensors='pt', padding='max_length', max_length=32).to(self.device)
+        if word not in self.words:
+            tokens = self.processor.tokenizer(word, return_tensors='pt', padding='max_length', max_length=32)
+            self.words[word] = tokens.to(self.device)
         with torch.no_grad():
-            out = self.net(vision_embeds=self.look(image), input_ids=self.words[word]['input_ids'], attention_mask=self.words[word]['attention_mask'])
+            told = {k: self.words[word][k] for k in ('input_ids', 'attention_mask')}
+            out = self.net(vision_embeds=self.look(image), **told)
         found, = self.processor.post_process_instance_segmentation(out, threshold=0., target_sizes=[image.shape[:2]])
         return found['masks'].bool().cpu().numpy(), found['scores'].float().cpu().numpy()
 
@@ -100,9 +105,12 @@ def write_told_maps(
 ):
     "Write the score maps of every image that has none yet, by a network that is told words"
     data, ask = need_data(data), told_at(model, device)
-    words = list(prompts_of(data.classes, read_synonyms(synonyms) if isinstance(synonyms, (str, Path)) else synonyms).values())
+    if isinstance(synonyms, (str, Path)): synonyms = read_synonyms(synonyms)
+    words = list(prompts_of(data.classes, synonyms).values())
     if use_image_labels: need_tags(data.records, data.where)
-    save_json(Path(folder) / 'origin.json', dict(segmenter_origin(model), words=dict(zip(data.classes, words)), least=least, told='tags' if use_image_labels else 'nothing'))
+    how = dict(least=least, told='tags' if use_image_labels else 'nothing')
+    origin = dict(segmenter_origin(model), words=dict(zip(data.classes, words)), **how)
+    save_json(Path(folder) / 'origin.json', origin)
     for i in Progress(missing(data, folder, '.npz'), 'told, image'):
         keys = list(data.records[i].tags) if use_image_labels else list(range(1, len(words) + 1))
         found = told_maps(data.image(i), keys, [words[k - 1] for k in keys], ask, least)

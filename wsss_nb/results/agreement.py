@@ -25,7 +25,8 @@ def agreement(
     if np.shape(mask) != np.shape(regions): raise UserError(f'agreement: the mask is {list(np.shape(mask))} and its regions are {list(np.shape(regions))}; make both of one image.')
     known, ids = np.unique(np.append(np.ravel(mask), [0, *tags]), return_inverse=True)
     k, ids = len(known), ids.ravel()[:np.size(mask)]
-    count = np.bincount(np.ravel(regions).astype(np.int64) * k + ids, minlength=(int(np.max(regions)) + 1) * k).reshape(-1, k)
+    pairs = np.ravel(regions).astype(np.int64) * k + ids
+    count = np.bincount(pairs, minlength=(int(np.max(regions)) + 1) * k).reshape(-1, k)
     label, size = count.argmax(1), count.sum(1)
     both = np.bincount(label, count[np.arange(len(count)), label], k)
     either = count.sum(0) + np.bincount(label, size, k) - both
@@ -65,10 +66,13 @@ def run_agreement(
     runs='',
 ):
     "Image id -> how well its mask agrees with the regions of its photograph"
-    masks = run if isinstance(run, Masks) else next(iter(opened_masks(run, splits=[split] if split else (), runs=runs).values()))
+    if isinstance(run, Masks): masks = run
+    else: masks = next(iter(opened_masks(run, splits=[split] if split else (), runs=runs).values()))
     some = np.unique(np.linspace(0, len(masks.data) - 1, min(images, len(masks.data))).astype(int))
     name = lambda i: masks.data.names[i]
-    of = lambda i: agreement(read_mask(masks.folder / f'{name(i)}.png'), segments(masks.data.image(i)), masks.data.records[i].tags or ())
+    def of(i):
+        mask = read_mask(masks.folder / f'{name(i)}.png')
+        return agreement(mask, segments(masks.data.image(i)), masks.data.records[i].tags or ())
     return {name(i): of(i) for i in Progress(some, 'agreement, image')}
 
 

@@ -127,7 +127,8 @@ def not_decided(found, earlier):
 
 # %% ../../nbs/results/audit.ipynb #676cc2bb
 AUDIT_SCRIPT = """
-const rows = JSON.parse(document.getElementById('rows').textContent), boxes = [...document.querySelectorAll('input[data-row]')]
+const rows = JSON.parse(document.getElementById('rows').textContent)
+const boxes = [...document.querySelectorAll('input[data-row]')]
 const cell = s => /[",;\\n]/.test(s) ? '"' + s.replaceAll('"', '""') + '"' : s
 function show() {
   for (const b of boxes) rows[b.dataset.row][2] = b.checked ? b.value : ''
@@ -143,8 +144,13 @@ for (const b of boxes) { b.checked = before.has(b.dataset.row); b.onchange = sho
 show()
 """
 AUDITED = """
-<p>{{ found }} of {{ pairs }} pairs of picture and class look wrong or missing, the most doubtful first: the tags of all other pictures speak against them. Some are right all the same; nothing is changed unless you tick it. The number is the doubt, 1 at most.</p>
-<p class="choice"><b id="count">0</b> ticked. <a id="save" download="corrections.csv">Save the list</a> as <code>{{ save }}</code>; it is read with the tags from then on. In a spreadsheet: open <code>corrections.csv</code> beside this page and write <code>remove</code> or <code>add</code> into the column <code>do</code>.</p>
+<p>{{ found }} of {{ pairs }} pairs of picture and class look wrong or missing, the most doubtful first:
+the tags of all other pictures speak against them. Some are right all the same; nothing is changed unless you tick it.
+The number is the doubt, 1 at most.</p>
+<p class="choice"><b id="count">0</b> ticked. <a id="save" download="corrections.csv">Save the list</a>
+as <code>{{ save }}</code>; it is read with the tags from then on.
+In a spreadsheet: open <code>corrections.csv</code> beside this page
+and write <code>remove</code> or <code>add</code> into the column <code>do</code>.</p>
 <main>{{ figures }}</main>
 <h2>The classes</h2>
 {{ table }}
@@ -157,7 +163,8 @@ AUDITED = """
 DOUBTED = """
 <figure><img src="{{ uri }}" alt="">
 <figcaption>{{ image }}<br>tags: {{ tags }}<br>
-<label><input type="checkbox" data-row="{{ row }}" value="{{ do }}"> {{ do }} <b>{{ tag }}</b></label> · {{ 'looks wrong' if do == 'remove' else 'looks missing' }}, {{ doubt }}</figcaption></figure>
+<label><input type="checkbox" data-row="{{ row }}" value="{{ do }}"> {{ do }} <b>{{ tag }}</b></label>
+· {{ 'looks wrong' if do == 'remove' else 'looks missing' }}, {{ doubt }}</figcaption></figure>
 """
 AUDIT_STYLE = """
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:1rem}
@@ -201,8 +208,9 @@ def audit_page(data, p, labels, found, earlier=(), save='corrections.csv'):
     figures = [doubt_figure(data, d, 1 + len(earlier) + i) for i, d in enumerate(Progress(found, 'thumbnails'))]
     left = [data.classes[k] for k in range(len(data.classes)) if k not in audited(labels)]
     table = html_table(class_rows(p, labels, data.classes, found))
-    body = filled(AUDITED, found=len(found), pairs=len(audited(labels)) * len(data), save=save, few=FEW, left=', '.join(left),
-                  figures=one_after_the_other(figures), table=table, rows=Markup(text), script=Markup(AUDIT_SCRIPT))
+    body = filled(AUDITED, found=len(found), pairs=len(audited(labels)) * len(data), save=save, few=FEW,
+                  left=', '.join(left), figures=one_after_the_other(figures), table=table,
+                  rows=Markup(text), script=Markup(AUDIT_SCRIPT))
     return page(f'Tags of {data.where}', body, AUDIT_STYLE, wide=True, script=True)
 
 # %% ../../nbs/results/audit.ipynb #409fc05b

@@ -23,7 +23,8 @@ class Chooser:
     def __init__(self, classes, threshold, there): self.classes, self.threshold, self.there = classes, threshold, there
     @classmethod
     def of(cls, run, split='', most=24, runs=''): return cls(*stored_maps(run, split, most, 224, runs))
-    def __repr__(self): return f'Chooser: {len(self.there)} pictures, {len(self.classes)} classes, threshold {self.threshold}'
+    def __repr__(self):
+        return f'Chooser: {len(self.there)} pictures, {len(self.classes)} classes, threshold {self.threshold}'
 
     def mask(self, i, threshold, refiner='', iters=10):
         "The mask of a picture"
@@ -38,7 +39,8 @@ class Chooser:
 
     def line(self, threshold, refiner='', iters=10):
         "What makes a choice permanent: behind wsss run RECIPE"
-        steps = f" -p 'masks.refine=[{refiner}]'" + (f' -p masks.crf_iters={iters}' if refiner == 'crf' else '') if refiner else " -p 'masks.refine=[]'"
+        steps = f" -p 'masks.refine=[{refiner or ''}]'"
+        if refiner == 'crf': steps += f' -p masks.crf_iters={iters}'
         return f'-p masks.threshold={threshold:.2f}{steps}'
 
     def histogram(self, i, k=0, bins=32):
@@ -48,7 +50,8 @@ class Chooser:
 
 # %% ../../nbs/results/chooser.ipynb #33cd39a8
 BARS = """<svg viewBox="0 0 {{ n * 8 }} 80" width="{{ n * 8 }}" height="80">{% for h in heights %}
-<rect x="{{ loop.index0 * 8 }}" y="{{ 80 - h }}" width="7" height="{{ h }}" fill="{{ '#149682' if (loop.index0 + 1) / n > t else '#999' }}"/>{% endfor %}</svg>"""
+<rect x="{{ loop.index0 * 8 }}" y="{{ 80 - h }}" width="7" height="{{ h }}"
+ fill="{{ '#149682' if (loop.index0 + 1) / n > t else '#999' }}"/>{% endfor %}</svg>"""
 
 
 def bars(counts, threshold):
@@ -72,7 +75,9 @@ def sliders(run, split='', most=24, runs=''):
         out = io.BytesIO()
         Image.fromarray(c.picture(i.value, t.value, refiner.value, iters.value, k.value)).save(out, format='PNG')
         shown.value, iters.disabled = out.getvalue(), refiner.value != 'crf'
-        said.value = bars(c.histogram(i.value, k.value), t.value) + filled('<br><code style="white-space:normal">{{ line }}</code>', line=c.line(t.value, refiner.value, iters.value))
+        chosen = c.line(t.value, refiner.value, iters.value)
+        line = filled('<br><code style="white-space:normal">{{ line }}</code>', line=chosen)
+        said.value = bars(c.histogram(i.value, k.value), t.value) + line
     for x in (i, k, t, refiner, iters): x.observe(update, 'value')
     update()
     return w.HBox([w.VBox([i, k, t, refiner, iters, said], layout=dict(width='340px')), shown])

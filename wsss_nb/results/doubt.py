@@ -23,7 +23,8 @@ def expected_counts(
     maps = with_threshold(maps, threshold)
     p = maps.maps.astype(np.float32).clip(0) + 1e-6
     p /= p.sum(0)
-    return {int(k): (int((mask == k).sum()), float(q[mask == k].sum()), float(q.sum())) for k, q in zip(maps.keys, p) if k < 255}
+    of = lambda here, q: (int(here.sum()), float(q[here].sum()), float(q.sum()))
+    return {int(k): of(mask == k, q) for k, q in zip(maps.keys, p) if k < 255}
 
 
 def doubt(mask, maps, threshold=.25):

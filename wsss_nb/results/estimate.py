@@ -75,7 +75,8 @@ def estimated(
     "Estimate mIoU and IoU of K classes, Eq. 2 and 3"
     w, n = 1 / p[s], len(s)
     (inter, di), (union, du) = (totals(np.asarray(y, float), f, w, s) for y, f in zip((both, either), expected))
-    union, seen = np.maximum(union, np.maximum(np.sum(either, 0), 1)), (np.asarray(either) > 0).sum(0)  # what was seen is there
+    union = np.maximum(union, np.maximum(np.sum(either, 0), 1))  # what was seen is there
+    seen = (np.asarray(either) > 0).sum(0)
     iou = np.clip(inter / union, 0, 1)
     e = (di - iou * du) / union
     wide = lambda v, m: stdtrit(np.maximum(m - 1, 1), (1 + level) / 2) * np.sqrt(v * m / np.maximum(m - 2, 1))
@@ -83,10 +84,12 @@ def estimated(
     return Estimate(float(iou.mean()), float(wide(variance_of(e.mean(1), p[s]), n)), iou, halves, seen)
 
 # %% ../../nbs/results/estimate.ipynb #f7fe4eff
-SIMILAR = {24: .56, 692: .63}  # photographs of six kinds of animals -> mIoU of masks from their tags by own_folder's steps, told the tags
+# photographs of six kinds of animals -> mIoU of masks from their tags by own_folder's steps, told the tags
+SIMILAR = {24: .56, 692: .63}
 
 
 def similar_sets():
     "What tags alone gave on other sets, by the number of photographs, as a line"
     gave = ' and '.join(f'{short(v, 2)} from {n}' for n, v in SIMILAR.items())
-    return f'Other sets: {gave} photographs of six kinds of animals (tags alone, frozen line, CRF); small or thin things give much less.'
+    return (f'Other sets: {gave} photographs of six kinds of animals (tags alone, frozen line, CRF); '
+            'small or thin things give much less.')

@@ -52,7 +52,8 @@ def progress_table(
     rows = [['', *STAGES_SHOWN, 'mIoU, masks', 'mIoU, network']]
     for run, stages in runs.items():
         cells, (of_masks, of_network) = {s.stage: stage_cell(s) for s in stages}, counted(stages)
-        rows.append([run, *(cells.get(k, '') for k in STAGES_SHOWN), masks.get(run) if of_masks is None else of_masks, of_network])
+        if of_masks is None: of_masks = masks.get(run)
+        rows.append([run, *(cells.get(k, '') for k in STAGES_SHOWN), of_masks, of_network])
     return table(rows, 'html')
 
 # %% ../../nbs/results/filling.ipynb #1c6b3a05
@@ -97,9 +98,11 @@ class Filling:
         runs = self.stages or {run: [] for run in self.recipes}
         for run, stages in self.stages.items():
             made = stage_there(stages, 'masks')
-            if made and run not in self.strips: self.strips[run], self.masks[run] = strip(made, self.pictures), masks_miou(made)
+            if made and run not in self.strips:
+                self.strips[run], self.masks[run] = strip(made, self.pictures), masks_miou(made)
         ends = [bool(stages) and all(s.made for s in stages) for stages in runs.values()]
-        left = 'stopped; the same command goes on from here' if over else 'the others are at work, and this page is read again by itself'
+        left = 'the others are at work, and this page is read again by itself'
+        if over: left = 'stopped; the same command goes on from here'
         said = f'{sum(ends)} of {len(ends)} done after {time.time() - self.began:.0f} s; {left}.'
         strips = [filled(STRIP, run=run, pictures=pictures) for run, pictures in self.strips.items()]
         body = one_after_the_other([filled('<p>{{ said }}</p>', said=said), progress_table(runs, self.masks), *strips])
@@ -109,10 +112,11 @@ class Filling:
         with whole_file(self.path, 'w') as f: f.write(self.html(over))
 
     def keep(self):
-        "Write the page until the block ends; what cannot be read just now (a file half removed, a module half imported) is read the next time"
+        "Write the page until the block ends; what cannot be read now (half removed, half imported) is read later"
         while not self.done.wait(self.every if self.stages else .5):
             with suppress(Exception):
-                self.stages = self.stages or {run: list(lined_up(recipe, self.runs)) for run, recipe in self.recipes.items()}
+                if not self.stages:
+                    self.stages = {run: list(lined_up(recipe, self.runs)) for run, recipe in self.recipes.items()}
                 self.write()
 
     def __enter__(self):

@@ -66,8 +66,8 @@ def best_of(row):
 
 def gains_row(made, places):
     "The last row: what each refiner adds on the mean; none where there is nothing to compare"
-    found = gains(made, places)
-    return [['mean gain', *(short(found[r], sign='+') if r in found else None for r in made['refiners'])]] if found else []
+    found = {r: short(gain, sign='+') for r, gain in gains(made, places).items()}
+    return [['mean gain', *map(found.get, made['refiners'])]] if found else []
 
 # %% ../../nbs/results/grid_page.ipynb #b6c22e39
 def grid_rows(made, segmenter):
@@ -108,10 +108,10 @@ def reasons(made):
 def time_text(made):
     "What sharing saved"
     if not (t := made['times'])['cells']: return 'No cell is done yet.'
-    minutes = lambda s: f'{s / 60:.1f} minutes'
+    alone, shared = (f'{t[k] / 60:.1f} minutes' for k in ('alone', 'shared'))
     by = ', '.join(f'{v["count"]} {k} in {v["seconds"] / 60:.1f}' for k, v in t['stages'].items())
     return (f'{t["cells"]} cells are done. They name {t["named"]} stages, {t["distinct"]} are different. '
-            f'One by one they would have taken {minutes(t["alone"])} at least, shared they took {minutes(t["shared"])} ({by}).')
+            f'One by one they would have taken {alone} at least, shared they took {shared} ({by}).')
 
 
 def grid_markdown(made):

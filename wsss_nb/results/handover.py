@@ -107,8 +107,11 @@ class Told(Counter):
     def lines(self, holds_255):
         "What every format has to say"
         n = self['pictures']
-        if self['undecided'] and not holds_255: yield f'{self["undecided"]} of {n} masks have undecided pixels (255), for which this format has no place: they are in no annotation, and count as background there'
-        if self['blank']: yield f'{self["blank"]} of {n} masks show no class; their pictures are there without annotations'
+        if self['undecided'] and not holds_255:
+            yield (f'{self["undecided"]} of {n} masks have undecided pixels (255), for which this format has no place: '
+                   'they are in no annotation, and count as background there')
+        if self['blank']:
+            yield f'{self["blank"]} of {n} masks show no class; their pictures are there without annotations'
 
 
 def pieces_of(masks, split, pictures, told):
@@ -166,8 +169,10 @@ def whole_folder(out):
 
 def written_for(job, to, folder):
     "Write a job into a folder for a tool; returns lines that say what its users should know"
-    notes, n = list(imported_from(FORMATS[check_name(to, FORMATS, 'to')])(job, folder)), job.told['pictures']
-    return [f'{n} picture{"s" * (n != 1)} with masks, {len(job.classes)} classes: {job.out}', *job.told.lines(to in HOLDS_255), *notes]
+    notes = list(imported_from(FORMATS[check_name(to, FORMATS, 'to')])(job, folder))
+    n = job.told['pictures']
+    said = f'{n} picture{"s" * (n != 1)} with masks, {len(job.classes)} classes: {job.out}'
+    return [said, *job.told.lines(to in HOLDS_255), *notes]
 
 
 def hand_over(

@@ -26,7 +26,8 @@ def made_small(image, maps, side=320):
     size = max(1, round(w * k)), max(1, round(h * k))
     small = lambda m: np.asarray(Image.fromarray(np.asarray(m, np.float32)).resize(size, Image.Resampling.BILINEAR))
     image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-    return image, ScoreMaps(maps.keys, np.stack([small(m) for m in maps.maps]) if len(maps.keys) else np.zeros((0, *image.shape[:2]), np.float32))
+    if not len(maps.keys): return image, ScoreMaps(maps.keys, np.zeros((0, *image.shape[:2]), np.float32))
+    return image, ScoreMaps(maps.keys, np.stack([small(m) for m in maps.maps]))
 
 
 def stored_maps(run, split='', most=12, side=320, runs=''):
@@ -36,7 +37,8 @@ def stored_maps(run, split='', most=12, side=320, runs=''):
     if not m.maps: raise UserError(f'look: {run}: its masks were not made from score maps of the store (they were given, or the maps were pruned); run it again, or look at its masks in the report.')
     from wsss_nb.engine.record import stage_record
     record, n = stage_record(m.folder.parent), min(most, len(m.data))
-    there = [(m.data.names[i], *made_small(m.data.image(i), load_maps(m.maps / f'{m.data.names[i]}.npz'), side)) for i in range(n)]
+    maps = lambda i: load_maps(m.maps / f'{m.data.names[i]}.npz')
+    there = [(m.data.names[i], *made_small(m.data.image(i), maps(i), side)) for i in range(n)]
     return m.data.classes, record['parameters']['threshold'], there
 
 # %% ../../nbs/results/look.ipynb #8dd5d976
@@ -50,7 +52,9 @@ def as_uri(picture, kind):
 def page_data(classes, threshold, there):
     "What the page holds, as JSON that no tag can end"
     grey = lambda m: (np.clip(m, 0, 1) * 255).round().astype(np.uint8)
-    pictures = [dict(name=n, size=list(im.shape[1::-1]), image=as_uri(im, 'JPEG'), maps={int(k): as_uri(grey(m), 'PNG') for k, m in zip(maps.keys, maps.maps) if 0 < k < 255}) for n, im, maps in there]
+    greys = lambda maps: {int(k): as_uri(grey(m), 'PNG') for k, m in zip(maps.keys, maps.maps) if 0 < k < 255}
+    pictures = [dict(name=n, size=list(im.shape[1::-1]), image=as_uri(im, 'JPEG'), maps=greys(maps))
+                for n, im, maps in there]
     colours = [VOC_PALETTE[k].tolist() for k in range(len(classes) + 1)]
     made = dict(classes=list(classes), colours=colours, threshold=threshold, pictures=pictures)
     return json.dumps(made, ensure_ascii=False).replace('<', '\\u003c').replace('\u2028', ' ').replace('\u2029', ' ')
@@ -65,25 +69,38 @@ async function grey(uri, w, h) {
   return g.getImageData(0, 0, w, h).data.filter((_, i) => i % 4 == 0)
 }
 function masked(p, t) {
-  const n = p.size[0] * p.size[1], ids = new Uint8Array(n), keys = Object.keys(p.scores).map(Number).sort((a, b) => a - b)
-  for (let i = 0; i < n; i++) { let best = t; for (const k of keys) if (p.scores[k][i] > best) { best = p.scores[k][i]; ids[i] = k } }
+  const n = p.size[0] * p.size[1], ids = new Uint8Array(n)
+  const keys = Object.keys(p.scores).map(Number).sort((a, b) => a - b)
+  for (let i = 0; i < n; i++) {
+    let best = t
+    for (const k of keys) if (p.scores[k][i] > best) { best = p.scores[k][i]; ids[i] = k }
+  }
   return ids
 }
 function draw(p, t, only, counts) {
   const g = p.canvas.getContext('2d'), [w, h] = p.size, ids = masked(p, t)
   g.drawImage(p.bitmap, 0, 0)
   const px = g.getImageData(0, 0, w, h)
-  ids.forEach((k, i) => { counts[k]++
-    if (k && (!only || k == only)) for (let c = 0; c < 3; c++) px.data[4 * i + c] = (px.data[4 * i + c] + d.colours[k][c]) / 2 })
+  const mix = (at, colour) => { for (let c = 0; c < 3; c++) px.data[at + c] = (px.data[at + c] + colour[c]) / 2 }
+  ids.forEach((k, i) => {
+    counts[k]++
+    if (k && (!only || k == only)) mix(4 * i, d.colours[k])
+  })
   g.putImageData(px, 0, 0)
   p.figure.hidden = only && !(only in p.scores)
 }
 function histogram(t, only) {
   const bins = new Float64Array(64), c = el('histogram'), g = c.getContext('2d')
-  for (const p of d.pictures) for (const k in p.scores) if (!only || k == only) for (const v of p.scores[k]) bins[v >> 2]++
+  for (const p of d.pictures) {
+    for (const k in p.scores) if (!only || k == only) for (const v of p.scores[k]) bins[v >> 2]++
+  }
   const top = Math.log1p(Math.max(...bins)) || 1
   g.clearRect(0, 0, c.width, c.height)
-  bins.forEach((n, i) => { const y = Math.log1p(n) / top * 110; g.fillStyle = i * 4 > t ? '#149682' : '#999'; g.fillRect(i * 8, 120 - y, 7, y) })
+  bins.forEach((n, i) => {
+    const y = Math.log1p(n) / top * 110
+    g.fillStyle = i * 4 > t ? '#149682' : '#999'
+    g.fillRect(i * 8, 120 - y, 7, y)
+  })
   g.fillStyle = '#b3261e'; g.fillRect(t / 255 * 512, 0, 2, 120)
 }
 function show() {
@@ -94,7 +111,8 @@ function show() {
   el('value').textContent = value
   el('line').textContent = '-p masks.threshold=' + value
   const all = counts.reduce((a, b) => a + b)
-  el('shares').textContent = counts.map((n, k) => k && n ? d.classes[k - 1] + ' ' + (100 * n / all).toFixed(1) + ' %' : '').filter(x => x).join(', ') || 'only background'
+  const share = (n, k) => k && n ? d.classes[k - 1] + ' ' + (100 * n / all).toFixed(1) + ' %' : ''
+  el('shares').textContent = counts.map(share).filter(x => x).join(', ') || 'only background'
   document.body.dataset.counts = counts.slice(0, d.classes.length + 1).join(' ')
   history.replaceState(null, '', '#t=' + value + '&k=' + only)
 }
@@ -102,7 +120,8 @@ async function begin() {
   const at = new URLSearchParams(location.hash.slice(1))
   d.classes.forEach((c, i) => el('k').add(new Option(c, i + 1)))
   for (const p of d.pictures) {
-    p.figure = document.createElement('figure'); p.canvas = document.createElement('canvas'); [p.canvas.width, p.canvas.height] = p.size
+    p.figure = document.createElement('figure')
+    p.canvas = document.createElement('canvas'); [p.canvas.width, p.canvas.height] = p.size
     const words = document.createElement('figcaption'); words.textContent = p.name
     p.figure.append(p.canvas, words); el('pictures').append(p.figure)
     p.bitmap = await open(p.image); p.scores = {}
@@ -116,12 +135,14 @@ begin()
 
 # %% ../../nbs/results/look.ipynb #1c43a09c
 LOOKED = """
-<p>{{ n }} pictures of {{ run }} with the score maps of its localiser, before refinement. Nothing on this page has seen ground truth.</p>
+<p>{{ n }} pictures of {{ run }} with the score maps of its localiser, before refinement.
+Nothing on this page has seen ground truth.</p>
 <p class="choice"><label>threshold <input id="t" type="range" min="0" max="1" step="0.01"></label> <b id="value"></b>
 <label>class <select id="k"><option value="0">all</option></select></label></p>
 <p>The line that makes it permanent: <code id="line"></code></p>
 <p id="shares"></p>
-<canvas id="histogram" width="512" height="120"></canvas><p class="axis">scores of 0 to 1, their number on a logarithmic scale</p>
+<canvas id="histogram" width="512" height="120"></canvas>
+<p class="axis">scores of 0 to 1, their number on a logarithmic scale</p>
 <main id="pictures"></main>
 <script id="data" type="application/json">{{ data }}</script>
 <script>{{ script }}</script>
@@ -130,13 +151,15 @@ LOOKED_STYLE = """
 main{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:1rem}
 figure{margin:0}figure[hidden]{display:none}figure canvas{width:100%;image-rendering:auto}
 figcaption{overflow-wrap:anywhere;font-size:14px}.choice{position:sticky;top:0;background:var(--page);padding:.5rem 0}
-#t{width:min(420px,60vw);vertical-align:middle}.axis{font-size:12px;margin-top:0}#histogram{border-bottom:1px solid var(--text)}
+#t{width:min(420px,60vw);vertical-align:middle}.axis{font-size:12px;margin-top:0}
+#histogram{border-bottom:1px solid var(--text)}
 """
 
 
 def write_look(run, out='look.html', split='', most=12, runs=''):
     "Write the page of a run; returns its path"
     classes, threshold, there = stored_maps(run, split, most, runs=runs)
-    body = filled(LOOKED, n=len(there), run=str(run), data=Markup(page_data(classes, threshold, there)), script=Markup(SCRIPT))
+    body = filled(LOOKED, n=len(there), run=str(run), script=Markup(SCRIPT),
+                  data=Markup(page_data(classes, threshold, there)))
     with whole_file(out, 'w') as f: f.write(page(f'Look at {run}', body, LOOKED_STYLE, wide=True, script=True))
     return out

@@ -28,7 +28,8 @@ def on_parts(
 
 def signs_on_parts(name, key='masks/val', folder=None):
     "Place -> how much of it the masks have found, the mean of the published seeds"
-    found = [load_json(r.folder / 'metrics.json').get('signs', {}) for r in seeds_of(f'{name}_parts', folder or PUBLISHED)]
+    of = lambda run: load_json(run.folder / 'metrics.json').get('signs', {})
+    found = [of(r) for r in seeds_of(f'{name}_parts', folder or PUBLISHED)]
     found = [signs[key] for signs in found if key in signs]
     return {place: mean(f[place] for f in found) for place in found[0]} if found else {}
 
@@ -42,7 +43,8 @@ def apart_from_cam(
     deviation, free = pooled(list(groups.values()))
     a, b = groups[name], groups['cam']
     gap, half = mean(a) - mean(b), stdtrit(free, .975) * deviation * sqrt(1 / len(a) + 1 / len(b)) if free else 1.
-    return gap, half, 'beats the CAM' if gap > half else 'is below the CAM' if gap < -half else 'cannot be told from the CAM'
+    said = 'beats the CAM' if gap > half else 'is below the CAM' if gap < -half else 'cannot be told from the CAM'
+    return gap, half, said
 
 
 def said_on_parts(name, number='masks/val', folder=None):
@@ -50,7 +52,8 @@ def said_on_parts(name, number='masks/val', folder=None):
     groups = {k: [*on_parts(k, number, folder).values()] for k in COMPARED}
     what = number.partition('/')[0]
     verb = 'are' if what == 'masks' else 'is'
-    if not groups[name] or not groups['cam']: return f'{COMPARED[name]}: no {what} on the set with several parts {verb} published here.'
+    if not groups[name] or not groups['cam']:
+        return f'{COMPARED[name]}: no {what} on the set with several parts {verb} published here.'
     gap, half, verdict = apart_from_cam({k: v for k, v in groups.items() if v}, name)
     seeds = lambda k: f'{short(mean(groups[k]))} ({len(groups[k])} seed{"s" * (len(groups[k]) > 1)})'
     width = f' ± {short(100 * half, 1)}' if half < 1 else ''

@@ -35,7 +35,9 @@ def loops(region, inset=.25):
             left.discard((x, y, d))
             x, y = x + AHEAD[d][0], y + AHEAD[d][1]
             turn = next(t for t in ((d + 1) % 4, d, (d + 3) % 4) if (x, y, t) in left or (x, y, t) == first)
-            if turn != d: points.append(tuple(c + inset * (INSIDE[d][i] + INSIDE[turn][i]) for i, c in enumerate((x, y))))
+            if turn != d:
+                right, down = (inset * (INSIDE[d][i] + INSIDE[turn][i]) for i in (0, 1))
+                points.append((x + right, y + down))
             d = turn
             if (x, y, d) == first: break
         out.append(points)
@@ -56,7 +58,8 @@ def with_hole(outline, hole):
     hx, y = hole[i][0], np.floor(hole[i][1]) + .5
     y = y if y > hole[i][1] else y + 1
     a, b = np.array(outline), np.roll(outline, -1, 0)
-    upright = (a[:, 0] == b[:, 0]) & (a[:, 0] < hx) & (np.minimum(a[:, 1], b[:, 1]) <= y) & (y <= np.maximum(a[:, 1], b[:, 1]))
+    low, high = np.minimum(a[:, 1], b[:, 1]), np.maximum(a[:, 1], b[:, 1])
+    upright = (a[:, 0] == b[:, 0]) & (a[:, 0] < hx) & (low <= y) & (y <= high)
     k = max(np.flatnonzero(upright), key=lambda k: a[k, 0])
     there, here = (float(a[k, 0]), y), (hx, y)
     return [*outline[:k + 1], there, here, *hole[i + 1:], *hole[:i + 1], here, there, *outline[k + 1:]]

@@ -49,9 +49,9 @@ class Gain(NamedTuple):
     lost: int  # with a worse one
     images: int
 
-    def __str__(self):
-        return (f'{100 * self.gain:+.1f} points ({100 * self.low:+.1f} to {100 * self.high:+.1f} over draws of the images), '
-                f'{self.gained} of {self.images} images better, {self.lost} worse')
+    def __str__(self):  # IN_IT says what it is
+        gain, low, high = (f'{100 * x:+.1f}' for x in (self.gain, self.low, self.high))
+        return f'{gain} ({low} to {high}), {self.gained} of {self.images}'
 
 
 def paired_gain(
@@ -69,7 +69,8 @@ def paired_gain(
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     each = mean_iou(a.both, a.either) - mean_iou(b.both, b.either)
     gain = mean_iou(a.both.sum(0), a.either.sum(0)) - mean_iou(b.both.sum(0), b.either.sum(0))
-    return Gain(float(gain), float(low), float(high), float(np.nanstd(found)), int((each > 0).sum()), int((each < 0).sum()), n)
+    gained, lost = int((each > 0).sum()), int((each < 0).sum())
+    return Gain(float(gain), float(low), float(high), float(np.nanstd(found)), gained, lost, n)
 
 # %% ../../nbs/results/paired.ipynb #c08802b5
 def run_gain(
@@ -86,7 +87,8 @@ def beside_first(runs):
     for run in runs[1:]:
         for number, kept in run.images.items():
             first = runs[0].images.get(number, dict(classes=[], images={}))
-            if kept['classes'] == first['classes'] and list(kept['images']) == list(first['images']): yield run, number, run_gain(run, runs[0], number)
+            alike = kept['classes'] == first['classes'] and list(kept['images']) == list(first['images'])
+            if alike: yield run, number, run_gain(run, runs[0], number)
 
 # %% ../../nbs/results/paired.ipynb #07a8e36d
 IN_IT = 'Points of mIoU ahead (95 % of draws of the images), images that are better.'
@@ -96,6 +98,8 @@ def gains_table(runs, kind='text'):
     "What `beside_first` finds, as a table with a row for each run; nothing where nothing can be compared"
     name, rows = lambda run: run.name.partition('.')[2] or run.name, {}
     for run, number, g in beside_first(runs):
-        rows.setdefault(name(run), {})[number] = f'{100 * g.gain:+.1f} ({100 * g.low:+.1f} to {100 * g.high:+.1f}), {g.gained} of {g.images}'
+        rows.setdefault(name(run), {})[number] = str(g)
     columns = list(dict.fromkeys(k for r in rows.values() for k in r))
-    return table([[f'ahead of {name(runs[0])}', *columns], *([run, *(r.get(k) for k in columns)] for run, r in rows.items())], kind) if rows else ''
+    if not rows: return ''
+    head = [f'ahead of {name(runs[0])}', *columns]
+    return table([head, *([run, *(r.get(k) for k in columns)] for run, r in rows.items())], kind)

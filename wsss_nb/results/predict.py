@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ..cams import net_of
-from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
+from ..base.core import UserError, check_name, digest, load_json
+from ..base.core import make_folder, nearest, plain, save_json, whole_file
 from ..base.page import filled
 from ..base.workers import parallel
 from ..data.files import by_id, find_images
@@ -48,7 +49,8 @@ def segment_stage(run, runs=''):
     folder = find_run(run, runs)
     if not Run(folder).there: return folder, dict(stages={})
     stages = Run(folder).made['stages']
-    if 'segment' not in stages and tells_alone(stages.get('train', {}).get('parameters', {})): return stage_of(folder, 'train', '')
+    trained = stages.get('train', {}).get('parameters', {})
+    if 'segment' not in stages and tells_alone(trained): return stage_of(folder, 'train', '')
     return stage_of(folder, 'segment', "run its recipe again with -p 'stages=[train, masks, segment, evaluate]'")
 
 # %% ../../nbs/results/predict.ipynb #a3edbef7
@@ -125,7 +127,8 @@ class Predictor:
         "The mask of one image; a list of masks for a list, a folder or a pattern (then `tags` is a list as long)"
         if isinstance(images, (str, Path)) and not Path(images).expanduser().is_file():
             images = list(find_pictures(images).values())
-        if isinstance(images, Sample) or not isinstance(images, (list, tuple)): return self.mask(images, tags, **settings)
+        if isinstance(images, Sample) or not isinstance(images, (list, tuple)):
+            return self.mask(images, tags, **settings)
         if tags is not None and len(tags) != len(images): raise UserError(f'tags: expected one list of tags for each of {len(images)} images, got {len(tags)}.')
         return [self.mask(im, t, **settings) for im, t in zip(images, tags or [None] * len(images))]
 
@@ -182,8 +185,7 @@ def left_to_do(predictor, pictures, out, tags, overlays, settings, failed, tile=
 
 
 def predict_files(
-    predictor,
-    pictures,  # {image id: path}, as `find_pictures` gives it
+    predictor, pictures,  # {image id: path}, as `find_pictures` gives it
     out,  # the folder
     tags=None,  # {image id: class names or ids}; pictures without an entry are predicted freely
     overlays=True,
@@ -241,8 +243,7 @@ def voc_masks(run, root='', runs=''):
 # %% ../../nbs/results/predict.ipynb #c2985ddd
 def export_onnx(
     run,  # a run or a segment stage, or a `Predictor`
-    out='network.onnx', output='probabilities',  # or logits
-    runs='',
+    out='network.onnx', output='probabilities', runs='',  # or logits
 ):
     "Write the network of a run as an ONNX file, compared with torch"
     p = run if isinstance(run, Predictor) else load(run, 'cpu', runs)

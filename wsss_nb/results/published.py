@@ -159,7 +159,7 @@ def publish_run(
     name='',  # what it is called once it is published: the run's name if not given
     folder='',  # where published runs lie
     limit=PICTURE,
-    pages='all',  # of a run on the embedded set: all executed notebooks, none, or these alone (evaluate,masks), without pictures
+    pages='all',  # executed notebooks of a run on the embedded set: all, none, or some (evaluate,masks), no pictures
 ):
     "Copy what a finished run, or a grid, has on record, scrubbed, into a folder of its name; returns that folder"
     grid = runs_folder(runs) / run_name

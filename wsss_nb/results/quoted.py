@@ -120,7 +120,8 @@ class Quotations(PublishedRuns):
         "What is written for a text in braces"
         sides = [self.values(side, run, place, over) for side in text.split(' minus ')]
         if len(sides) == 2: return with_spread(points, gain(*sides, place))
-        return with_spread(lambda x: short(x, 2 if text.endswith(' threshold') and not text.startswith('paper ') else 3), [*sides[0].values()])
+        digits = 2 if text.endswith(' threshold') and not text.startswith('paper ') else 3
+        return with_spread(lambda x: short(x, digits), [*sides[0].values()])
 
     def filled(self, template, run, place, over=None):
         "A text with its numbers"
@@ -227,8 +228,7 @@ def seed_bars(
 
 # %% ../../nbs/results/quoted.ipynb #43571315
 def grid_map(
-    made,  # a grid.json
-    segmenter='none',
+    made, segmenter='none',  # a grid.json, and a segmenter of it
 ):
     "A published grid: mIoU in numbers, the gain over no refiner in colours"
     import numpy as np

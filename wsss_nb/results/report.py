@@ -60,9 +60,13 @@ def shown_record(run, twice=False):
 def not_counted(place):
     "What is said of a run whose masks nothing was counted with: what outlines told, or that they would"
     run, told = Run(place), [load_json(f).get('found') for f in sorted(Path(place).glob('estimate-*.json'))]
-    for e in filter(None, told): yield 'mIoU {:.3f}, between {:.3f} and {:.3f}, from {} outlines drawn by chance'.format(e['miou'], *e['interval'], e['outlined'])
-    if 'masks' not in run.stages or not is_made(run.stage('masks')) or run.numbers or any(told) or run.state != 'done': return
-    yield f'how good the masks are cannot be known without outlines; 24 drawn by chance tell it to some .06: wsss estimate {run.name} --outlines 24'
+    for e in filter(None, told):
+        found = e['miou'], *e['interval'], e['outlined']
+        yield 'mIoU {:.3f}, between {:.3f} and {:.3f}, from {} outlines drawn by chance'.format(*found)
+    unmade = 'masks' not in run.stages or not is_made(run.stage('masks'))
+    if unmade or run.numbers or any(told) or run.state != 'done': return
+    yield ('how good the masks are cannot be known without outlines; '
+           f'24 drawn by chance tell it to some .06: wsss estimate {run.name} --outlines 24')
     yield similar_sets()
 
 
@@ -89,7 +93,8 @@ def summary_of(report):
         about, written = r['recipe'].get('about', ''), r['written'][:16].replace('T', ' ')
         rows.append([r['name'], about, *mious, r['state'], f'{r["seconds"]:.0f}', r['code'], written])
     notes = [filled('<p class="note">{{ text }}</p>', text=text) for text in notes_of(report)]
-    if gains := gains_table([Run(r['place']) for r in report.runs], 'html'): notes.insert(0, filled('<p>{{ said }}</p>', said=IN_IT) + gains)
+    if gains := gains_table([Run(r['place']) for r in report.runs], 'html'):
+        notes.insert(0, filled('<p>{{ said }}</p>', said=IN_IT) + gains)
     return table(rows, 'html') + one_after_the_other(notes)
 
 # %% ../../nbs/results/report.ipynb #991a23ae
@@ -206,7 +211,8 @@ def make_report(
         try: run_notebook(stage_notebook('report'), made, asked, 'report', Path(d) / '.progress')
         except StageFailed as e: raise StageFailed(f'{str(e).partition(" (executed notebook")[0]}; no report was written') from None
         text = executed_page(made)
-        for piece in (report.links, report.every): text = text.replace(piece(), piece(folder))  # their ways lead from there
+        for piece in (report.links, report.every):  # their ways lead from there
+            text = text.replace(piece(), piece(folder))
         copy_whole(made, folder / 'report.ipynb')
     with whole_file(folder / 'report.html', 'w') as f: f.write(text)
     return folder / 'report.html'
@@ -227,7 +233,8 @@ def standing(rows):
     "How a run stands to the published seeds, in a few words"
     outside = [r for r in rows if not r['inside']]
     if not rows: return 'no seeds to compare with'
-    return f'outside the spread, first in {outside[0]["stage"]}: {ranged(outside[0])}' if outside else 'within the spread of the published seeds'
+    if not outside: return 'within the spread of the published seeds'
+    return f'outside the spread, first in {outside[0]["stage"]}: {ranged(outside[0])}'
 
 
 def finish_report(folder, runs):

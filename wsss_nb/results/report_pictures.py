@@ -53,7 +53,8 @@ def pictures(
             data = open_split(members[0][1], split)
             some = np.linspace(0, len(data) - 1, len(data) if len(data) <= WHOLE else n).round().astype(int)
             count = f'all {len(data)}' if len(some) == len(data) else f'{len(some)} of {len(data)}'
-            yield f'{name}, {split}: {count} images', legend(data.classes, columns=10) if len(data.classes) <= 24 else None
+            key = legend(data.classes, columns=10) if len(data.classes) <= 24 else None
+            yield f'{name}, {split}: {count} images', key
             for k in range(0, len(some), ROW):
                 yield from figures(self, data, split, [r for r, _ in members], [data.names[i] for i in some[k:k + ROW]])
         except UserError as e: yield f'{name}, {split}: no pictures: {e}', None

@@ -19,7 +19,9 @@ def spread_chart(rows):
         ax.plot([r['low'], r['high']], [i, i], color='.88', linewidth=9, solid_capstyle='butt', zorder=1)
         ax.scatter(r['seeds'], [i] * len(r['seeds']), color='.45', s=14, zorder=2)
         ax.scatter([r['value']], [i], color=BLUE if r['inside'] else RED, s=44, marker='D', zorder=3)
-        if not r['inside']: ax.text(r['value'], i - .28, f'{r["value"]:.3f}, outside', fontsize=8, color=RED, ha='center')
+        if r['inside']: continue
+        inwards = 'left' if r['value'] < r['low'] else 'right'
+        ax.text(r['value'], i - .28, f'{r["value"]:.3f}, outside', fontsize=8, color=RED, ha=inwards)
     ax.set_yticks(range(len(rows)), [f'{r["stage"]}: {r["number"]}' for r in rows], fontsize=8)
     ax.set(ylim=(len(rows) - .4, -.6))
     return fig
@@ -31,5 +33,7 @@ def spread_of(report):
         name, rows, line = held_against(Run(r['place']))
         if not rows: continue
         outside = next((row for row in rows if not row['inside']), None)
-        stands = f'The first number outside the spread: {ranged(outside)}, in {outside["stage"]}.' if outside else 'Every number is within the spread.'
-        yield f'{r["name"]} beside {name}', f'{stands} Differs from the published {name} in: {line}.', spread_chart(rows)
+        stands = 'Every number is within the spread.'
+        if outside: stands = f'The first number outside the spread: {ranged(outside)}, in {outside["stage"]}.'
+        said = f'{stands} Differs from the published {name} in: {line}.'
+        yield f'{r["name"]} beside {name}', said, spread_chart(rows)

@@ -22,8 +22,9 @@ from .look import as_uri
 def outlined_before(run):
     "The image ids whose outlines the stages of a run were given"
     from wsss_nb.engine.splits import outlined_split
-    made = (stage_record(Run(run).stage(s)) for s in ('train', 'segment') if s in Run(run).stages and (Run(run).stage(s) / 'stage.json').is_file())
-    told = (p for p in (m['parameters'] for m in made) if p.get('outlines') and Path(p['outlines']).expanduser().exists())
+    folders = (Run(run).stage(s) for s in ('train', 'segment') if s in Run(run).stages)
+    given = (stage_record(f)['parameters'] for f in folders if (f / 'stage.json').is_file())
+    told = (p for p in given if p.get('outlines') and Path(p['outlines']).expanduser().exists())
     return {d.names[i] for d in (outlined_split(p, p['split']) for p in told) for i in d.outlined}
 
 
@@ -41,8 +42,10 @@ def split_in_question(run, split='', runs=''):
 CARD = """
 <figure><img loading="lazy" src="{{ picture }}" alt="{{ name }}">
 <figcaption><b>{{ rank }}</b> {{ name }} · doubt {{ '%.2f' % doubt }} {{ caption }}</figcaption></figure>"""
-ABOVE = """<p>{{ n }} of {{ all }} pictures of {{ split }}, the most doubtful first: where the score maps of {{ run }} are least sure of its masks. No ground truth was looked at.
-The whole list is in <code>doubt.csv</code>; these pictures with our masks are in <code>{{ to }}</code>, to be corrected there.
+ABOVE = """<p>{{ n }} of {{ all }} pictures of {{ split }}, the most doubtful first:
+where the score maps of {{ run }} are least sure of its masks. No ground truth was looked at.
+The whole list is in <code>doubt.csv</code>;
+these pictures with our masks are in <code>{{ to }}</code>, to be corrected there.
 What you draw trains the next run: <code>-p outlines=EXPORT</code>.</p>"""
 
 
@@ -51,7 +54,8 @@ def card(data, name, folder, doubt, rank):
     i = data.index(name)
     mask = read_mask(folder / f'{name}.png')
     picture = as_uri(small_overlay(data.image(i), mask), 'JPEG')
-    return filled(CARD, picture=picture, name=name, rank=rank, doubt=doubt, caption=in_words(mask, data.classes, data.records[i].tags))
+    caption = in_words(mask, data.classes, data.records[i].tags)
+    return filled(CARD, picture=picture, name=name, rank=rank, doubt=doubt, caption=caption)
 
 
 def write_list(path, doubts, data):
@@ -81,9 +85,11 @@ def write_review(
     with whole_folder(out) as part:
         cards = [card(m.data, n, m.folder, doubts[n], k) for k, n in enumerate(first, 1)]
         above = filled(ABOVE, n=len(first), all=len(doubts), split=split, run=folder.name, to=to)
-        write_gallery(part / 'index.html', f'To be looked at in {folder.name}', m.data.classes, [('', '', cards)], above)
+        title = f'To be looked at in {folder.name}'
+        write_gallery(part / 'index.html', title, m.data.classes, [('', '', cards)], above)
         write_list(part / 'doubt.csv', doubts, m.data)
         notes = written_for(job, to, part / to)
     yield from (f'Open this page: {out / "index.html"}', f'every picture of {split} by its doubt: {out / "doubt.csv"}')
     yield from notes
-    yield 'what you draw trains the next run: wsss run RECIPE -p outlines=EXPORT (JSON of Label Studio or COCO, XML of CVAT, or a folder of PNGs)'
+    yield ('what you draw trains the next run: wsss run RECIPE -p outlines=EXPORT '
+           '(JSON of Label Studio or COCO, XML of CVAT, or a folder of PNGs)')

@@ -225,7 +225,7 @@ def shown_seeds(found):
 
 def every_row(
     paper,  # icd, ecsnet, sipe, ccmr or svm
-    also=None,  # `icd:3 top-down` -> the published run or runs, on photos or synthetic, that are this row by another name
+    also=None,  # `icd:3 top-down` -> published runs, on photos or synthetic, that are this row by another name
 ):
     "Every row of every table: the paper's number, the published ones on photographs and drawings, or why there is none"
     numbers, out = Numbers(), [['', 'row', 'paper', 'photographs', 'drawings', 'else']]
@@ -241,4 +241,5 @@ def every_row(
             why = '' if any(here) else left(name, k, runs) if k in ours else notes[k]
             out.append([name, k, ' / '.join(f'{x:.1f}' for x in printed_numbers(printed, k)), *here, why])
         if others: out.append([name, f'{len(others)} of other authors', '', '', '', '; '.join(others)])
-    return Sourced(out, 'From runs/published, runs/tables.yaml and runs/paper_numbers.yaml; a row is run by `wsss table` and its name.')
+    return Sourced(out, 'From runs/published, runs/tables.yaml and runs/paper_numbers.yaml; '
+                        'a row is run by `wsss table` and its name.')

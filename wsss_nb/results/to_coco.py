@@ -32,5 +32,6 @@ def write_coco(job, out):
         annotation += len(annotations)
         file = f'instances_{split or "default"}.json'
         save_json(out / 'annotations' / file, dict(images=images, annotations=annotations, categories=categories))
-        yield f'COCO: {job.out / "annotations" / file}: {len(annotations)} annotations; pictures in {job.out / "images"}'
+        there = job.out / 'annotations' / file
+        yield f'COCO: {there}: {len(annotations)} annotations; pictures in {job.out / "images"}'
     if not job.parts: yield 'COCO: one annotation for each class and picture; tools that count objects want --parts' 

@@ -25,7 +25,8 @@ def cvat_image(piece, i, classes):
     yield f'  <image id="{i}" name={quoteattr(piece.file)} width="{w}" height="{h}">'
     for k, region, _ in regions_in(piece.mask, parts=True):
         runs, (x, y, bw, bh) = cvat_rle(region)
-        yield (f'    <mask label={quoteattr(classes[k - 1])} source="auto" occluded="0" rle="{", ".join(map(str, runs))}"'
+        rle = ', '.join(map(str, runs))
+        yield (f'    <mask label={quoteattr(classes[k - 1])} source="auto" occluded="0" rle="{rle}"'
                f' left="{x}" top="{y}" width="{bw}" height="{bh}" z_order="0"></mask>')
     yield '  </image>' 
 
@@ -35,7 +36,9 @@ def cvat_head(job):
     yield from ('<?xml version="1.0" encoding="utf-8"?>', '<annotations>', '  <version>1.1</version>', '  <meta><task>')
     yield f'    <name>{escape(job.name)}</name>'
     yield '    <labels>'
-    for l in cvat_labels(job.classes): yield f'      <label><name>{escape(l["name"])}</name><color>{l["color"]}</color><type>mask</type><attributes></attributes></label>'
+    for l in cvat_labels(job.classes):
+        yield (f'      <label><name>{escape(l["name"])}</name><color>{l["color"]}</color>'
+               '<type>mask</type><attributes></attributes></label>')
     yield from ('    </labels>', '  </task></meta>')
 
 
@@ -50,5 +53,7 @@ def write_cvat(job, out):
                 i += 1
         f.write('</annotations>\n')
     save_json(out / 'labels.json', cvat_labels(job.classes))
-    yield f'CVAT: make a task with the labels of {job.out / "labels.json"} (Raw) and the pictures of {job.out / "images"}, then Upload annotations, format "CVAT 1.1"; a label that the task lacks (`background` of other exports) stops the import, none is written here'
+    yield (f'CVAT: make a task with the labels of {job.out / "labels.json"} (Raw) '
+           f'and the pictures of {job.out / "images"}, then Upload annotations, format "CVAT 1.1"; '
+           'a label that the task lacks (`background` of other exports) stops the import, none is written here')
     yield 'CVAT: masks stay masks, so neighbours have no gaps; do not convert them to polygons on import' 

@@ -18,15 +18,19 @@ from ..data.sample import save_mask
 def hf_row(piece, classes):
     "A line of metadata.jsonl"
     there = np.unique(piece.mask[(piece.mask > 0) & (piece.mask < 255)]).tolist()
-    return dict(file_name=f'images/{piece.file}', mask_file_name=f'masks/{piece.name}.png', name=piece.name, labels=[classes[k - 1] for k in there])
+    labels = [classes[k - 1] for k in there]
+    return dict(file_name=f'images/{piece.file}', mask_file_name=f'masks/{piece.name}.png',
+                name=piece.name, labels=labels)
 
 
 def hf_card(job, splits):
     "README.md: what the hub shows of a data set"
     folders = [dict(split='validation' if s == 'val' else s, path=f'{s}/**') for s in splits]
-    head = dict(task_categories=['image-segmentation'], configs=[dict(config_name='default', drop_labels=True, data_files=[dict(split=f['split'], path=f['path']) for f in folders])])
+    default = dict(config_name='default', drop_labels=True, data_files=folders)
+    head = yaml.safe_dump(dict(task_categories=['image-segmentation'], configs=[default]),
+                          sort_keys=False, allow_unicode=True)
     ids = '\n'.join(f'- {k}: {c}' for k, c in [(0, 'background'), *enumerate(job.classes, 1), (255, 'undecided')])
-    return f'---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\nPictures with masks of {job.name}. Ids in the masks:\n\n{ids}\n'
+    return f'---\n{head}---\n\nPictures with masks of {job.name}. Ids in the masks:\n\n{ids}\n'
 
 
 def write_hf(job, out):
@@ -39,4 +43,5 @@ def write_hf(job, out):
                 f.write(json.dumps(hf_row(piece, job.classes), ensure_ascii=False) + '\n')
     with whole_file(out / 'README.md', 'w') as f: f.write(hf_card(job, splits.values()))
     save_json(out / 'id2label.json', {k: c for k, c in enumerate(['background', *job.classes])})
-    yield f'Hugging Face: datasets.load_dataset("imagefolder", data_dir="{job.out}", drop_labels=True) gives rows with image and mask; 255 is undecided (ignore_index=255 of a loss)' 
+    yield (f'Hugging Face: datasets.load_dataset("imagefolder", data_dir="{job.out}", drop_labels=True) '
+           'gives rows with image and mask; 255 is undecided (ignore_index=255 of a loss)')

@@ -36,8 +36,8 @@ def studio_result(piece, classes, parts=False):
     h, w = piece.mask.shape
     for n, (k, region, score) in enumerate(regions_in(piece.mask, piece.maps, parts)):
         scored = {} if score is None else dict(score=score)
-        yield dict(id=digest(piece.name, n)[:10], type='brushlabels', from_name='label', to_name='image', origin='prediction',
-                   original_width=w, original_height=h, image_rotation=0, **scored,
+        yield dict(id=digest(piece.name, n)[:10], type='brushlabels', from_name='label', to_name='image',
+                   origin='prediction', original_width=w, original_height=h, image_rotation=0, **scored,
                    value=dict(format='rle', rle=studio_rle(region), brushlabels=[classes[k - 1]]))
 
 # %% ../../nbs/results/to_label_studio.ipynb #a0623263
@@ -68,8 +68,13 @@ def write_label_studio(job, out):
     tasks = (studio_task(p, job) for s in job.masks for p in job.pieces(out / 'images', s))
     with whole_file(out / 'tasks.json', 'w') as f: f.writelines(task_lines(tasks))
     with whole_file(out / 'config.xml', 'w') as f: f.write(studio_config(job.classes))
-    yield f'Label Studio: first paste {job.out / "config.xml"} (Settings, Labeling Interface, Code), then import tasks.json alone; brush masks do not show where the names in the configuration are others, or pictures are imported along'
+    yield (f'Label Studio: first paste {job.out / "config.xml"} (Settings, Labeling Interface, Code), '
+           'then import tasks.json alone; brush masks do not show where the names in the configuration are others, '
+           'or pictures are imported along')
     if not job.url:
         here = job.out.resolve()
-        yield f'Label Studio: start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={here.parent} and add {here / "images"} as local storage (Settings, Cloud Storage), without a sync; else pictures stay blank'
-    yield 'Label Studio: a prediction can be looked at, not erased: copy it to an annotation first (the copy icon, or "Retrieve predictions when loading a task"), then brush and eraser work on it' 
+        yield ('Label Studio: start it with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true '
+               f'LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={here.parent} and add {here / "images"} as local storage '
+               '(Settings, Cloud Storage), without a sync; else pictures stay blank')
+    yield ('Label Studio: a prediction can be looked at, not erased: copy it to an annotation first '
+           '(the copy icon, or "Retrieve predictions when loading a task"), then brush and eraser work on it')

@@ -24,7 +24,8 @@ def yolo_lines(mask):
 def yolo_yaml(job, splits):
     "data.yaml: where the pictures are, and the names of the classes"
     folders = {k: f'images/{s}' for k, s in splits.items()}
-    return yaml.safe_dump(dict(path=str(job.out.resolve()), **folders, names=dict(enumerate(job.classes))), sort_keys=False, allow_unicode=True)
+    says = dict(path=str(job.out.resolve()), **folders, names=dict(enumerate(job.classes)))
+    return yaml.safe_dump(says, sort_keys=False, allow_unicode=True)
 
 
 def write_yolo(job, out):
@@ -39,5 +40,8 @@ def write_yolo(job, out):
     names = [s or 'train' for s in job.masks]
     splits = dict(train='train' if 'train' in names else names[0], val='val' if 'val' in names else names[-1])
     with whole_file(out / 'data.yaml', 'w') as f: f.write(yolo_yaml(job, splits))
-    yield f'YOLO: yolo segment train data={job.out / "data.yaml"}; polygons are not simplified, so neighbours leave no gaps, and holes are cut out through a line of no width'
-    if splits['train'] == splits['val']: yield f'YOLO: there is one split, so data.yaml validates on what it trains on ({splits["train"]}); name another folder as val before a number counts' 
+    yield (f'YOLO: yolo segment train data={job.out / "data.yaml"}; polygons are not simplified, '
+           'so neighbours leave no gaps, and holes are cut out through a line of no width')
+    if splits['train'] == splits['val']:
+        yield (f'YOLO: there is one split, so data.yaml validates on what it trains on ({splits["train"]}); '
+               'name another folder as val before a number counts')

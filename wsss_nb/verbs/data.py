@@ -17,7 +17,8 @@ from ..base.arguments import DATA_NAMES, arg, is_split, names_from, verb, whole
       arg('--splits', type=names_from, default=[], more=is_split, metavar='NAMES',
           help='such as train,val (default: those; of a folder: all)'),
       arg('--root', metavar='DIR', help='where the data lie'),
-      arg('--tags', metavar='FILE', help='what is in each image: a table, an export, or a folder of photographs with keywords'),
+      arg('--tags', metavar='FILE',
+          help='what is in each image: a table, an export, or a folder of photographs with keywords'),
       arg('--masks', metavar='DIR', help='ground truth, a PNG for each image'),
       arg('--classes', metavar='NAMES',
           help='of a folder: class names between commas, or a file with one on each line'),
@@ -49,16 +50,21 @@ NETWORKS = ['timm:tf_efficientnet_lite2', 'mobilenet_v2']  # the first whose wei
 
 
 @verb('data audit', 'write a page and a list of the tags that look wrong or missing',
-      arg('--data', dest='name', default='folder', metavar='NAME', help=f'{", ".join(DATA_NAMES[:-1])} or {DATA_NAMES[-1]} (default: folder)'),
+      arg('--data', dest='name', default='folder', metavar='NAME',
+          help=f'{", ".join(DATA_NAMES[:-1])} or {DATA_NAMES[-1]} (default: folder)'),
       arg('--root', metavar='DIR', help='where the data lie'),
-      arg('--tags', metavar='FILE', help='what is in each image: a table, an export, or a folder of photographs with keywords'),
-      arg('--classes', metavar='NAMES', help='of a folder: class names between commas, or a file with one on each line'),
+      arg('--tags', metavar='FILE',
+          help='what is in each image: a table, an export, or a folder of photographs with keywords'),
+      arg('--classes', metavar='NAMES',
+          help='of a folder: class names between commas, or a file with one on each line'),
       arg('--split', help='the split (default: all of a folder, train of others)'),
       arg('--out', default='audit', metavar='DIR', help='folder for index.html and corrections.csv (default: audit)'),
       arg('--most', type=whole(1), default=200, metavar='N', help='so many tags at most (default: 200)'),
-      arg('--backbone', help='the network that is asked (default: EfficientNet-Lite2 where its package is installed, else mobilenet_v2)'),
+      arg('--backbone', help='the network that is asked '
+          '(default: EfficientNet-Lite2 where its package is installed, else mobilenet_v2)'),
       arg('--weights', default='imagenet', help="imagenet, a file, or '' for random ones (default: imagenet)"),
-      arg('--side', type=whole(32), default=449, metavar='N', help='long side at which pictures are shown (default: 449)'),
+      arg('--side', type=whole(32), default=449, metavar='N',
+          help='long side at which pictures are shown (default: 449)'),
       arg('--device', default='auto', help='auto, cpu, cuda or cuda:N'), computes=True)
 def do_data_audit(a):
     "Write the page and the list of doubtful tags, and say what to do with them"

@@ -36,9 +36,9 @@ def run_demo(names, runs=''):
     from wsss_nb.engine.sheet import Sheet
     jobs = min(cores(), len(DEMO))
     threads = max(1, cores() // jobs)
-    sheet = Sheet({n: read_recipe(n) for n in names}, runs)
     ahead = names[0] if jobs < len(DEMO) else ''  # where all trainings have a core, none has to wait
-    if find_spec('distributed'): return sheet.run(jobs, threads=threads, ahead=ahead)
+    sheet = Sheet({n: read_recipe(n) for n in names}, runs, ahead=ahead)
+    if find_spec('distributed'): return sheet.run(jobs, threads=threads)
     print('one after the other: with dask and distributed, the extra [scale], they go side by side', flush=True)
     with environment(**dict.fromkeys(THREADS, str(threads))): return sheet.run()
 

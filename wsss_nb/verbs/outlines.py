@@ -15,7 +15,8 @@ from ..base.arguments import RUN, RUNS, arg, verb, whole
       RUN, arg('--out', default='review', metavar='DIR', help='folder that is made (default: review)'),
       arg('--split', help='a split of the run (default: the first)'),
       arg('--most', type=whole(1), default=24, metavar='N', help='so many pictures (default: 24)'),
-      arg('--to', default='label-studio', metavar='FORMAT', help='label-studio, cvat, coco, yolo or hf (default: label-studio)'), RUNS)
+      arg('--to', default='label-studio', metavar='FORMAT',
+          help='label-studio, cvat, coco, yolo or hf (default: label-studio)'), RUNS)
 def do_review(a):
     "Write the folder and say what is in it"
     from wsss_nb.results.review import write_review
@@ -23,11 +24,13 @@ def do_review(a):
 
 # %% ../../nbs/verbs/outlines.ipynb #abed1a8f
 @verb('estimate', "how good are the masks of a run? Draw pictures to be outlined, and take their outlines back",
-      RUN, arg('--outlines', metavar='N|PATH', help='so many pictures are drawn; or their outlines: an export of Label Studio, '
-          'CVAT or COCO, or a folder of PNGs (default: say what is known without)'),
-      arg('--out', default='outline_these', metavar='DIR', help='folder that is made for those drawn (default: outline_these)'),
+      RUN, arg('--outlines', metavar='N|PATH', help='so many pictures are drawn; or their outlines: '
+               'an export of Label Studio, CVAT or COCO, or a folder of PNGs (default: say what is known without)'),
+      arg('--out', default='outline_these', metavar='DIR',
+          help='folder that is made for those drawn (default: outline_these)'),
       arg('--split', help='a split of the run (default: the first)'),
-      arg('--to', default='label-studio', metavar='FORMAT', help='label-studio, cvat, coco, yolo or hf (default: label-studio)'),
+      arg('--to', default='label-studio', metavar='FORMAT',
+          help='label-studio, cvat, coco, yolo or hf (default: label-studio)'),
       arg('--seed', type=whole(0), default=0, metavar='N', help='of the draw (default: 0)'), RUNS)
 def do_estimate(a):
     "Draw, or take back and say what the outlines tell"

@@ -24,8 +24,10 @@ def do_run(a):
     from wsss_nb.base.processes import launching
     from wsss_nb.engine.run import where_masks
     from wsss_nb.engine.sheet import Sheet
+    from wsss_nb.engine.warm import begin_server
     sheet = Sheet(recipes, a.runs)
     if a.dry_run: return sheet.dry()
+    begin_server()
     if a.stop_after and (a.launch or a.jobs > 1 or a.scheduler): raise UserError('--stop-after: it goes with one stage at a time in one process; leave --launch, --jobs and --scheduler out.')
     with launching(a.launch), stopping_after(a.stop_after): folders = sheet.run(a.jobs, a.scheduler)
     if not a.report:
@@ -42,6 +44,8 @@ def do_resume(a):
     Run.named(a.run, a.runs)
     from wsss_nb.results.report import finish_report
     from wsss_nb.engine.run import resume_run
+    from wsss_nb.engine.warm import begin_server
+    begin_server()
     with stopping_after(a.stop_after): folder = resume_run(a.run, a.runs)
     finish_report(folder, a.runs)
 
@@ -78,7 +82,8 @@ def tell_verdict(found, at_most=20):
     if not found.changed: print(f'{found.count} numbers, each the same to the last bit')
     else: print(f'{len(found.changed)} of {found.count} numbers are different{by}')
     for r in found.rows if found.changed else ():
-        print(f'{r["stage"]:9} {r["number"]:17} {r["value"]:.3f}  {"in" if r["inside"] else "OUTSIDE"} {r["low"]:.3f} to {r["high"]:.3f}')
+        where, bounds = 'in' if r['inside'] else 'OUTSIDE', f'{r["low"]:.3f} to {r["high"]:.3f}'
+        print(f'{r["stage"]:9} {r["number"]:17} {r["value"]:.3f}  {where} {bounds}')
     print(f'verdict: {found.text}')
     return found.code
 

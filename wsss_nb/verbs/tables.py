@@ -78,8 +78,8 @@ def do_grid(a):
 @verb('publish', 'copy what finished runs have on record into runs/published, without paths of this machine',
       arg('names', nargs='+', metavar='run', help='runs, or folders with their run.json and metrics.json'),
       arg('--as', dest='name', default='', metavar='NAME', help='what the run is called there'),
-      arg('--pages', default='all', metavar='STAGES', help='executed notebooks of a run on the embedded set: all, none, '
-          'or some (evaluate,masks) without pictures (default: all)'),
+      arg('--pages', default='all', metavar='STAGES', help='executed notebooks of a run on the embedded set: '
+          'all, none, or some (evaluate,masks) without pictures (default: all)'),
       arg('--out', metavar='DIR', old=('--to',), help='another folder than runs/published'), RUNS, group='keepers')
 def do_publish(a):
     "Copy what finished runs have on record, without paths of this machine"

@@ -25,8 +25,8 @@ from ..base.arguments import RUNS, TRAINED, arg, choice, is_scale, scales_from, 
       arg('--overlay', action=choice, default=True, help='masks over their pictures'),
       arg('--device', default='auto', help='auto, cpu, cuda or cuda:N'),
       arg('--workers', type=whole(0), default=0, metavar='N', help='processes for the CRF, 0 = one per core'),
-      arg('--tile', type=whole(0), default=None, metavar='N', help='side of the tiles that a larger picture is taken in, '
-          '0 shrinks it (default: 1024 for what is larger than 1024)'), RUNS, computes=True)
+      arg('--tile', type=whole(0), default=None, metavar='N', help='side of the tiles that a larger picture is '
+          'taken in, 0 shrinks it (default: 1024 for what is larger than 1024)'), RUNS, computes=True)
 def do_predict(a):
     "Masks, overlays and a page of any pictures; 1 if some could not be read"
     from wsss_nb.engine.record import find_run
