@@ -8,7 +8,7 @@ from wsss_nb.data.outlined import Outlined
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.methods import localiser_learner
 from wsss_nb.metrics import Confusion
-from wsss_nb.nets.cells import MIXES, Outlines, best_mix, learn_both, outlined_cells
+from wsss_nb.nets.cells import MIXES, NEARLY_ALONE, Outlines, best_mix, learn_both, outlined_cells
 from wsss_nb.nets.linear import learn_linear
 
 squares = lambda s, ids: (s - F.one_hot(ids, 3)).square().mean()
@@ -50,32 +50,35 @@ def test_two_sets_of_rows_have_the_closed_form_of_a_ridge():
 
 def slow_mix(taught, outlined, owner, may, stands, decay):
     "best_mix of squared errors, cell by cell"
-    def iou(share, penalty):
-        counts, images = Confusion(3), np.unique(owner)
+    def foretold(share, penalty):
+        loss, counts, images = 0., Confusion(3), np.unique(owner)
         for k in range(min(4, len(images))):
             out = np.isin(owner, images[k::4])
             w = mixed(taught, (outlined[0][~out], outlined[1][~out]), share, penalty)
             for x, y, m, times in zip(outlined[0][out], outlined[1][out], may[out], stands[out]):
-                best = np.where(m, x @ w[:3] + w[3], -np.inf).argmax()
-                counts.update(np.full((1, times), best, np.uint8), np.full((1, times), y, np.uint8))
-        return counts.miou()
-    found = [iou(share, factor * decay) for share, factor in MIXES]
-    return MIXES[int(np.argmax(found))][0], found
+                s = np.where(m, x @ w[:3] + w[3], -np.inf)
+                loss += np.log(np.exp(s - s.max()).sum()) + s.max() - s[y]
+                counts.update(np.full((1, times), s.argmax(), np.uint8), np.full((1, times), y, np.uint8))
+        return loss, counts.miou()
+    usual, other = ({m: foretold(m[0], m[1] * decay) for m in mixes} for mixes in (MIXES, NEARLY_ALONE))
+    mix, bold = min(usual, key=lambda m: usual[m][0]), max(other, key=lambda m: other[m][1])
+    mix = bold if other[bold][1] >= usual[mix][1] + .03 else mix
+    return mix[0], mix[1] * decay
 
 
 def test_the_mix_is_that_of_a_slow_search():
     chosen = set()
-    for seed, wrong in enumerate((0., .3, .6, 1., 1.)):
+    for seed, wrong in enumerate((0., .3, .6, 1., 0.)):
         taught, outlined = some_rows(10 + seed, 120, wrong), some_rows(20 + seed, 60, .1)
-        owner = np.arange(60) // 6
+        if seed == 4: taught = taught[0], (taught[1] + 1) % 3  # always wrong
+        owner, stands = np.arange(60) // 6, np.random.default_rng(seed).integers(1, 9, 60)
         may = np.random.default_rng(seed).random((60, 3)) < .7
         may[np.arange(60), outlined[1]] = True
-        stands = np.random.default_rng(seed).integers(1, 9, 60)
-        expected, ious = slow_mix(taught, outlined, owner, may, stands, .01)
+        expected = slow_mix(taught, outlined, owner, may, stands, .01)
         o = Outlines({}, *tensors(outlined), *map(torch.from_numpy, (owner, may, stands.astype(np.float32))))
-        assert best_mix(tensors(taught), o, squares, .01) == (expected, dict(MIXES)[expected] * .01) and max(ious) > min(ious)
-        chosen.add(expected)
-    assert len(chosen) > 1  # it depends on the teacher
+        assert best_mix(tensors(taught), o, squares, .01) == expected
+        chosen.add(expected[0])
+    assert min(chosen) < .9 < max(chosen)  # it depends on the teacher
 
 
 def test_a_teacher_who_is_always_wrong_leaves_the_outlines_alone():
@@ -114,4 +117,5 @@ def test_lessons_of_outlines_alone_are_one_lesson(monkeypatch):
     monkeypatch.setattr('wsss_nb.papers.frozen.best_mix', lambda taught, o, loss_of, decay: (1., .2 * decay))
     learner = localiser_learner(few, 'frozen', backbone='tiny', weights='', options=dict(side=64, lessons=2), crop=48, device='cpu')
     history, net = learner.fit(), learner.raw_net
-    assert [h['share'] for h in history[1:]] == [1., 1.] and torch.allclose(net.lessons[0].weight, net.lessons[1].weight, atol=1e-3)
+    assert [h['share'] for h in history[1:]] == [1., 1.] and abs(history[1]['loss'] - history[2]['loss']) < 1e-3
+    assert F.cosine_similarity(net.lessons[0].weight.flatten(), net.lessons[1].weight.flatten(), dim=0) > .999
