@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -12,12 +13,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip('distributed')
 
-from faults import forked
-from inside import inside
 from wsss_nb.base import tell
 from wsss_nb.engine import scale
 from wsss_nb.cli import main
@@ -39,6 +37,16 @@ rows:
   high: {stages: [train, masks], masks: {threshold: 0.5}}
 '''
 BAD = '  bad: {train: {lr: 1.0e+30, optimizer: sgd}}\n'
+
+
+PLAIN = '''
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from inside import inside
+from wsss_nb.engine.sheet import Sheet, runs_of
+with inside(): print([f.name for f in Sheet(runs_of({recipe!r}), {runs!r}).run(say=lambda text: None)])
+'''
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -72,10 +80,9 @@ def table(tmp_path_factory):
     d, killed, said = tmp_path_factory.mktemp('scale'), {}, []
     (d / 't.yaml').write_text(TABLE)
     (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
-    def plain():
-        torch.set_num_threads(1)
-        with inside(): return [f.name for f in Sheet(runs_of(str(d / 't.yaml')), d / 'plain').run(say=lambda text: None)]
-    assert forked(plain) == dict(made=['t.low', 't.high'])
+    plain = PLAIN.format(tests=str(Path(__file__).parent), recipe=str(d / 't.yaml'), runs=str(d / 'plain'))
+    said_there = subprocess.run([sys.executable, '-c', plain], check=True, capture_output=True, text=True).stdout
+    assert said_there.splitlines()[-1] == "['t.low', 't.high']"
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed), daemon=True)
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
