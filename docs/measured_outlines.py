@@ -1,7 +1,7 @@
 """Tags and a few outlines on photographs, networks trained: python docs/measured_outlines.py cam --root VOCdevkit --tags image_labels.json --weights FILE --keep FOLDER
 
 MobileNetV2 of ImageNet stays as it is up to its last but one stage, whose maps of all photographs (257 x 257, straight and mirrored) are kept in FOLDER once; the last convolution and the heads are trained,
-by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 steps of 8 (cam; 20 the others), a step for each photograph of a part that is drawn anew, beside the outlines of a drawing, or without any.
+by the package's learner and losses: 86 steps of 16 (net: 400) from the tags of all 692, once; then from there 43 steps of 8 (sipe: 20, net: 60), which is once through a part of the photographs that is drawn anew, beside the outlines of a drawing, or without any.
 `net` needs --pseudo FILE: {(outlines, drawing): uint8 [692,65,65]}, masks of the frozen line, told the tags; where a drawing has none of its own, (0, 0), those from tags alone, with the outlines in their places. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
 """
 import argparse, json
@@ -25,7 +25,8 @@ from wsss_nb.papers.sipe import Sipe
 SIX, SIDE, MASK = ('cat', 'cow', 'dog', 'horse', 'person', 'sheep'), 257, 65
 MAPS = dict(layer2=(32, 33), layer3=(96, 17), layer4=(320, 17))  # channels and side of what is kept
 HOW = dict(cam=dict(lr=.01, head_lr=10., momentum=.9), sipe=dict(lr=.1, head_lr=10., clip=1.), net=dict(lr=1e-4, head_lr=10., optimizer='adamw', weight_decay=.01))
-STEPS = dict(cam=(344, 43, 60), sipe=(160, 20, 30), net=(160, 20, 30))  # photographs beside the outlines, steps with them, steps of outlines alone
+FIRST = dict(cam=86, sipe=86, net=400)  # steps of 16 from the tags of all, or from all masks
+STEPS = dict(cam=(344, 43, 60), sipe=(160, 20, 30), net=(480, 60, 300))  # photographs beside the outlines, steps with them, steps of outlines alone
 NETS = dict(cam=lambda b: CamNet(b, 20), sipe=lambda b: Sipe(b, 20, bg_weight=.9), net=lambda b: LightDeepLab(b, 20, width=128, head_lr=10.))
 
 
@@ -139,7 +140,7 @@ def measure(kind, a):
         return out
 
     taught = lambda n, draw: pseudo.get((n, draw), pseudo.get((0, 0), nothing))
-    base = trained(fresh(), kept(everything, taught(0, 0)), kind, 86, 16).state_dict()
+    base = trained(fresh(), kept(everything, taught(0, 0)), kind, FIRST[kind], 16).state_dict()
 
     def both(n, draw):
         chosen, net = drawing(data, n, draw), fresh()
@@ -153,7 +154,7 @@ def measure(kind, a):
 
     whole = []
     def all_masks(draw):
-        if not whole: whole.append(trained(fresh(), kept(everything, truth), kind, 86, 16).state_dict())
+        if not whole: whole.append(trained(fresh(), kept(everything, truth), kind, FIRST[kind], 16).state_dict())
         net = fresh()
         net.load_state_dict(whole[0])
         return trained(net, kept(part(draw), truth), kind, steps, 8, draw, .5)
