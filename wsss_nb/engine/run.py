@@ -122,11 +122,13 @@ def check_stage(s):
     for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.stage}.measure')
 
 
-def looked_at(recipe, runs=''):
-    "The stages of a recipe, lined up, each that is still to be made looked at"
+def looked_at(recipe, runs='', begin=lambda: None):
+    "The stages of a recipe, lined up, each that is still to be made looked at; `begin` is called where there is one"
     with once():
         line = list(lined_up(recipe, runs))
-        for s in line: s.made or (check_inputs(s, {before.folder.name for before in line}), check_stage(s))
+        waiting = [s for s in line if not s.made]
+        if waiting: begin()
+        for s in waiting: check_inputs(s, {before.folder.name for before in line}), check_stage(s)
     return line
 
 # %% ../../nbs/engine/run.ipynb #d031d1fd
@@ -160,10 +162,11 @@ def make_run(
     say=print,
     make=execute,  # how a stage is made: (stage, say)
     shown=True,  # leave a page of the masks, and say how to go on where it is interrupted
+    begin=lambda: None,  # called once it is known that a stage must be made
 ):
     "Execute the stages of a recipe that were not made yet; returns the run's folder"
     recipe, run, done = resolved(recipe), Run(runs_folder(runs) / check_free_name(name, 'name of the run')), {}
-    line = looked_at(recipe, runs)  # a mistake is told before a folder is made
+    line = looked_at(recipe, runs, begin)  # a mistake is told before a folder is made
     for p in recipe.stages.values() if make is execute else (): pick_device(p['device'])  # a cluster has others
     with locked(run.folder, f'run {name}'):
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
@@ -201,9 +204,9 @@ def stopped(error, folder):
             '(or, with other parameters, with your wsss run and -p)')
 
 
-def resume_run(name, runs=''):
+def resume_run(name, runs='', begin=lambda: None):
     "Go on with a run that was stopped"
     run = Run.named(name, runs)
     need_word(run.folder, run.recipe, runs)
-    try: return make_run(run.folder.name, run.recipe, run.folder.parent)
+    try: return make_run(run.folder.name, run.recipe, run.folder.parent, begin=begin)
     except StageFailed as e: raise StageFailed(stopped(e, run.folder)) from None

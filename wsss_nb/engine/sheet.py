@@ -20,11 +20,11 @@ from .scale import side_by_side
 _all_ = ['runs_of']  # a sheet begins with them
 
 # %% ../../nbs/engine/sheet.ipynb #168c5cdb
-def one_by_one(recipes, runs='', say=print):
+def one_by_one(recipes, runs='', say=print, begin=lambda: None):
     "Execute runs one after the other; yields run, folder and error (or None) of each as it ends"
     for run, recipe in recipes.items():
         if '.' in run: say(f'-- {row_title(run, recipe)}')
-        try: yield run, make_run(run, recipe, runs, say), None
+        try: yield run, make_run(run, recipe, runs, say, begin=begin), None
         except StageFailed as e: yield run, None, e
 
 
@@ -73,10 +73,11 @@ class Sheet:
         scheduler='',  # address of a Dask scheduler
         say=print,
         threads=0,  # of each of the jobs, 0 = its share of the cores
+        begin=lambda: None,  # called where this process itself has a stage to make, before the first
     ):
         "Execute what is not done; returns the folders of the runs, or raises at the end where some have stopped"
         folders, errors = {}, {}
-        with closing(self.events(jobs, scheduler, say, threads)) as events:
+        with closing(self.events(jobs, scheduler, say, threads, begin)) as events:
             for run, folder, error in events:
                 if error is None: folders[run] = folder
                 else: errors[run] = error
@@ -86,7 +87,7 @@ class Sheet:
         if errors: raise RunsStopped(errors, len(self.recipes), self.runs)
         return [folders[run] for run in self.recipes]
 
-    def events(self, jobs, scheduler, say, threads=0):
+    def events(self, jobs, scheduler, say, threads=0, begin=lambda: None):
         "The runs as they end, side by side where several jobs or a scheduler are named"
-        if not (jobs > 1 or scheduler): return one_by_one(self.recipes, self.runs, say)
+        if not (jobs > 1 or scheduler): return one_by_one(self.recipes, self.runs, say, begin)
         return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, self.ahead)

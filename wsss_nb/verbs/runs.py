@@ -27,9 +27,8 @@ def do_run(a):
     from wsss_nb.engine.warm import begin_server
     sheet = Sheet(recipes, a.runs)
     if a.dry_run: return sheet.dry()
-    begin_server()
     if a.stop_after and (a.launch or a.jobs > 1 or a.scheduler): raise UserError('--stop-after: it goes with one stage at a time in one process; leave --launch, --jobs and --scheduler out.')
-    with launching(a.launch), stopping_after(a.stop_after): folders = sheet.run(a.jobs, a.scheduler)
+    with launching(a.launch), stopping_after(a.stop_after): folders = sheet.run(a.jobs, a.scheduler, begin=begin_server)
     if not a.report:
         for line in where_masks(folders[0]) if len(folders) == 1 else (): print(line)
         return
@@ -45,8 +44,7 @@ def do_resume(a):
     from wsss_nb.results.report import finish_report
     from wsss_nb.engine.run import resume_run
     from wsss_nb.engine.warm import begin_server
-    begin_server()
-    with stopping_after(a.stop_after): folder = resume_run(a.run, a.runs)
+    with stopping_after(a.stop_after): folder = resume_run(a.run, a.runs, begin_server)
     finish_report(folder, a.runs)
 
 # %% ../../nbs/verbs/runs.ipynb #38b43ef3
