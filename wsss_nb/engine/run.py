@@ -122,13 +122,11 @@ def check_stage(s):
     for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.stage}.measure')
 
 
-def looked_at(recipe, runs='', begin=lambda: None):
-    "The stages of a recipe, lined up, each that is still to be made looked at; `begin` is called where there is one"
+def looked_at(recipe, runs=''):
+    "The stages of a recipe, lined up, each that is still to be made looked at"
     with once():
         line = list(lined_up(recipe, runs))
-        waiting = [s for s in line if not s.made]
-        if waiting: begin()
-        for s in waiting: check_inputs(s, {before.folder.name for before in line}), check_stage(s)
+        for s in line: s.made or (check_inputs(s, {before.folder.name for before in line}), check_stage(s))
     return line
 
 # %% ../../nbs/engine/run.ipynb #d031d1fd
@@ -162,11 +160,12 @@ def make_run(
     say=print,
     make=execute,  # how a stage is made: (stage, say)
     shown=True,  # leave a page of the masks, and say how to go on where it is interrupted
-    begin=lambda: None,  # called once it is known that a stage must be made
+    begin=lambda: None,  # called before the first stage that must be made
 ):
     "Execute the stages of a recipe that were not made yet; returns the run's folder"
     recipe, run, done = resolved(recipe), Run(runs_folder(runs) / check_free_name(name, 'name of the run')), {}
-    line = looked_at(recipe, runs, begin)  # a mistake is told before a folder is made
+    line = looked_at(recipe, runs)  # a mistake is told before a folder is made
+    all(s.made for s in line) or begin()
     for p in recipe.stages.values() if make is execute else (): pick_device(p['device'])  # a cluster has others
     with locked(run.folder, f'run {name}'):
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
@@ -176,12 +175,11 @@ def make_run(
             else:
                 run.write(recipe.recipe, done, f'stopped in {s.stage}', name)
                 make_stage_of(run, s, say, make, shown)
-            new = s.made and known.get(s.stage) != s.folder.name
-            executed = s.folder / f'{s.stage}.ipynb'
+            executed, new = s.folder / f'{s.stage}.ipynb', s.made and known.get(s.stage) != s.folder.name
             if new and executed.exists(): copy_whole(executed, run.notebook(s.stage))
             done[s.stage] = s.folder
-            rows_wait = '.' in name  # their pages come with the report of their table
-            if shown and s.stage == 'masks' and not rows_wait: masks_page(run.folder, stage_record(s.folder))
+            if shown and s.stage == 'masks' and '.' not in name:  # pages of rows come with the report of their table
+                masks_page(run.folder, stage_record(s.folder))
         same = known == {k: f.name for k, f in done.items()}
         if state != 'done' or not same: run.write(recipe.recipe, done, 'done', name)
     return run.folder
