@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from wsss_nb.base import pictures, show
@@ -76,6 +78,27 @@ def test_every_figure_draws():
                show.plot_sweep(sweep, fixed=.25), show.plot_curves([dict(step=i, loss=1 / (i + 1)) for i in range(60)])]
     assert len({png(f) for f in figures}) == len(figures)
     assert any('oracle: 0.500 at 0.50' in t.get_text() for t in figures[5].axes[0].get_legend().get_texts())
+
+
+def test_pictures_keep_their_shape_and_neither_they_nor_their_titles_touch():
+    pictures, long = [[IMAGE, MASK[:, :10], None, IMAGE[:5]], [MASK]], 'a title that is a good deal wider than its picture'
+    fig = show.grid(pictures, titles=[['a', long, 'gap', 'two\nlines'], ['below']], row_titles=['x', 'a row whose name is longer than it is high'], size=.8)
+    png(fig)
+    [ax], (w, h) = fig.axes, fig.get_size_inches()
+    renderer = fig.canvas.get_renderer()
+    boxes = [Bbox.from_extents(l, t, r, b) for l, r, b, t in (i.get_extent() for i in ax.images)] + [t.get_window_extent(renderer).transformed(ax.transData.inverted()) for t in ax.texts]
+    shapes = [i.get_array().shape for i in ax.images]
+    for box, shape in zip(boxes, shapes): assert abs(box.width - .8) < 1e-6 and np.isclose(abs(box.height) / box.width, shape[0] / shape[1])
+    sides = [(min(b.x0, b.x1), max(b.x0, b.x1), min(b.y0, b.y1), max(b.y0, b.y1)) for b in boxes]
+    assert len(shapes) == 4 and len(boxes) == 4 + 7 and all(l > -.01 and r < w + .01 and u > -.01 and d < h + .01 for l, r, u, d in sides)
+    for k, a in enumerate(sides):
+        for b in sides[:k]: assert a[0] >= b[1] - .02 or b[0] >= a[1] - .02 or a[2] >= b[3] - .02 or b[2] >= a[3] - .02, (a, b)
+
+
+def test_paper_is_white():
+    photographs = np.random.default_rng(0).integers(0, 256, (2, 90, 90, 3), np.uint8)
+    picture = np.asarray(Image.open(io.BytesIO(png(show.grid([list(photographs)], ['a', 'b'])))).convert('RGB'))
+    assert (picture[:4] == 255).all() and (picture[:, :2] == 255).all() and len(np.unique(picture.reshape(-1, 3), axis=0)) > 200
 
 
 def test_no_global_plotting_state():
