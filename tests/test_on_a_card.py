@@ -6,9 +6,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conformity import ground
 from inside import quiet  # noqa: F401
-from wsss_nb.base.core import UserError
+from wsss_nb.base.core import UserError, seed_everything
+from wsss_nb.cams import CamNet
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.data.views import finish_views
+from wsss_nb.data.views import TrainingViews, finish_views
 from wsss_nb.engine.arithmetic import Arithmetic, precision_on, same_form
 from wsss_nb.engine.methods import METHODS, build_localiser, build_segmenter, localiser_learner, method_class
 from wsss_nb.engine.reading import Callback, Losses, Reads, read
@@ -53,6 +54,26 @@ def test_views_become_floats_on_a_card_without_a_wait():
         batch = dict(pixels=torch.empty(4, 9, 9, 3, dtype=torch.uint8, device='cuda'), window=torch.empty(4, 4, dtype=torch.int64, device='cuda'), mask=torch.empty(4, 9, 9, dtype=torch.uint8, device='cuda'))
         made = finish_views(batch, (.1, .2, .3))
         assert made['image'].device.type == made['valid'].device.type == 'cuda' and made['image'].shape == (4, 3, 9, 9) and made['mask'].dtype == torch.int64
+
+
+def test_views_are_resized_on_a_card_without_a_wait():
+    with FakeTensorMode():
+        on_card = lambda *shape, dtype: torch.empty(*shape, dtype=dtype, device='cuda')
+        batch = dict(part=on_card(4, 30, 20, 3, dtype=torch.uint8), rows=on_card(4, 7, dtype=torch.int64), columns=on_card(4, 7, dtype=torch.int64), window=on_card(4, 4, dtype=torch.int64))
+        made = TrainingViews(9).finish(batch)
+        assert made['image'].device.type == 'cuda' and made['image'].shape == (4, 3, 9, 9) and not {'part', 'pixels', 'rows', 'columns'} & made.keys()
+
+
+def test_a_training_on_parts_is_that_on_views(monkeypatch):
+    data = synthetic('train', n=12)
+    def losses(there):
+        seed_everything(0)
+        learner = Learner(CamNet(build('tiny'), 8), data, TrainingViews(48, long_side=(40, 90)), epochs=2, batch_size=4, device='cpu', workers=1)
+        assert learner.chosen['resized'] == 'by PIL'
+        learner.views.there = there
+        assert learner.chosen['resized'] == ('on the device' if there else 'by PIL')
+        return [h['loss'] for h in learner.fit()]
+    assert np.allclose(losses(True), losses(False), atol=2e-3)
 
 
 @pytest.mark.parametrize('can, precision', [((6, 1), 'fp32'), ((7, 0), 'fp16'), ((7, 5), 'fp16'), ((8, 0), 'bf16'), ((8, 6), 'bf16'), ((9, 0), 'bf16'), ((12, 0), 'bf16')])

@@ -71,12 +71,15 @@ def learner(folder, **kw):
 
 class Slow(Callback):
     "Says that the training has begun, and takes its time"
-    def __init__(self, begun): self.begun = begun
-    def before_fit(self, learner): self.begun.set()
-    def after_step(self, learner, batch, losses): time.sleep(.02)
+    def __init__(self, begun, saved): self.begun, self.saved = begun, saved
+    def before_fit(self, learner): self.saved or self.begun.set()
+
+    def after_step(self, learner, batch, losses):
+        time.sleep(.02)
+        if learner.step > 1: self.begun.set()  # behind a checkpoint
 
 
-def train_slowly(folder, begun): learner(folder, callbacks=[Slow(begun)]).fit()
+def train_slowly(folder, begun, saved): learner(folder, callbacks=[Slow(begun, saved)]).fit()
 
 
 def test_ten_kills_change_nothing(tmp_path):
@@ -86,7 +89,7 @@ def test_ten_kills_change_nothing(tmp_path):
     processes = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')  # a fork has imported everything
     for m in moments:
         begun = processes.Event()
-        child = processes.Process(target=train_slowly, args=(tmp_path / 'killed', begun))
+        child = processes.Process(target=train_slowly, args=(tmp_path / 'killed', begun, m == moments[-1]))  # the last has saved something
         child.start()
         assert begun.wait(60)
         time.sleep(m)

@@ -14,6 +14,7 @@ from wsss_nb.data import decoded as D
 from wsss_nb.data.folder import folder
 from wsss_nb.data.pixels import read_image
 from wsss_nb.data.resize import resize_image, resized_part, rows_first
+from wsss_nb.data.scales import laid_together, resize_weights
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.tagged import tagged
 from wsss_nb.data.views import TrainingViews, padded, padded_at_once, training_view
@@ -85,6 +86,38 @@ def test_a_batch_is_finished_as_each_of_its_views():
     for i in range(6):
         alone = views(data, i, rng('view', 3, 0, i))
         assert all(torch.equal(batch[k][i], alone[k]) for k in ('image', 'valid', 'mask', 'labels')) and batch['name'][i] == data.names[i]
+
+
+def test_views_resized_on_the_device_are_those_of_pil_but_for_roundings(photographs):
+    data, view = tagged(photographs, [['x']] * 4), TrainingViews(120, long_side=(40, 300))
+    on_core, there = (Views(data, view, 1, there=t) for t in (False, True))
+    keys = [(epoch, i) for epoch in range(6) for i in range(len(data))]
+    cut = [there.cut(key) for key in keys]
+    assert len({c['part'].shape for c in cut}) > 1 and all('pixels' not in c for c in cut)
+    mine, pil = there.finish(laid_together(cut)), on_core.finish(laid_together([on_core.cut(key) for key in keys]))
+    assert torch.equal(mine['valid'], pil['valid']) and torch.equal(mine['labels'], pil['labels']) and mine['name'] == pil['name']
+    off = 255 * (mine['image'] - pil['image']).abs()
+    assert off.mean() < .01 and off.max() < 2.5 and (mine['image'][~mine['valid'][:, None].expand_as(mine['image'])] == pil['image'][~pil['valid'][:, None].expand_as(pil['image'])]).all()
+    assert torch.equal(there[keys[3]]['image'], mine['image'][3])
+
+
+def test_rows_of_the_matrices_are_weights():
+    whole = torch.tensor([[0, 40, 100, 250, 100, 0, 0], [3, 20, 5, 60, 30, 0, 0], [2, 30, 4, 50, 80, 7, 1]])
+    made = resize_weights(whole, 40, 100)
+    inside = torch.stack([torch.arange(40).ge(a) & torch.arange(40).lt(a + n) for a, n in whole[:, :2].tolist()])
+    assert torch.allclose(made.sum(-1), inside.float(), atol=1e-6) and not made[~inside].any()
+    ramp = made @ torch.arange(100.)  # a straight line stays one where it is enlarged, away from the ends
+    assert torch.allclose(ramp[0], (torch.arange(100, 140) + .5) * .4 - .5, atol=1e-4)
+    assert (ramp[2, 4:30].diff() < 0).all() and (ramp[1, 6:20].diff() > 0).all()
+
+
+def test_of_a_photograph_that_is_much_larger_than_its_view_the_core_sends_the_view():
+    view, image = TrainingViews(32, long_side=(30, 40), flip=False), np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    data = tagged([image], [['x']])
+    cut, plain = (view.cut(data, 0, np.random.default_rng(5), there=t) for t in (True, False))
+    assert cut['part'].numel() <= 3 * 32 ** 2
+    finish = lambda v: view.finish(laid_together([v]))['image']
+    assert torch.equal(finish(cut), finish(plain))
 
 
 def test_padding_at_once_is_padding_one_by_one():

@@ -14,6 +14,7 @@ import torch
 from ..base.ahead import ReadAhead
 from ..base.core import UserError
 from .resize import resize_image, resize_mask, resized_part
+from .scales import part_seen, resized_there, with_pixels
 from .tiles import of_rows, tile_here, tile_side, tiled
 
 # %% ../../nbs/data/views.ipynb #c0d2f990
@@ -50,6 +51,7 @@ def cut_view(
     long_side=None,  # (lowest, highest) long side, or
     scale=None,  # (lowest, highest) factor
     flip=True,  # mirror half of the time
+    there=False,  # the part of the image instead of `pixels`, to be resized on another device (data.scales)
     **more,  # as `mask`, by name
 ):
     "One random view in 8 bits: `pixels` [crop,crop,3], `window` (first row and column, height, width) and `mask`"
@@ -57,9 +59,12 @@ def cut_view(
     mirrored = flip and rng.random() < .5
     (y, to_y, h), (x, to_x, w) = random_window(size[0], crop, rng), random_window(size[1], crop, rng)
     target = np.s_[to_y:to_y + h, to_x:to_x + w]
-    pixels = np.zeros((crop, crop, 3), np.uint8)
-    pixels[target] = resized_part(image, size, (y, h), (x, w), mirrored)
-    out = dict(pixels=torch.from_numpy(pixels), window=torch.tensor([to_y, to_x, h, w]))
+    if there: out = part_seen(image, size, (y, to_y, h), (x, to_x, w), mirrored, crop)
+    else:
+        pixels = np.zeros((crop, crop, 3), np.uint8)
+        pixels[target] = resized_part(image, size, (y, h), (x, w), mirrored)
+        out = dict(pixels=torch.from_numpy(pixels))
+    out['window'] = torch.tensor([to_y, to_x, h, w])
     for name, m in dict(mask=mask, **more).items():
         if m is None: continue
         ids, whole = np.full((crop, crop), 255, m.dtype), resize_mask(m, size)
@@ -134,15 +139,17 @@ class TrainingViews:
 
     def cut(self, data, i, rng,
         read=None,  # (data, i) -> uint8 [H,W,3]: where the image is taken from, if not from `data`
+        there=False,  # to be resized on the device
     ):
         "The view in 8 bits, for `finish`"
         ids = dict(mask=data.mask(i) if self.masks else None, regions=self.regions(data, i) if self.regions else None)
-        view = cut_view(read(data, i) if read else data.image(i), rng, **ids, **self.settings)
+        view = cut_view(read(data, i) if read else data.image(i), rng, there=there, **ids, **self.settings)
         tags = data.records[i].tags
         return view if tags is None else dict(view, labels=multi_hot(tags, len(data.classes)))
 
     def finish(self, batch):
         "A batch of such views as floats, on the device where it is"
+        if 'part' in batch: batch = with_pixels(batch, self.settings['crop'])
         return finish_views(batch, self.fill)
 
     def __call__(self, data, i, rng):
@@ -169,9 +176,7 @@ def pair_views(
 ):
     "The images at that scale, float [B,3,h,w], followed by their mirror images where `flip` says so"
     h, w = (max(1, round(n * scale)) for n in images[0].shape[:2])
-    if torch.device(device).type == 'cuda':
-        from wsss_nb.data.scales import resized_there
-        x = resized_there(images, (h, w), device)
+    if torch.device(device).type == 'cuda': x = resized_there(images, (h, w), device)
     else: x = torch.stack([as_tensor(resize_image(i, (h, w))) for i in images]).to(device)
     return torch.cat([x, x.flip(-1)]) if flip else x
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from ..base.core import UserError, rng
 from ..base.workers import FOR_MEMORY, by_value, cores, worker_context
 from ..data.decoded import Decoded
+from ..data.scales import laid_together
 from ..data.views import TrainingViews
 
 # %% ../../nbs/engine/batches.ipynb #18a9080c
@@ -63,10 +64,12 @@ class Views(torch.utils.data.Dataset):
     "Training views of a data set, addressed by (epoch, index)"
     def __init__(self, data, view, seed,
         decoded=None,  # a folder that keeps photographs decoded
+        there=False,  # views are resized on the device that the batch is brought to
     ):
         self.data, self.view, self.seed = data, view, seed
         self.in_bytes = isinstance(view, TrainingViews) and type(view).__call__ is TrainingViews.__call__
         self.store = Decoded(decoded) if decoded and self.in_bytes and hasattr(data, 'decoded') else None
+        self.there = there and self.in_bytes
 
     def __getstate__(self): return dict(by_value=by_value(vars(self)))  # a view or data of a script or a notebook
     def __setstate__(self, state): vars(self).update(pickle.loads(state['by_value']))
@@ -85,12 +88,13 @@ class Views(torch.utils.data.Dataset):
         "A view as it travels: in bytes, where it is one of ours"
         (epoch, i), read = key, dict(read=self.kept) if self.store else {}
         draw = rng('view', self.seed, epoch, i)
+        if self.there: read['there'] = True
         view = self.view.cut(self.data, i, draw, **read) if self.in_bytes else self.view(self.data, i, draw)
         return dict(view, name=self.data.names[i])
 
     def finish(self, batch):
         "Make floats of views in bytes, on the device where they are; others are left alone"
-        return self.view.finish(batch) if self.in_bytes and 'pixels' in batch else batch
+        return self.view.finish(batch) if self.in_bytes and 'window' in batch else batch
 
 
 class AsTheyTravel(torch.utils.data.Dataset):
@@ -149,7 +153,8 @@ def few_steps(steps, epochs, name='epochs'):
 # %% ../../nbs/engine/batches.ipynb #25a51167
 def loader_of(learner, workers=0):
     "The batches from the learner's step on, prepared by so many processes"
-    own = dict(num_workers=workers, multiprocessing_context=worker_context() if workers else None)
+    own = dict(num_workers=workers, multiprocessing_context=worker_context() if workers else None,
+               collate_fn=laid_together if learner.views.there else None)
     order, generator = learner.order(learner.step), torch.Generator().manual_seed(learner.seed)
     pinned = learner.device.type == 'cuda'
     return DataLoader(AsTheyTravel(learner.views), batch_sampler=order, pin_memory=pinned, generator=generator, **own)

@@ -102,7 +102,7 @@ class Learner:
         n, seed = len(given.data), given.seed
         given.epochs = rounds(n, given.batch_size, given.epochs, given.steps)
         share = self.accelerator.process_index, self.accelerator.num_processes
-        self.views = Views(given.data, given.view, seed, given.decoded)
+        self.views = Views(given.data, given.view, seed, given.decoded, there=self.device.type == 'cuda')
         self.order = lambda first: Batches(n, given.batch_size, given.epochs, seed, first, *share, self.outlined)
         self.schedule = SCHEDULES[check_name(given.schedule, SCHEDULES, 'schedule')]
         self.clip, self.seed, self.workers = given.clip, seed, number_of(given.workers)
@@ -117,7 +117,8 @@ class Learner:
     @property
     def chosen(self):
         "What was chosen for this machine, for the record"
-        return dict(self.arithmetic.said, workers=self.workers, read_every=self.read_every)
+        resized = 'on the device' if self.views.there else 'by PIL'
+        return dict(self.arithmetic.said, workers=self.workers, read_every=self.read_every, resized=resized)
 
     @property
     def plan(self):
