@@ -1,15 +1,27 @@
 """Who runs which test under `pytest -n 2`: a file with fixtures of its module is one piece of work, so that they are made once; what takes long comes first, so that no process waits for the other at the end."""
 import gc
 import os
+import shutil
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
+os.environ.setdefault('WSSS_CORES', '1')  # `make test` has a process for each of two cores; tests of processes say how many they want
 
 # with kernels, processes and trainings of their own; all others are done in less than some seconds each
 FIRST = ('test_notebooks.py::test_it_runs', 'test_scale.py', 'test_run.py', 'test_processes.py', 'test_faults.py', 'test_alone.py', 'test_sizes.py', 'test_published.py', 'test_stages.py', 'test_warm.py', 'test_workers.py', 'test_progress.py', 'test_papermill.py')
+
+
+def pytest_configure(config):
+    "A folder for the networks that pages begin with (engine/start): made by the process that starts the others, which find it in their environment"
+    if not os.environ.get('WSSS_STARTS'): config.starts = os.environ['WSSS_STARTS'] = tempfile.mkdtemp(prefix='wsss-starts-')
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, 'starts'): shutil.rmtree(os.environ.pop('WSSS_STARTS'))
 
 
 @pytest.hookimpl(hookwrapper=True)

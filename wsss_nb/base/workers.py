@@ -25,8 +25,11 @@ from .core import Progress, UserError, not_installed
 
 # %% ../../nbs/base/workers.ipynb #2f0f688e
 def cores():
-    "The cores this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    "The cores this process may use: those that the system lets it, or as many as WSSS_CORES says"
+    said = os.environ.get('WSSS_CORES', '')
+    if said and not (said.isdigit() and int(said)): raise UserError(f'WSSS_CORES: expected a number of cores, got {said!r}; 1 keeps all work in one process.')
+    there = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return int(said or there)
 
 
 CONTEXT = multiprocessing.get_context(
