@@ -76,20 +76,22 @@ def jpegs(folder, n, size=(375, 500), classes=20):
     return tagged(files, [[names[i % classes], names[(i + 7) % classes]] for i in range(n)], classes=names)
 
 
-def views_of(data, crop, kept, rounds=20):
-    "Measures of views a second on one core; `kept`: a folder for decoded photographs"
+def views_of(data, crop, kept, rounds=20, gpu=False):
+    "Measures of views a second on one core, the way that is taken here last; `kept`: a folder for decoded photographs"
     view, sides, store = TrainingViews(crop, long_side=(crop, 2 * crop)), (crop, 2 * crop), Decoded(kept)
     for i in range(len(data)): data.decoded(i, store)
-    counts = {way: itertools.count() for way in ('first', 'later', 'plain')}
+    counts = {way: itertools.count() for way in ('first', 'later', 'part', 'plain')}
     drawn = lambda way: ((k := next(counts[way])) % len(data), rng('bench', k))
-    floats = lambda cut: view.finish({k: v[None] for k, v in cut.items()})
+    floats, read = lambda cut: view.finish({k: v[None] for k, v in cut.items()}), lambda data, i: data.decoded(i, store)
     ways = dict(first=lambda: floats(view.cut(data, *drawn('first'))),
-                later=lambda: floats(view.cut(data, *drawn('later'), lambda data, i: data.decoded(i, store))),
+                later=lambda: floats(view.cut(data, *drawn('later'), read)),
+                part=lambda: view.cut(data, *drawn('part'), read, there=True),
                 plain=lambda: (lambda i, r: plain_view(data.records[i].image, r, crop, sides))(*drawn('plain')))
-    first, later, plain = (1 / statistics.median(t) for t in in_turns(ways, rounds).values())
-    what, beside = f'views of {crop}, one core', 'whole picture, floats, PIL'
-    return [Measure(f'{what}: first epoch', 'per second', first, plain, beside),
-            Measure(f'{what}: kept decoded', 'per second', later, plain, beside)]
+    first, later, part, plain = (1 / statistics.median(t) for t in in_turns(ways, rounds).values())
+    named = {'first epoch': first, 'kept decoded, for a GPU to resize': part, 'kept decoded': later}
+    if gpu: named['kept decoded, for a GPU to resize'] = named.pop('kept decoded, for a GPU to resize')
+    return [Measure(f'views of {crop}, one core: {how}', 'per second', rate, plain, 'whole picture, floats, PIL')
+            for how, rate in named.items()]
 
 # %% ../../nbs/engine/bench.ipynb #0951dedd
 class Clock(Callback):
@@ -176,7 +178,7 @@ def measured(data, make, p, device, workers, quick, kept):
     gpu, rounds = device.type == 'cuda', 3 if quick else 15
     side, steps = 161 if quick and not gpu else 321, (40 if gpu else 4) * (1 if quick else 3)
     large = [] if quick or gpu else views_of(data, 449, kept, 10 * rounds)  # of the papers
-    return [*start_up(1 if quick else 3), *large, *views_of(data, p['crop'], kept, 10 * rounds),
+    return [*start_up(1 if quick else 3), *large, *views_of(data, p['crop'], kept, 10 * rounds, gpu),
             *step_measures(data, make, p['crop'], p['size'], device, workers, kept, steps, rounds),
             *([] if quick else compiled_steps(data, make, p['crop'], p['size'], device, rounds)),
             *([share_of(data, make, p, device, workers, steps)] if gpu else []),
