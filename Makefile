@@ -13,8 +13,8 @@ TORCH   = $(foreach r,$(filter torch%,$(shell sed -n 's/^requirements = //p' set
 CRF     = '$(shell sed -n 's/^crf_requirements = //p' settings.ini)'
 TORCH_INDEX ?=
 LOCKED  = $(if $(LOCK),-c $(VENV)/constraints.txt)
-# one thread for each of the two processes, and torch's memory is kept between steps as in kernels (engine/warm): a training in a test takes a quarter less
-QUICK   = OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
+# one thread for each of the two processes, and torch's memory is kept between steps as in kernels (engine/warm): a training in a test takes a quarter less; modules are compiled once for the hundreds of processes, whatever the environment says
+QUICK   = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 # $(call alive,command): the command, and a line every 20 s that it goes on
 alive   = (s=0; while sleep 20 3>&- && kill -0 $$$$; do s=$$((s + 20)); echo "  ... $$s s" >&3; done) 3>&1 >/dev/null 2>&1 </dev/null & t=$$!; $(1); rc=$$?; kill $$t; exit $$rc
 NBS    := $(sort $(wildcard nbs/*.ipynb nbs/data/*.ipynb nbs/nets/*.ipynb nbs/refine/*.ipynb nbs/papers/*.ipynb nbs/tutorials/*.ipynb nbs/results/*.ipynb))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inside import inside
+from inside import inside, kernel_of_one_server
 from wsss_nb.engine import key as K
 from wsss_nb.engine import run as R
 from wsss_nb.engine import stage as S
@@ -31,7 +31,6 @@ from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_noteboo
 from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, resolved, rows_of, stage_parameters
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.sheet import RunsStopped, Sheet, runs_of
-from wsss_nb.engine.warm import own_kernel
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -495,7 +494,7 @@ def papermill(*args, cwd): return subprocess.run([sys.executable, '-m', 'papermi
 def papermill_here(path, out, cwd, **parameters):
     "papermill in the process of the test, with a warm kernel"
     import papermill
-    with own_kernel() as kernel: papermill.execute_notebook(str(path), str(out), parameters, cwd=str(cwd), kernel_name=kernel, progress_bar=False)
+    with kernel_of_one_server() as kernel: papermill.execute_notebook(str(path), str(out), parameters, cwd=str(cwd), kernel_name=kernel, progress_bar=False)
 
 
 def test_papermill_alone_works_from_any_folder_and_is_strict_too(tmp_path):

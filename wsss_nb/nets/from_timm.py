@@ -93,7 +93,8 @@ class TimmNet(Backbone):
         self.at, self.ends, self.whole = at, [net.feature_info[i]['module'] for i in at], tuple(net.state_dict())
         self.takes_maps = not hasattr(net, 'patch_embed')  # transformers take tokens
         net.prune_intermediate_layers(at, prune_norm=not self.depths_only, prune_head=True)
-        self.net, self.heads = net, tuple(f'net.{k}' for k in self.whole if k not in net.state_dict())
+        left = {*net.state_dict()}
+        self.net, self.heads = net, tuple(f'net.{k}' for k in self.whole if k not in left)
         self.patch = 1 if self.takes_maps else max(net.patch_embed.patch_size)
         self.also = ('patches',) if not self.takes_maps and self.depths_only else ()
         self.set_normalization('own')
