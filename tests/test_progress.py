@@ -27,7 +27,7 @@ def work(n=4):
 '''
 
 
-def environment(): return {**{k: v for k, v in os.environ.items() if k != 'WSSS_PROGRESS'}, 'PYTHONPATH': str(ROOT), 'COLUMNS': '80', 'TERM': 'xterm'}
+def environment(): return {**{k: v for k, v in os.environ.items() if k not in ('WSSS_PROGRESS', 'WSSS_CORES')}, 'PYTHONPATH': str(ROOT), 'COLUMNS': '80', 'TERM': 'xterm'}
 
 
 def on_a_terminal(code):
@@ -296,7 +296,7 @@ def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, cores, jobs, ea
         assert ahead == first
         for run in recipes: seen.append((run, jobs, threads)); yield run, tmp_path / run, None
     monkeypatch.setattr(sheet, 'side_by_side', side_by_side)
-    monkeypatch.setattr(sheet, 'make_run', lambda run, *a: seen.append((run, *(os.environ[k] for k in execute.THREADS))) or tmp_path / run)
+    monkeypatch.setattr(sheet, 'make_run', lambda run, *a, **more: seen.append((run, *(os.environ[k] for k in execute.THREADS))) or tmp_path / run)
     monkeypatch.setattr(workers, 'cores', lambda: cores)
     monkeypatch.setattr(demo, 'find_spec', lambda name: dask or None)
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
