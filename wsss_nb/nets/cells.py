@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIXES', 'NEARLY_ALONE', 'CLEAR', 'some_of_each', 'Outlines', 'outlined_cells', 'learn_both', 'iou_of_told',
-           'left_out', 'best_mix']
+           'left_out', 'all_shown', 'best_mix']
 
 # %% ../../nbs/nets/cells.ipynb #6d03be39
 from typing import NamedTuple
@@ -106,6 +106,12 @@ def left_out(taught, o, mix, loss_of, most):
     return loss / len(o.ids), iou_of_told(counts)
 
 
+def all_shown(taught, o, times=2):
+    "Whether every class that is taught stands in so many outlined images"
+    images = torch.stack([o.owner, o.ids]).unique(dim=1)[1]  # a class of an image, once
+    return bool((torch.bincount(images, minlength=o.may.shape[1])[taught[1].unique()] >= times).all())
+
+
 def best_mix(
     taught,  # rows and ids
     outlines,  # an Outlines
@@ -114,6 +120,10 @@ def best_mix(
     "The share and the penalty with which images that are left out are foretold best"
     usual, other = ([(share, factor * decay) for share, factor in mixes] for mixes in (MIXES, NEARLY_ALONE))
     if len(outlines.owner.unique()) < 2: return usual[0]
-    found = {mix: left_out(taught, outlines, mix, loss_of, most) for mix in usual + other}
-    mix, bold = min(usual, key=lambda m: found[m][0]), max(other, key=lambda m: found[m][1])
-    return bold if found[bold][1] >= found[mix][1] + CLEAR else mix
+    asked = lambda mixes: {mix: left_out(taught, outlines, mix, loss_of, most) for mix in mixes}
+    found = asked(usual)
+    mix = min(usual, key=lambda m: found[m][0])
+    if not all_shown(taught, outlines): return mix
+    clearer = asked(other)
+    bold = max(other, key=lambda m: clearer[m][1])
+    return bold if clearer[bold][1] >= found[mix][1] + CLEAR else mix
