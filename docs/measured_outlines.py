@@ -1,11 +1,12 @@
 """Tags and a few outlines on photographs, networks trained: python docs/measured_outlines.py cam --root VOCdevkit --tags image_labels.json --weights FILE --keep FOLDER
 
 MobileNetV2 of ImageNet stays as it is up to its last but one stage, whose maps of all photographs (257 x 257, straight and mirrored) are kept in FOLDER once; the last convolution and the heads are trained,
-by the package's learner and losses: 86 steps of 16 (net: 400) from the tags of all 692, once; then from there 43 steps of 8 (sipe: 20, net: 60), which is once through a part of the photographs that is drawn anew, beside the outlines of a drawing, or without any.
-`net` needs --pseudo FILE: {(outlines, drawing): uint8 [692,65,65]}, masks of the frozen line, told the tags; where a drawing has none of its own, (0, 0), those from tags alone, with the outlines in their places. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
+by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 steps of 8 (sipe: 20), which is once through a part of the photographs that is drawn anew, beside the outlines of a drawing, or without any.
+`net` learns 400 steps of 16 and then 60 of 8 from the masks that the frozen line (EfficientNet-Lite2, 449 x 449 and stride 8, told the tags) makes beside the same outlines; these are made first and kept in FOLDER too. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
 """
 import argparse, json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from wsss_nb.engine.train import Learner
 from wsss_nb.metrics import Confusion
 from wsss_nb.nets.backbone import Backbone
 from wsss_nb.nets.deeplab import LightDeepLab
+from wsss_nb.nets.cells import outlined_cells
+from wsss_nb.nets.linear import of_cells
 from wsss_nb.nets.zoo import build
+from wsss_nb.papers.frozen import Frozen, among_tags
 from wsss_nb.papers.sipe import Sipe
 
 SIX, SIDE, MASK = ('cat', 'cow', 'dog', 'horse', 'person', 'sheep'), 257, 65
@@ -109,6 +113,30 @@ def drawing(data, n, draw):
     return chosen
 
 
+def frozen_line(data, folder):
+    "(outlines, drawing) -> masks uint8 [N,65,65] of the frozen line beside them, told the tags; all in a file, one after the other"
+    net = Frozen(build('timm:tf_efficientnet_lite2', 'imagenet', stride=8), data.labels.shape[1])
+    net.prepare(data, folder)
+    net.learn_tags(net.kept, data.labels)
+    cells_of = lambda i: net.standard(net.kept[i])
+
+    @torch.no_grad()
+    def mask(i):
+        p = among_tags(of_cells(net.lessons[-1], cells_of(i)[None]), data.labels[i:i + 1])
+        return F.interpolate(p, (MASK, MASK), mode='bilinear', align_corners=False)[0].argmax(0).byte()
+
+    def masks(n, draw):
+        file = Path(folder) / f'masks {n} {draw}.pt'
+        if not file.exists():
+            net.mix, some = None, SimpleNamespace(outlined=drawing(data, n, draw), mask=data.mask)
+            for k in range(len(net.lessons)):
+                o = outlined_cells(some, cells_of, data.labels, net.cells // 2, draw)
+                print('frozen line', n, draw, net.learn_lesson(net.kept, data.labels, k, draw + 1 + k, o), flush=True)
+            torch.save(torch.stack([mask(i) for i in range(len(data))]), file)
+        return torch.load(file)
+    return masks
+
+
 def trained(net, data, kind, steps, batch, seed=0, lr=1.):
     how = dict(HOW[kind], lr=HOW[kind]['lr'] * lr)
     Learner(net, data, view, steps=steps, batch_size=batch, seed=seed, device='cpu', workers=0, precision='fp32', **how).fit()
@@ -119,8 +147,8 @@ def measure(kind, a):
     "All numbers of a kind of network, one after the other"
     data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
     (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
-    file, pseudo = Path(a.keep) / f'{kind}.json', torch.load(a.pseudo) if kind == 'net' else {}
-    found, nothing, everything = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data)))
+    file, taught = Path(a.keep) / f'{kind}.json', frozen_line(data, a.keep) if kind == 'net' else lambda n, draw: nothing
+    found, nothing, everything, firsts = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data))), {}
     photographs, steps, steps_alone = STEPS[kind]
     part = lambda draw: sorted(np.random.default_rng([99, draw]).permutation(len(data))[:photographs].tolist())
     kept = lambda at, masks, outlined=(): Kept(maps, data.labels, data.names, at, masks, outlined)
@@ -139,24 +167,24 @@ def measure(kind, a):
         out[chosen] = truth[chosen]
         return out
 
-    taught = lambda n, draw: pseudo.get((n, draw), pseudo.get((0, 0), nothing))
-    base = trained(fresh(), kept(everything, taught(0, 0)), kind, FIRST[kind], 16).state_dict()
+    def first(key, masks, outlined):
+        "From all photographs: a localiser once, the network from each set of masks"
+        if key not in firsts: firsts[key] = trained(fresh(), kept(everything, masks, outlined), kind, FIRST[kind], 16).state_dict()
+        return firsts[key]
 
     def both(n, draw):
         chosen, net = drawing(data, n, draw), fresh()
-        at = [i for i in part(draw) if i not in chosen] + chosen
-        net.load_state_dict(base)
-        return trained(net, kept(at, given(taught(n, draw), chosen), [at.index(i) for i in chosen]), kind, steps, 8, draw, .5)
+        at, masks = [i for i in part(draw) if i not in chosen] + chosen, given(taught(n, draw if n else 0), chosen)
+        net.load_state_dict(first((n, draw if n else 0), masks, chosen) if kind == 'net' else first((0, 0), nothing, ()))
+        return trained(net, kept(at, masks, [at.index(i) for i in chosen]), kind, steps, 8, draw, .5)
 
     def alone(n, draw):
         chosen = drawing(data, n, draw)
         return trained(fresh(), kept(chosen, given(nothing, chosen), () if kind == 'net' else range(n)), kind, steps_alone, min(8, n), draw)
 
-    whole = []
     def all_masks(draw):
-        if not whole: whole.append(trained(fresh(), kept(everything, truth), kind, FIRST[kind], 16).state_dict())
         net = fresh()
-        net.load_state_dict(whole[0])
+        net.load_state_dict(first('all', truth, ()))
         return trained(net, kept(part(draw), truth), kind, steps, 8, draw, .5)
 
     for draw in (0, 1, 2):
@@ -169,7 +197,7 @@ def measure(kind, a):
 def main():
     p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     p.add_argument('what', nargs='+', choices=NETS)
-    for name in ('root', 'tags', 'weights', 'keep', 'pseudo'): p.add_argument(f'--{name}', default='')
+    for name in ('root', 'tags', 'weights', 'keep'): p.add_argument(f'--{name}', default='')
     a = p.parse_args()
     torch.set_num_threads(1)
     Path(a.keep).mkdir(parents=True, exist_ok=True)

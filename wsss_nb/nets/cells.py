@@ -120,10 +120,7 @@ def best_mix(
     "The share and the penalty with which images that are left out are foretold best"
     usual, other = ([(share, factor * decay) for share, factor in mixes] for mixes in (MIXES, NEARLY_ALONE))
     if len(outlines.owner.unique()) < 2: return usual[0]
-    asked = lambda mixes: {mix: left_out(taught, outlines, mix, loss_of, most) for mix in mixes}
-    found = asked(usual)
-    mix = min(usual, key=lambda m: found[m][0])
-    if not all_shown(taught, outlines): return mix
-    clearer = asked(other)
-    bold = max(other, key=lambda m: clearer[m][1])
-    return bold if clearer[bold][1] >= found[mix][1] + CLEAR else mix
+    if not all_shown(taught, outlines): other = [mix for mix in other if mix[0] < 1]
+    found = {mix: left_out(taught, outlines, mix, loss_of, most) for mix in usual + other}
+    mix, bold = min(usual, key=lambda m: found[m][0]), max(other, key=lambda m: found[m][1])
+    return bold if found[bold][1] >= found[mix][1] + CLEAR else mix

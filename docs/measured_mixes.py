@@ -1,0 +1,125 @@
+"""The frozen line's mix of tags and outlines beyond the curve of photographs: python docs/measured_mixes.py small --root VOCdevkit --tags image_labels.json --keep FOLDER
+
+small: 30 photographs of `train_aug`, five of each of six classes, as somebody's own folder: masks of all from their tags, then twelve of them outlined, the most doubtful or any; the others are counted. FOLDER may be that of docs/measured_outlines.py net, whose features are read.
+drawings: EfficientNet-Lite0 at side 128 and stride 8, one lesson of 12,000 cells (6,000 of the outlines) on 160 drawings of the embedded set, 40 of `val` are counted.
+No CRF. What is found goes to FOLDER/<what>.json, one number after the other; a stopped run goes on.
+"""
+import argparse, json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from measured_outlines import SIX, drawing
+from wsss_nb.data.catalog import open_data
+from wsss_nb.data.demo import demo_data
+from wsss_nb.data.sample import ScoreMaps
+from wsss_nb.data.views import as_tensor
+from wsss_nb.metrics import Confusion
+from wsss_nb.nets.cells import outlined_cells
+from wsss_nb.nets.linear import of_cells
+from wsss_nb.nets.zoo import build
+from wsss_nb.papers.frozen import Frozen, among_tags
+from wsss_nb.results.doubt import doubt
+
+ALONE = 1., .02  # share and penalty of outlines alone
+
+
+class Line:
+    "The frozen line on some images, with or without outlines of some of them"
+    def __init__(self, data, labels, network, folder, **options):
+        self.data, self.labels = data, labels
+        self.net = Frozen(build(network, 'imagenet', stride=8), labels.shape[1], **options)
+        self.net.prepare(data, folder)
+        self.net.learn_tags(self.net.kept, labels)
+
+    def cells(self, i): return self.net.standard(self.net.kept[i])
+
+    def learn(self, mask_of=None, outlined=(), mix=None, seed=0):
+        "All lessons, beside these outlines; `mix`: not the one that is found"
+        net, some = self.net, SimpleNamespace(outlined=outlined, mask=mask_of)
+        net.mix = mix
+        for k in range(len(net.lessons)): net.learn_lesson(net.kept, self.labels, k, seed + 1 + k, outlined_cells(some, self.cells, self.labels, net.cells // 2, seed))
+
+    @torch.no_grad()
+    def maps(self, size, i=None, cells=None, labels=None):
+        "Probabilities of an image told its tags, or of cells [D,h,w]"
+        cells, labels = (self.cells(i), self.labels[i]) if cells is None else (cells, labels)
+        return F.interpolate(among_tags(of_cells(self.net.lessons[-1], cells[None]), labels[None]), size, mode='bilinear', align_corners=False)[0]
+
+
+def counted(pairs, classes, ids):
+    "mIoU over ids of (mask found, true mask)"
+    c = Confusion(classes)
+    for found, truth in pairs: c.update(found.astype(np.uint8), truth)
+    return round(c.miou(ids), 4)
+
+
+def small(a, found, note):
+    "Key -> mIoU of the photographs that nobody outlined"
+    every = open_data('voc12', 'train_aug', root=a.root, tags=a.tags)
+    six = [every.classes.index(c) for c in SIX]
+    for draw in range(a.draws):
+        if all(f'{what} {how} {draw}' in found for what in ('tags', 'both', 'alone') for how in ('doubtful', 'random')): continue
+        data = every.subset(drawing(every, 30, draw))
+        shown = [k for k in range(len(every.classes)) if data.labels[:, k].any()]
+        number = np.full(256, 255, np.uint8)
+        number[[0, *(k + 1 for k in shown)]] = range(len(shown) + 1)
+        truth, ids = [number[data.mask(i)] for i in range(30)], [0, *(shown.index(k) + 1 for k in six)]
+        line = Line(data, data.labels[:, shown], 'timm:tf_efficientnet_lite2', a.keep, cells=a.cells)
+        masks = lambda: [line.maps(truth[i].shape, i).argmax(0).numpy() for i in range(30)]
+        line.learn(seed=draw)
+        first, keys = masks(), lambda i: np.array([0, *(line.labels[i].nonzero()[:, 0] + 1).tolist()])
+        doubts = [doubt(first[i], ScoreMaps(keys(i), line.maps(truth[i].shape, i)[keys(i)].numpy())) for i in range(30)]
+        for how, order in (('doubtful', np.argsort(doubts)[::-1]), ('random', np.random.default_rng([12, draw]).permutation(30))):
+            outlined, others = [int(i) for i in order[:12]], [int(i) for i in order[12:]]
+            score = lambda made: counted([(made[i], truth[i]) for i in others], len(shown) + 1, ids)
+            note(f'tags {how} {draw}', lambda: score(first))
+            for what, mix in (('both', None), ('alone', ALONE)):
+                line.learn(lambda i: truth[i], outlined, mix, draw)
+                note(f'{what} {how} {draw}', lambda: score(masks()), str(line.net.mix))
+
+
+def drawings(a, found, note):
+    "Key -> [mIoU told the tags, told nothing] of drawings"
+    data, val = demo_data('train', 160), demo_data('val', 40)
+    line, ids = Line(data, data.labels, 'timm:tf_efficientnet_lite0', f'{a.keep}/drawings', side=128, lessons=1, cells=12000), range(len(data.classes) + 1)
+    with torch.no_grad(): cells = [line.net.standard(line.net.features(as_tensor(line.net.shown([val.image(i)])[0])[None])[0]) for i in range(len(val))]
+
+    def score():
+        of = lambda labels: counted([(line.maps(val.mask(i).shape, cells=cells[i], labels=labels[i]).argmax(0).numpy(), val.mask(i)) for i in range(len(val))], len(ids), ids)
+        return [of(val.labels), of(torch.ones_like(val.labels))]
+
+    for draw in range(a.draws):
+        r = np.random.default_rng([8, draw])
+        for n in (0, 6, 12, 24, 60):
+            outlined = []
+            for k in range(n): outlined.append(int(r.choice([i for i in range(len(data)) if data.labels[i, k % 8] and i not in outlined])))
+            for what, mix in (('both', None), ('alone', ALONE)):
+                if n or what == 'both':
+                    line.learn(data.mask, outlined, mix, draw)
+                    note(f'{what} {n} {draw}', score, str(line.net.mix))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    p.add_argument('what', choices=('small', 'drawings'))
+    for name in ('root', 'tags', 'keep'): p.add_argument(f'--{name}', default='')
+    p.add_argument('--draws', type=int, default=3)
+    p.add_argument('--cells', type=int, default=12000, help='of a lesson, on photographs')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    file = Path(a.keep) / f'{a.what}.json'
+    found = json.loads(file.read_text()) if file.exists() else {}
+
+    def note(key, make, more=''):
+        found[key] = make()
+        file.write_text(json.dumps(found))
+        print(key, found[key], more, flush=True)
+
+    (small if a.what == 'small' else drawings)(a, found, note)
+
+
+if __name__ == '__main__': main()
