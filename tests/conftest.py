@@ -11,8 +11,6 @@ import pytest
 
 os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
 os.environ.setdefault('WSSS_CORES', '1')  # `make test` has a process for each of two cores; tests of processes say how many they want
-for name in ('MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') if 'OMP_NUM_THREADS' in os.environ else ():
-    os.environ.setdefault(name, os.environ['OMP_NUM_THREADS'])  # as workers have it: one server of kernels is for both
 sys.modules.setdefault('rfc3987_syntax', None)  # a grammar of addresses, a second of work wherever notebooks are read; engine/execute leaves it out as well
 
 # with kernels, processes and trainings of their own; all others are done in less than some seconds each

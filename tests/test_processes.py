@@ -125,7 +125,7 @@ def test_a_launcher_is_a_number_or_a_program(tmp_path, monkeypatch):
 
 # -- a whole recipe
 
-SMALL = ['limit=10', 'device=cpu', 'train.epochs=1', 'train.batch_size=4', 'segment.epochs=1', 'segment.batch_size=4', 'optimizer=sgd', 'lr=0.01', 'masks.scales=[1.0]', 'masks.splits=[train]', 'evaluate.splits=[val]', 'workers=1']
+SMALL = ['limit=10', 'device=cpu', 'train.epochs=1', 'train.batch_size=4', 'segment.epochs=1', 'segment.batch_size=4', 'optimizer=sgd', 'lr=0.01', 'masks.scales=[1.0]', 'masks.splits=[train]', 'evaluate.splits=[val]', 'workers=0']
 
 
 def recipe_run(folder, *arguments, recipe='stages: [train, masks, segment, evaluate]\n'):

@@ -33,7 +33,7 @@ from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, 
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.sheet import RunsStopped, Sheet, runs_of
 
-SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
+SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=0']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
 
 
@@ -601,7 +601,7 @@ def same_metrics(a, b): return (a / 'runs/small/metrics.json').read_bytes() == (
 
 def killed_runs(tmp_path, small, kills, seed, between=(5, 20)):
     "Kill the same run at random moments, let it finish, and begin anew until it was killed `kills` times; returns the moments"
-    command = ['run', str(small / 'small.yaml'), '--runs', str(tmp_path / 'runs')] + [x for o in SMALL for x in ('-p', o)]
+    command = ['run', str(small / 'small.yaml'), '--runs', str(tmp_path / 'runs')] + [x for o in [*SMALL, 'train.workers=1', 'segment.workers=1'] for x in ('-p', o)]  # a process of a DataLoader dies, too
     rng, moments, env = np.random.default_rng(seed), [], {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}  # as a user's: the command forks its server from itself
     while len(moments) < kills:
         child = subprocess.Popen([str(Path(sys.executable).parent / 'wsss'), *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

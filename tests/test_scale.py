@@ -28,7 +28,7 @@ TABLE = '''
 stages: [train, masks, evaluate]
 limit: 8
 device: cpu
-workers: 1
+workers: 0
 train: {epochs: 15, batch_size: 4, crop: 64, save_seconds: 0.0}
 masks: {splits: [val], scales: [1.0]}
 evaluate: {splits: [val], sweep: false}
@@ -98,7 +98,8 @@ def table(tmp_path_factory):
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
         m.setattr(scale, 'Watch', Seen), m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')
-        socket = warm.server({**os.environ, **scale.share(0, 2), **warm.KEEP_MEMORY})  # one for both workers, and for the one that comes for the dead
+        dask = dict(scale.share(0, 2), PYTHONHASHSEED='6640', **warm.KEEP_MEMORY)  # what a worker has in its environment
+        socket = warm.server({**os.environ, **dask})  # one for both workers, and for the one that comes for the dead
         if socket: m.setenv('WSSS_WARM', socket)
         Sheet(runs_of(str(d / 'bad/t.yaml')), d / 'dask').run(2, say=lambda text: (said.append(text), print(text, file=sys.stderr)))
     killer.join()
