@@ -2,6 +2,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
 os.environ.setdefault('WSSS_CORES', '1')  # `make test` has a process for each of two cores; tests of processes say how many they want
+sys.modules.setdefault('rfc3987_syntax', None)  # a grammar of addresses, a second of work wherever notebooks are read; engine/execute leaves it out as well
 
 # with kernels, processes and trainings of their own; all others are done in less than some seconds each
 FIRST = ('test_notebooks.py::test_it_runs', 'test_scale.py', 'test_run.py', 'test_processes.py', 'test_faults.py', 'test_alone.py', 'test_sizes.py', 'test_published.py', 'test_stages.py', 'test_warm.py', 'test_workers.py', 'test_progress.py', 'test_papermill.py')

@@ -1,6 +1,9 @@
 """Where the process is not the point: stage notebooks executed in that of the test, without a kernel; kernels that a notebook starts as forks of the server of the test; and silence."""
 import logging
+import multiprocessing
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -39,11 +42,25 @@ def inside():
         yield made
 
 
+FORKS = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')  # a fork has imported everything
+
+
 @contextmanager
 def kernel_of_one_server():
     "A kernel, as `own_kernel` has it; kernels that are started from within it are forks of the same server"
     socket = warm.server({**os.environ, **{k: os.environ.get(k, v) for k, v in warm.KEEP_MEMORY.items()}})
     with environment(**dict(WSSS_WARM=socket) if socket else {}), warm.own_kernel() as kernel: yield kernel
+
+
+def in_kernels(*codes):
+    "What each of these codes prints, side by side in processes of their own, which have imported everything already"
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+    def printed(code):
+        nb = new_notebook(cells=[new_code_cell(code)])
+        NotebookClient(nb, timeout=300, kernel_name=kernel).execute()
+        return ''.join(o.text for o in nb.cells[0].outputs if o.get('name') == 'stdout')
+    with kernel_of_one_server() as kernel, ThreadPoolExecutor(len(codes)) as pool: return list(pool.map(printed, codes))
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_views_are_resized_on_a_card_without_a_wait():
         assert made['image'].device.type == 'cuda' and made['image'].shape == (4, 3, 9, 9) and not {'part', 'pixels', 'rows', 'columns'} & made.keys()
 
 
-def test_a_training_on_parts_is_that_on_views(monkeypatch):
+def test_a_training_on_parts_is_that_on_views():
     data = synthetic('train', n=12)
     def losses(there):
         seed_everything(0)

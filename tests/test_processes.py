@@ -1,7 +1,7 @@
-"""Two processes train what one trains: the same batches, losses and weights, through torchrun and through a whole recipe."""
+"""Two processes train what one trains: the same batches, losses and weights, side by side and through a whole recipe, which torchrun starts."""
 import json
 import os
-import subprocess
+import socket
 import sys
 import time
 from functools import partial
@@ -12,18 +12,15 @@ import pytest
 import torch
 
 from conformity import ground
-from inside import inside
+from inside import FORKS, in_kernels, inside
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.methods import AFFINITIES, METHODS, affinity_learner, localiser_learner, method_class, segmenter_learner
-from wsss_nb.base.processes import SharedNorm, count, launcher
+from wsss_nb.base.processes import SharedNorm, count, everyones, launcher, share_norms
 from wsss_nb.engine.batches import Batches
 from wsss_nb.engine.checkpoint import read_checkpoint
 from wsss_nb.engine.train import Callback, Learner
-
-PAIR = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-
 
 class Seen(Callback):
     "The images of each step"
@@ -62,11 +59,28 @@ def trained(make):
     return dict(losses=[h['loss'] for h in history], net=learner.raw_net.state_dict(), names=seen.names, shared=any(isinstance(m, SharedNorm) for m in learner.raw_net.modules()))
 
 
-SCRIPT = '''
+def normalise_halves():
+    "Each of two processes normalises half of a batch, and together they have what plain batch norm makes of the whole (the page of `base.processes` says the same)"
+    if not torch.distributed.is_initialized(): torch.distributed.init_process_group('gloo')
+    rank, x = torch.distributed.get_rank(), torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    net, plain = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    share_norms(net)
+    mine, whole = x[rank::2].clone().requires_grad_(), x.clone().requires_grad_()
+    a, b = net(mine), plain(whole)
+    weight = torch.arange(360.).view(6, 3, 5, 4).sin()
+    (a * weight[rank::2]).sum().backward(), (b * weight).sum().backward()
+    assert torch.allclose(a, b[rank::2], atol=1e-5) and torch.allclose(mine.grad, whole.grad[rank::2], atol=1e-5)
+    assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(net.state_dict().values(), plain.state_dict().values()))
+    assert everyones(x[rank::2]).shape == x.shape and count(x[:1 + rank] > 9) == .5
+
+
+RANK = '''
 import os, sys, torch
+os.environ.update(RANK='{rank}', LOCAL_RANK='{rank}', WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='{port}')  # as torchrun tells them
 sys.path.insert(0, {tests!r})
-from test_processes import learners, trained
+from test_processes import learners, normalise_halves, trained
 torch.save({{name: trained(make) for name, make in learners({cache!r}).items()}}, {out!r} + os.environ['RANK'])
+normalise_halves()
 '''
 
 
@@ -74,11 +88,10 @@ torch.save({{name: trained(make) for name, make in learners({cache!r}).items()}}
 def pair(tmp_path_factory):
     "Everything trained by two processes: what each of them has in the end"
     d = tmp_path_factory.mktemp('pair')
-    (d / 'script.py').write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(d / 'rank'), cache=str(d)))
     localiser_in(d)
     learners(d)['icd']()  # its regions are made once, as a stage would
-    r = subprocess.run([*PAIR, str(d / 'script.py')], capture_output=True, text=True)
-    assert r.returncode == 0, r.stderr[-3000:]
+    with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
+    in_kernels(*(RANK.format(rank=i, port=port, tests=str(Path(__file__).parent), out=str(d / 'rank'), cache=str(d)) for i in range(2)))
     return d, *(torch.load(d / f'rank{i}', weights_only=False) for i in range(2))
 
 
@@ -112,7 +125,7 @@ def test_a_launcher_is_a_number_or_a_program(tmp_path, monkeypatch):
 
 # -- a whole recipe
 
-SMALL = ['limit=10', 'device=cpu', 'train.epochs=1', 'train.batch_size=4', 'segment.epochs=1', 'segment.batch_size=4', 'optimizer=sgd', 'lr=0.01', 'masks.scales=[1.0]', 'masks.splits=[train]', 'evaluate.splits=[val]', 'workers=1']
+SMALL = ['limit=10', 'device=cpu', 'train.epochs=1', 'train.batch_size=4', 'segment.epochs=1', 'segment.batch_size=4', 'optimizer=sgd', 'lr=0.01', 'masks.scales=[1.0]', 'masks.splits=[train]', 'evaluate.splits=[val]', 'workers=0']
 
 
 def recipe_run(folder, *arguments, recipe='stages: [train, masks, segment, evaluate]\n'):
@@ -175,13 +188,10 @@ def test_an_error_in_one_of_them_is_told_in_one_line(tmp_path, capsys):
     assert len(err) == 1 and 'train failed in cell' in err[0] and 'images of this batch' in err[0]
 
 
-WAITS = '''
-import os
-os.environ['WSSS_LAUNCH'] = '2'
-from wsss_nb.data.synthetic import synthetic
-from wsss_nb.engine.methods import localiser_learner
-localiser_learner(synthetic('train', n=8), 'cam', 'tiny', '', crop=32, long_side=(32, 48), epochs=5000, batch_size=4, device='cpu', folder={folder!r}, save_seconds=0).fit()
-'''
+def wait_for_two(folder):
+    "A training by two processes, which this one starts and waits for"
+    os.environ.update(WSSS_LAUNCH='2', WSSS_PROGRESS='off')
+    localiser_learner(synthetic('train', n=8), 'cam', 'tiny', '', crop=32, long_side=(32, 48), epochs=5000, batch_size=4, device='cpu', folder=folder, save_seconds=0).fit()
 
 
 def of(folder):
@@ -195,12 +205,13 @@ def of(folder):
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='Linux tells a process that its parent died')
 def test_the_processes_end_with_the_kernel_that_waits_for_them(tmp_path):
-    waits = subprocess.Popen([sys.executable, '-c', WAITS.format(folder=str(tmp_path))], env=dict(os.environ, WSSS_PROGRESS='off'))
+    waits = FORKS.Process(target=wait_for_two, args=(tmp_path,))
+    waits.start()
     try:
         end = time.monotonic() + 300
         while not (tmp_path / 'checkpoint.pt').exists() and time.monotonic() < end: time.sleep(.1)
         assert len(of(tmp_path)) == 3  # torchrun and two of its own
-    finally: waits.kill(); waits.wait()
+    finally: waits.kill(); waits.join()
     end = time.monotonic() + 60
     while of(tmp_path) and time.monotonic() < end: time.sleep(.2)
     assert not of(tmp_path) and 0 < read_checkpoint(tmp_path / 'checkpoint.pt')['step'] < 10000

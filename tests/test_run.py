@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inside import inside, kernel_of_one_server
+from inside import FORKS, inside, kernel_of_one_server
 from wsss_nb.engine import key as K
 from wsss_nb.engine import run as R
 from wsss_nb.engine import stage as S
@@ -32,7 +33,7 @@ from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, 
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.sheet import RunsStopped, Sheet, runs_of
 
-SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=1']
+SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=0']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
 
 
@@ -349,20 +350,22 @@ def test_verify_leaves_nothing_unless_it_is_asked_to(small, tmp_path, capsys, mo
     assert main(['prune', '--runs', str(runs), '--yes']) == 0 and not list((runs / 'stages').iterdir()) and not (runs / 'verify').exists()
 
 
+def half_verified(run, folder, there):
+    "Verify a run, and stay where its first stage is half made"
+    def make_run(name, recipe, runs, *a, **k):
+        (Path(runs) / 'stages/train-1').mkdir(parents=True)
+        (Path(runs) / 'stages/train-1/big').write_bytes(b'x' * 1000)
+        there.set()
+        time.sleep(60)
+    V.make_run = make_run
+    V.verify_run(str(run), str(folder))
+
+
 def test_what_a_killed_verify_leaves_is_pruned(small, tmp_path):
-    code = f"""import time
-from pathlib import Path
-from wsss_nb.engine import verify as V
-def make_run(name, recipe, runs, *a, **k):
-    (Path(runs) / 'stages/train-1').mkdir(parents=True)
-    (Path(runs) / 'stages/train-1/big').write_bytes(b'x' * 1000)
-    print('there', flush=True)
-    time.sleep(60)
-V.make_run = make_run
-V.verify_run({str(small / 'runs/small')!r}, {str(tmp_path)!r})"""
-    child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
-    try: assert child.stdout.readline() == 'there\n' and not R.unused(tmp_path)
-    finally: child.kill(); child.wait()
+    child = FORKS.Process(target=half_verified, args=(small / 'runs/small', tmp_path, there := FORKS.Event()))
+    child.start()
+    try: assert there.wait(60) and not R.unused(tmp_path)
+    finally: child.kill(); child.join()
     (folder, size), = R.unused(tmp_path).items()
     assert folder == tmp_path / 'stages/verify-small' and size >= 1000 and not R.list_runs(tmp_path)
     R.delete_unused(tmp_path)
@@ -461,13 +464,15 @@ def readings():
     return sorted((*k, tuple(sorted(v | {'{}'}))) for k, v in out.items())  # the last cell of a training reads it as it is
 
 
-@pytest.mark.parametrize('method, options, ways', readings())
-def test_what_recipes_read_from_a_network_is_there(method, options, ways):
-    given = {k: v for k, v in ast.literal_eval(options).items() if k != 'freeze'}  # names parts of another backbone
-    data, net = synthetic('val', n=1), build_localiser(method, 8, options=given).eval()
-    for reading in map(ast.literal_eval, ways):
-        m = net.score_maps([data.image(0)], data.labels, scales=(1.,), **reading)[0]
-        assert (set(data.records[0].tags) <= set(m.keys.tolist()) or not reading.get('cleaned', True)) and m.maps.shape == (len(m.keys), *data.image(0).shape[:2]) and np.isfinite(m.maps).all()
+def test_what_recipes_read_from_a_network_is_there():  # one test: who lists tests need not read all recipes
+    data, asked = synthetic('val', n=1), readings()
+    for method, options, ways in asked:
+        given = {k: v for k, v in ast.literal_eval(options).items() if k != 'freeze'}  # names parts of another backbone
+        net = build_localiser(method, 8, options=given).eval()
+        for reading in map(ast.literal_eval, ways):
+            m = net.score_maps([data.image(0)], data.labels, scales=(1.,), **reading)[0]
+            assert (set(data.records[0].tags) <= set(m.keys.tolist()) or not reading.get('cleaned', True)) and m.maps.shape == (len(m.keys), *data.image(0).shape[:2]) and np.isfinite(m.maps).all(), (method, options, reading)
+    assert len(asked) > 20
 
 
 def test_a_network_that_cannot_be_built_is_told_by_the_dry_run(tmp_path, capsys):
@@ -524,14 +529,19 @@ def test_a_failing_cell_is_told_in_one_line_and_leaves_the_notebook(small, tmp_p
     assert json.loads((tmp_path / 'runs/small/run.json').read_text())['state'] == 'stopped in train'
 
 
+def hold(folder, held):
+    with locked(folder, 'run r'): held.set(), time.sleep(60)
+
+
 def test_two_runs_into_one_folder(tmp_path, capsys):
     (tmp_path / 'r.yaml').write_text(RECIPE)
-    holder = subprocess.Popen([sys.executable, '-c', f'import time\nfrom wsss_nb.engine.execute import locked\nwith locked({str(tmp_path / "runs/r")!r}, "run r"):\n print("held", flush=True); time.sleep(60)'], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == 'held\n'
+    holder = FORKS.Process(target=hold, args=(tmp_path / 'runs/r', held := FORKS.Event()))
+    holder.start()
     try:
+        assert held.wait(60)
         assert main(['run', str(tmp_path / 'r.yaml'), '--runs', str(tmp_path / 'runs')]) == 2
         assert f'run r: another process (pid {holder.pid}) is working in' in capsys.readouterr().err
-    finally: holder.kill(); holder.wait()
+    finally: holder.kill(); holder.join()
     with locked(tmp_path / 'runs/r', 'run r'): pass  # the lock went with its holder
 
 
@@ -591,10 +601,10 @@ def same_metrics(a, b): return (a / 'runs/small/metrics.json').read_bytes() == (
 
 def killed_runs(tmp_path, small, kills, seed, between=(5, 20)):
     "Kill the same run at random moments, let it finish, and begin anew until it was killed `kills` times; returns the moments"
-    command = [str(Path(sys.executable).parent / 'wsss'), 'run', str(small / 'small.yaml'), '--runs', str(tmp_path / 'runs')] + [x for o in SMALL for x in ('-p', o)]
-    rng, moments = np.random.default_rng(seed), []
+    command = ['run', str(small / 'small.yaml'), '--runs', str(tmp_path / 'runs')] + [x for o in [*SMALL, 'train.workers=1', 'segment.workers=1'] for x in ('-p', o)]  # a process of a DataLoader dies, too
+    rng, moments, env = np.random.default_rng(seed), [], {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}  # as a user's: the command forks its server from itself
     while len(moments) < kills:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        child = subprocess.Popen([str(Path(sys.executable).parent / 'wsss'), *command], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         moment = rng.uniform(*between)
         try: assert child.wait(moment) == 0
         except subprocess.TimeoutExpired:
@@ -605,8 +615,7 @@ def killed_runs(tmp_path, small, kills, seed, between=(5, 20)):
         else:  # it finished before its moment came
             assert same_metrics(tmp_path, small)
             shutil.rmtree(tmp_path / 'runs')
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with inside(): assert main(command) == 0
     return moments
 
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +15,9 @@ import pytest
 
 pytest.importorskip('distributed')
 
+from inside import in_kernels
 from wsss_nb.base import tell
-from wsss_nb.engine import scale
+from wsss_nb.engine import scale, warm
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
 from wsss_nb.engine.execute import StageFailed
@@ -28,7 +28,7 @@ TABLE = '''
 stages: [train, masks, evaluate]
 limit: 8
 device: cpu
-workers: 1
+workers: 0
 train: {epochs: 15, batch_size: 4, crop: 64, save_seconds: 0.0}
 masks: {splits: [val], scales: [1.0]}
 evaluate: {splits: [val], sweep: false}
@@ -57,14 +57,26 @@ def one_thread():
         yield
 
 
+class Seen(scale.Watch):
+    "What the workers have in hand, and their processes"
+    def __init__(self, client, *more):
+        super().__init__(client, *more)
+        self.pids = client.run(os.getpid)
+        SEEN.append(self)
+
+
+SEEN = []
+
+
 def kill_who_trains(runs, killed):
     "Wait for a checkpoint of a training that goes on, then kill the worker whose kernel writes it"
     import psutil
     for _ in range(20000):
         for f in (runs / 'stages').glob('train-*/checkpoint.pt'):
-            try: kernel = psutil.Process(int((f.parent / '.holder').read_text().split()[1]))
-            except (psutil.NoSuchProcess, IndexError, FileNotFoundError): continue
-            worker = next(p for p in kernel.parents() if 'engine.serving' not in ' '.join(p.cmdline()))  # a kernel is a fork of a child of the worker
+            try:
+                kernel = psutil.Process(int((f.parent / '.holder').read_text().split()[1]))
+                worker = psutil.Process(next(pid for at, pid in SEEN[0].pids.items() if f.parent in SEEN[0].at_work[at]))
+            except (psutil.NoSuchProcess, IndexError, FileNotFoundError, StopIteration, KeyError): continue
             os.kill(worker.pid, signal.SIGKILL)
             killed.update(folder=f.parent, worker=worker.pid, made=(f.parent / 'stage.json').exists())
             worker.wait(10)
@@ -81,12 +93,14 @@ def table(tmp_path_factory):
     (d / 't.yaml').write_text(TABLE)
     (d / 'bad').mkdir(); (d / 'bad/t.yaml').write_text(TABLE + BAD)
     plain = PLAIN.format(tests=str(Path(__file__).parent), recipe=str(d / 't.yaml'), runs=str(d / 'plain'))
-    said_there = subprocess.run([sys.executable, '-c', plain], check=True, capture_output=True, text=True).stdout
-    assert said_there.splitlines()[-1] == "['t.low', 't.high']"
+    assert in_kernels(plain)[0].splitlines()[-1] == "['t.low', 't.high']"
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed), daemon=True)
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
-        m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')
+        m.setattr(scale, 'Watch', Seen), m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')
+        dask = dict(scale.share(0, 2), PYTHONHASHSEED='6640', **warm.KEEP_MEMORY)  # what a worker has in its environment
+        socket = warm.server({**os.environ, **dask})  # one for both workers, and for the one that comes for the dead
+        if socket: m.setenv('WSSS_WARM', socket)
         Sheet(runs_of(str(d / 'bad/t.yaml')), d / 'dask').run(2, say=lambda text: (said.append(text), print(text, file=sys.stderr)))
     killer.join()
     killed['lines'] = lines.getvalue().splitlines()

@@ -1,8 +1,6 @@
 """The schedule and SGD against recorded values; a killed training against one that was not."""
-import multiprocessing
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import torch
 
 from conformity import ground
+from inside import FORKS
 from wsss_nb.base.core import UserError
 from wsss_nb.engine.methods import METHODS, method_class
 from wsss_nb.engine.batches import Batches
@@ -86,10 +85,9 @@ def test_ten_kills_change_nothing(tmp_path):
     whole = learner(tmp_path / 'whole')
     whole.fit()
     moments, kills = np.random.default_rng(0).uniform(0, .2, 10), 0
-    processes = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')  # a fork has imported everything
     for m in moments:
-        begun = processes.Event()
-        child = processes.Process(target=train_slowly, args=(tmp_path / 'killed', begun, m == moments[-1]))  # the last has saved something
+        begun = FORKS.Event()
+        child = FORKS.Process(target=train_slowly, args=(tmp_path / 'killed', begun, m == moments[-1]))  # the last has saved something
         child.start()
         assert begun.wait(60)
         time.sleep(m)

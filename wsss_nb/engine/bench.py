@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..base.basics import environment
 from ..base.core import device_name, pick_device, rng, save_json, versions
 from ..base.timing import in_turns
 from ..base.workers import cores
@@ -38,16 +39,13 @@ def cpu_seconds(command, **env):
 def kernel_seconds(warm):
     "From the call for a kernel until it has imported the package's stages"
     from jupyter_client.manager import start_new_kernel
-    before = os.environ.get('WSSS_WARM')
-    os.environ['WSSS_WARM'] = '1' if warm else '0'
-    try:
-        with own_kernel() as name:
-            start = time.perf_counter()
-            manager, client = start_new_kernel(kernel_name=name)
-            client.execute_interactive('import wsss_nb.engine.stage', output_hook=lambda m: None, timeout=120)
-            took = time.perf_counter() - start
-            client.stop_channels(); manager.shutdown_kernel(now=True)
-    finally: os.environ.pop('WSSS_WARM') if before is None else os.environ.update(WSSS_WARM=before)
+    given = os.environ.get('WSSS_WARM', '0')  # a server that is there already
+    with environment(WSSS_WARM=(given if given != '0' else '1') if warm else '0'), own_kernel() as name:
+        start = time.perf_counter()
+        manager, client = start_new_kernel(kernel_name=name)
+        client.execute_interactive('import wsss_nb.engine.stage', output_hook=lambda m: None, timeout=120)
+        took = time.perf_counter() - start
+        client.stop_channels(); manager.shutdown_kernel(now=True)
     return took
 
 
@@ -176,7 +174,7 @@ def share_of(data, make, p, device, workers, steps):
 def measured(data, make, p, device, workers, quick, kept):
     "All measures of this machine"
     gpu, rounds = device.type == 'cuda', 3 if quick else 15
-    side, steps = 161 if quick and not gpu else 321, (40 if gpu else 4) * (1 if quick else 3)
+    side, steps = p.get('side', 161 if quick and not gpu else 321), (40 if gpu else 4) * (1 if quick else 3)
     large = [] if quick or gpu else views_of(data, 449, kept, 10 * rounds)  # of the papers
     return [*start_up(1 if quick else 3), *large, *views_of(data, p['crop'], kept, 10 * rounds, gpu),
             *step_measures(data, make, p['crop'], p['size'], device, workers, kept, steps, rounds),
@@ -192,7 +190,7 @@ def bench(
     method='cam',  # whose step is measured
     out='',  # a file for the numbers, as JSON
     say=print,
-    sizes=None,  # of views and batches: backbone, crop, size; None = SIZES
+    sizes=None,  # of views, batches and refined maps: backbone, crop, size, side; None = SIZES
 ):
     "Measure this machine; returns the measures and the sentence about them"
     device = pick_device(device)

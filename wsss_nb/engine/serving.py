@@ -52,9 +52,10 @@ def _mind(connection, listener):
         text += more
     minder, pid = os.getpid(), os.fork()
     if pid == 0: return _become(json.loads(text[:-1]), files, connection, minder)
-    connection.sendall(b'%d' % pid)
-    connection.sendall(b'%d' % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    os._exit(0)
+    try:
+        connection.sendall(b'%d' % pid)
+        connection.sendall(b'%d' % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    finally: os._exit(0)  # even where the client is gone; to end as Python does takes down all that was imported
 
 # %% ../../nbs/engine/serving.ipynb #30960ce2
 def _become(request, files, connection, minder):

@@ -14,6 +14,7 @@ from ..base.core import digest, seed_everything
 from ..cams import CamNet
 from ..data.views import TrainingViews
 from .execute import locked
+from .key import digest_of
 from .train import Learner
 from ..nets.zoo import build
 
@@ -23,7 +24,8 @@ def trained_cam(
     epochs=10,
 ):
     "A CAM on the tiny network that has learnt the tags of these images"
-    stamp, kept = dict(images=data.fingerprint(), epochs=epochs), os.environ.get('WSSS_STARTS')
+    kept = os.environ.get('WSSS_STARTS')
+    stamp = dict(images=data.fingerprint(), epochs=epochs, code=digest_of(['engine.start']))
     folder = Path(kept) / digest(stamp) if kept else None
     seed_everything(0)
     net = CamNet(build('tiny'), len(data.classes))
