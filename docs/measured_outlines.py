@@ -2,7 +2,7 @@
 
 MobileNetV2 of ImageNet stays as it is up to its last but one stage, whose maps of all photographs (257 x 257, straight and mirrored) are kept in FOLDER once; the last convolution and the heads are trained,
 by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 steps of 8 (sipe: 20), which is once through a part of the photographs that is drawn anew, beside the outlines of a drawing, or without any.
-`net` learns 400 steps of 16 and then 60 of 8 from the masks that the frozen line (EfficientNet-Lite2, 449 x 449 and stride 8, told the tags) makes beside the same outlines; these are made first and kept in FOLDER too. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
+`net` learns 400 steps of 16 and then 60 of 8 from the masks that the frozen line (EfficientNet-Lite2, side 449 and stride 8, told the tags) makes of the tags, with the outlines in their places in the 60; with --beside from those that it makes beside the same outlines, with these in all steps. Masks are made first and kept in FOLDER too. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
 """
 import argparse, json
 from pathlib import Path
@@ -147,7 +147,7 @@ def measure(kind, a):
     "All numbers of a kind of network, one after the other"
     data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
     (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
-    file, taught = Path(a.keep) / f'{kind}.json', frozen_line(data, a.keep) if kind == 'net' else lambda n, draw: nothing
+    file, taught = Path(a.keep) / f'{kind}{" beside" * a.beside}.json', frozen_line(data, a.keep) if kind == 'net' else lambda n, draw: nothing
     found, nothing, everything, firsts = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data))), {}
     photographs, steps, steps_alone = STEPS[kind]
     part = lambda draw: sorted(np.random.default_rng([99, draw]).permutation(len(data))[:photographs].tolist())
@@ -173,10 +173,10 @@ def measure(kind, a):
         return firsts[key]
 
     def both(n, draw):
-        chosen, net = drawing(data, n, draw), fresh()
-        at, masks = [i for i in part(draw) if i not in chosen] + chosen, given(taught(n, draw if n else 0), chosen)
-        net.load_state_dict(first((n, draw if n else 0), masks, chosen) if kind == 'net' else first((0, 0), nothing, ()))
-        return trained(net, kept(at, masks, [at.index(i) for i in chosen]), kind, steps, 8, draw, .5)
+        chosen, key, net = drawing(data, n, draw), (n, draw) if n and a.beside else (0, 0), fresh()
+        at, early = [i for i in part(draw) if i not in chosen] + chosen, chosen if any(key) else []
+        net.load_state_dict(first(key, given(taught(*key), early), early))
+        return trained(net, kept(at, given(taught(*key), chosen), [at.index(i) for i in chosen]), kind, steps, 8, draw, .5)
 
     def alone(n, draw):
         chosen = drawing(data, n, draw)
@@ -198,6 +198,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     p.add_argument('what', nargs='+', choices=NETS)
     for name in ('root', 'tags', 'weights', 'keep'): p.add_argument(f'--{name}', default='')
+    p.add_argument('--beside', action='store_true', help='net: masks that the frozen line makes beside the outlines')
     a = p.parse_args()
     torch.set_num_threads(1)
     Path(a.keep).mkdir(parents=True, exist_ok=True)
