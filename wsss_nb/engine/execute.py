@@ -115,7 +115,7 @@ def once_written(pm):
 
 
 def papermill():
-    "papermill, imported"
+    "The package papermill, imported when it is needed"
     try:
         with importing(), hidden('rfc3987_syntax'): import papermill
     except ImportError: raise not_installed('papermill', 'notebooks', 'running a recipe') from None
