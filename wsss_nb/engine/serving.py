@@ -70,6 +70,7 @@ def _become(request, files, connection, minder):
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'], JPY_PARENT_PID=str(minder))
+    if 'debugpy' in sys.modules: os.environ['PYDEVD_USE_FRAME_EVAL'] = 'NO'  # as it says when it is imported
     random.seed(); np.random.seed(); torch.default_generator.seed()
     matplotlib.rcParams['backend'] = os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
     signal.signal(signal.SIGINT, signal.default_int_handler)
