@@ -10,7 +10,8 @@ import torch
 from wsss_nb.base.core import UserError, save_json
 from wsss_nb.data.sample import ScoreMaps, read_mask, save_maps
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.engine import refining
+from wsss_nb.engine import evaluate, refining
+from wsss_nb.engine.methods import build_segmenter
 from wsss_nb.engine.parameters import notebook_parameters, stage_notebook
 from wsss_nb.refine import crf, place
 from wsss_nb.refine.chain import refine, refine_together, to_mask
@@ -192,6 +193,23 @@ def test_where_there_is_no_choice_nothing_is_tried(monkeypatch):
     assert place.place_of_crf('torch', 'cpu', never) == ('torch', 'cpu', {}) and place.place_of_crf('torch', 'auto', never).together == 8
     monkeypatch.setitem(__import__('sys').modules, 'pydensecrf.densecrf', None)
     assert place.place_of_crf('auto', 'auto', never) == ('torch', 'cuda', {}) and place.place_of_crf('auto', 'cpu', never).together == 0
+
+
+def test_one_process_for_one_card(tmp_path, monkeypatch):
+    there(monkeypatch)
+    monkeypatch.setitem(__import__('sys').modules, 'pydensecrf.densecrf', None)
+    assert place.place_of_crf().workers(4) == 1 and place.place_of_crf(device='cpu').workers(4) == 4
+    asked = []
+    monkeypatch.setattr(evaluate, 'parallel', lambda f, items, what, total, workers: asked.append(workers) or ())
+    for crf_preset in ('psa', ''): evaluate.write_predictions(build_segmenter(8), synthetic('val', n=1), tmp_path, crf=crf_preset, workers=4)
+    assert asked == [1]
+
+
+@built
+def test_pydensecrf_has_all_cores_beside_a_card_without_a_trial(monkeypatch):
+    there(monkeypatch)
+    found = place.place_of_crf()
+    assert found == ('pydensecrf', 'cuda', {}) and found.workers(4) == 4 and found.together == 0
 
 
 @built

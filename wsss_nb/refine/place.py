@@ -49,15 +49,17 @@ class Place(NamedTuple):
     @property
     def together(self): return TOGETHER * (self.backend == 'torch' and torch.device(self.device).type == 'cuda')
 
+    def workers(self, asked): return 1 if self.together else asked  # several processes would each begin a card
+
     def __str__(self):
         where = f'torch on {self.device}' if self.backend == 'torch' else 'pydensecrf on the cores'
         return f'CRF: {where}' + ''.join(f', {k} {1000 * s:.1f} ms an image' for k, s in self.seconds.items())
 
 
 def place_of_crf(
-    backend,  # auto, pydensecrf or torch
-    device,  # of the stage
-    tried,  # device -> seconds of an image, by backend; only called where there is a choice
+    backend='auto',  # or pydensecrf or torch
+    device='auto',  # of the stage
+    tried=lambda device: {},  # device -> seconds of an image, by backend; only called where there is a choice
 ):
     "Where a CRF is computed: as one is told, or where it takes less time"
     device, seconds = pick_device(device), {}
