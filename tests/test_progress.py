@@ -288,7 +288,6 @@ def test_the_demo_speaks_in_a_pipe_too(stub):
 @pytest.mark.parametrize('dask, cores, jobs, each, first', [(True, 12, 5, 2, ''), (True, 2, 2, 1, 'cam_synthetic'), (False, 12, 5, 2, '')])
 def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, cores, jobs, each, first, tmp_path, monkeypatch, capsys):
     "with and without Dask the same number: the numbers of a training depend on it; the baseline goes ahead where cores are few"
-    from wsss_nb.base import workers
     from wsss_nb.engine import sheet
     from wsss_nb.verbs import demo
     seen = []
@@ -297,7 +296,7 @@ def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, cores, jobs, ea
         for run in recipes: seen.append((run, jobs, threads)); yield run, tmp_path / run, None
     monkeypatch.setattr(sheet, 'side_by_side', side_by_side)
     monkeypatch.setattr(sheet, 'make_run', lambda run, *a, **more: seen.append((run, *(os.environ[k] for k in execute.THREADS))) or tmp_path / run)
-    monkeypatch.setattr(workers, 'cores', lambda: cores)
+    monkeypatch.setattr(demo, 'cores', lambda: cores)
     monkeypatch.setattr(demo, 'find_spec', lambda name: dask or None)
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
     assert [f.name for f in demo.run_demo(['cam_synthetic', 'icd_synthetic'], tmp_path)] == ['cam_synthetic', 'icd_synthetic']

@@ -1,14 +1,22 @@
 "Dense CRF: the authors' values, pydensecrf against torch, an exact mean field, and what goes wrong"
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from wsss_nb.base.core import UserError
-from wsss_nb.refine import crf
+from wsss_nb.base.core import UserError, save_json
+from wsss_nb.data.sample import ScoreMaps, read_mask, save_maps
+from wsss_nb.data.synthetic import synthetic
+from wsss_nb.engine import evaluate, refining
+from wsss_nb.engine.methods import build_segmenter
+from wsss_nb.engine.parameters import notebook_parameters, stage_notebook
+from wsss_nb.refine import crf, place
+from wsss_nb.refine.chain import refine, refine_together, to_mask
 from wsss_nb.refine.lattice import Lattice
+from wsss_nb.refine.masks import write_masks
 
 GOLDEN = np.load(Path(__file__).parent / 'goldens/crf.npz')
 built = pytest.mark.skipif(not find_spec('pydensecrf'), reason='needs pydensecrf2, which is built with a C++ compiler: make setup')
@@ -134,6 +142,109 @@ def test_icd_unary():
     u = crf.unary_from_labels(np.array([[0, 8, 255]]), 21, crf.PRESETS['icd'].confidence)[:, 0]
     np.testing.assert_allclose(np.exp(-u[:, 2]), 1 / 21, rtol=1e-5)
     np.testing.assert_allclose([u[0, 0], u[8, 1], u[1, 0]], [np.log(2), np.log(2), np.log(40)], rtol=1e-5)
+
+
+def in_maps(c, seed, h=40, w=52):
+    image, p = picture(h, w, c, seed)
+    return image, ScoreMaps(np.arange(c) * 3, p)
+
+
+@built
+@pytest.mark.parametrize('preset, share', [('psa', .9999), ('irn', .9999), ('icd', .9999), ('deeplab_v2', .9999)])
+def test_a_batch_on_the_device_has_the_labels_of_pydensecrf_one_by_one(preset, share, device):
+    images, maps = zip(*(in_maps(c, seed, 120, 160) for seed, c in enumerate((3, 2, 4, 1, 3))))
+    many = refine_together(images, maps, ['crf'], crf_preset=preset, crf_backend='torch', device=str(device))
+    single = [refine(i, m, ['crf'], crf_preset=preset, crf_backend='pydensecrf') for i, m in zip(images, maps)]
+    assert np.mean([to_mask(a) == to_mask(b) for a, b in zip(many, single)]) >= share
+    assert all(np.array_equal(a.keys, b.keys) for a, b in zip(many, single)) and many[3] is not maps[3]
+    assert all(np.abs(a.maps - b.maps).mean() < 1e-3 for a, b in zip(many, single))
+
+
+def test_labels_that_an_image_has_not_get_nothing_of_a_batch():
+    (i, p), (j, q) = picture(c=4, seed=3), picture(c=2, seed=4)
+    both = crf.infer([i, j], [crf.unary_from_probs(p), crf.unary_from_probs(q)], 'psa', 10, 'torch', 'cpu')
+    assert [x.shape for x in both] == [p.shape, q.shape] and all(np.isfinite(x).all() and np.allclose(x.sum(0), 1, atol=1e-5) for x in both)
+    for image, given, x in ((i, p, both[0]), (j, q, both[1])): np.testing.assert_allclose(crf.dense_crf(image, given, backend='torch', device='cpu'), x, atol=1e-5)
+
+
+def test_one_device_for_the_whole_chain(monkeypatch):
+    image, maps = in_maps(3, 5)
+    seen = []
+    monkeypatch.setattr(crf, 'pick_device', lambda name: seen.append(name) or torch.device('cpu'))
+    refine(image, maps, ['pamr', 'crf'], crf_backend='torch', device='there')
+    assert seen == ['there']
+
+
+def there(monkeypatch): monkeypatch.setattr(place, 'pick_device', lambda name: torch.device('cuda' if name == 'auto' else name))
+
+
+@built
+@pytest.mark.parametrize('seconds, backend, n', [(dict(pydensecrf=.2, torch=.01), 'torch', 8), (dict(pydensecrf=.02, torch=.03), 'pydensecrf', 0)])
+def test_with_a_card_the_quicker_one_is_taken(seconds, backend, n, monkeypatch):
+    there(monkeypatch)
+    asked = []
+    found = place.place_of_crf('auto', 'auto', lambda device: asked.append(device.type) or seconds)
+    assert found.backend == backend and found.together == n and found.seconds == seconds and asked == ['cuda'] and found.device == 'cuda'
+
+
+def test_where_there_is_no_choice_nothing_is_tried(monkeypatch):
+    there(monkeypatch)
+    def never(device): raise AssertionError
+    assert place.place_of_crf('torch', 'cpu', never) == ('torch', 'cpu', {}) and place.place_of_crf('torch', 'auto', never).together == 8
+    monkeypatch.setitem(__import__('sys').modules, 'pydensecrf.densecrf', None)
+    assert place.place_of_crf('auto', 'auto', never) == ('torch', 'cuda', {}) and place.place_of_crf('auto', 'cpu', never).together == 0
+
+
+def test_one_process_for_one_card(tmp_path, monkeypatch):
+    there(monkeypatch)
+    monkeypatch.setitem(__import__('sys').modules, 'pydensecrf.densecrf', None)
+    assert place.place_of_crf().workers(4) == 1 and place.place_of_crf(device='cpu').workers(4) == 4
+    asked = []
+    monkeypatch.setattr(evaluate, 'parallel', lambda f, items, what, total, workers: asked.append(workers) or ())
+    for crf_preset in ('psa', ''): evaluate.write_predictions(build_segmenter(8), synthetic('val', n=1), tmp_path, crf=crf_preset, workers=4)
+    assert asked == [1]
+
+
+@built
+def test_pydensecrf_has_all_cores_beside_a_card_without_a_trial(monkeypatch):
+    there(monkeypatch)
+    found = place.place_of_crf()
+    assert found == ('pydensecrf', 'cuda', {}) and found.workers(4) == 4 and found.together == 0
+
+
+@built
+def test_a_stage_tries_once_and_keeps_what_it_found(tmp_path, monkeypatch):
+    there(monkeypatch)
+    data, tried = synthetic('val', n=3), []
+    blank = ScoreMaps(np.zeros(0, int), np.zeros((0, *data.image(0).shape[:2]), np.float32))
+    for i, name in enumerate(data.names): save_maps(tmp_path / f'maps/{name}.npz', *(blank if i == 0 else ScoreMaps(np.array([1]), (data.mask(i) > 0)[None].astype(np.float32))))
+    def here(image, maps, steps, device, *more, **settings):
+        tried.append((image.shape[:2], tuple(steps), device.type))
+        return place.seconds_each(image, maps, steps, 'cpu', *more, together=2, **settings)
+    monkeypatch.setattr(refining, 'seconds_each', here)
+    params = {k: v for k, (v, _) in notebook_parameters(stage_notebook('masks')).items()} | dict(refine=['crf'], crf_iters=2, max_side=90)
+    stage = SimpleNamespace(p=SimpleNamespace(**params), params=params, folder=tmp_path, data=lambda split: data)
+    first, again = (refining.crf_place(stage, 'val', tmp_path / 'maps') for _ in range(2))
+    assert len(tried) == 1 and tried[0][0] == tuple(min(90, n) for n in data.image(1).shape[:2]) and tried[0][1:] == (('crf',), 'cuda') and first == again
+    assert first.backend == min(first.seconds, key=first.seconds.get) and all(s > 0 for s in first.seconds.values())
+    save_json(tmp_path / 'crf.json', dict(pydensecrf=1., torch=.5))
+    assert refining.how_masks(refining.crf_place(stage, 'val', tmp_path / 'maps'), ['crf']) == dict(crf_backend='torch', device='cuda', together=8)
+    assert refining.how_masks(first, ['pamr']) == {}
+    stage.p.refine = ['pamr']
+    assert refining.crf_place(stage, 'val', tmp_path / 'maps') is None
+
+
+def test_masks_made_together_are_those_made_one_by_one(tmp_path, device):
+    data = synthetic('val', n=9)
+    for s in (data[i] for i in range(9)): save_maps(tmp_path / f'maps/{s.name}.npz', np.array(s.tags), np.stack([(s.mask == t) * .9 for t in s.tags]).astype(np.float32))
+    how = dict(steps=['crf'], crf_backend='torch', crf_iters=3, device=str(device))
+    for folder, more in (('one', dict(workers=1)), ('more', dict(together=4)), ('tiles', dict(together=4, tile=64, max_side=90))): write_masks(data, tmp_path / 'maps', tmp_path / folder, **how, **more)
+    one, more, tiles = ([read_mask(tmp_path / f / f'{name}.png') for name in data.names] for f in ('one', 'more', 'tiles'))
+    assert np.mean([(a == b).mean() for a, b in zip(one, more)]) > .9999 and all(a.shape == b.shape for a, b in zip(one, tiles))
+    kept = (tmp_path / f'more/{data.names[2]}.png').stat().st_mtime_ns
+    (tmp_path / f'more/{data.names[3]}.png').unlink()
+    write_masks(data, tmp_path / 'maps', tmp_path / 'more', **how, together=4)
+    assert (tmp_path / f'more/{data.names[2]}.png').stat().st_mtime_ns == kept and np.array_equal(read_mask(tmp_path / f'more/{data.names[3]}.png'), one[3])
 
 
 def test_many_in_order_and_lazily():

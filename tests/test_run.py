@@ -32,6 +32,7 @@ from wsss_nb.engine.parameters import STAGES, notebook_parameters, stage_noteboo
 from wsss_nb.engine.recipes import all_recipes, is_row, laid_over, read_recipe, resolved, rows_of, stage_parameters
 from wsss_nb.engine.record import Run
 from wsss_nb.engine.sheet import RunsStopped, Sheet, runs_of
+from wsss_nb.refine.crf import pick_backend
 
 SMALL = ['limit=12', 'train.epochs=2', 'train.batch_size=4', 'train.save_seconds=0.0', 'segment.epochs=1', 'segment.batch_size=4', 'segment.save_seconds=0.0', 'masks.scales=[1.0]', 'workers=0']
 RECIPE = 'stages: [train, masks, segment, evaluate]\n'
@@ -88,6 +89,7 @@ def test_a_crf_parameter_starts_again_at_the_masks(small):
     said = []
     with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)
     assert 'kept' in said[0] and 'kept' not in said[1]
+    assert R.stage_record(R.Run(small / 'runs/crf').stage('masks'))['results']['crf'] == dict(backend=pick_backend(), device='cpu', seconds={}) and not list((small / 'runs/stages').rglob('crf.json'))
     assert len(list((small / 'runs/stages').glob('maps-*'))) == 2  # the score maps of both splits were not made again
     said.clear()
     with inside(): R.run_recipe(str(small / 'small.yaml'), [*SMALL, 'masks.refine=[crf]', 'masks.crf_iters=5', 'stages=[train, masks]'], runs=small / 'runs', run_name='crf', say=said.append)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SHIPPED', 'UserError', 'nearest', 'check_name', 'fails', 'slug', 'spellings', 'is_plain', 'environment',
-           'shipped', 'code_version', 'check_scheduler']
+           'importing', 'cores', 'shipped', 'code_version', 'check_scheduler']
 
 # %% ../../nbs/base/basics.ipynb #e71040ca
-import difflib, os, re, shutil, socket, subprocess, tempfile
+import difflib, gc, os, re, shutil, socket, subprocess, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,6 +67,25 @@ def environment(**values):
     try: yield
     finally:
         for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
+
+# %% ../../nbs/base/basics.ipynb #6d46b5af
+@contextmanager
+def importing():
+    "What is made meanwhile stays, and is not looked through for garbage, now or later"
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        if on: gc.enable()
+
+# %% ../../nbs/base/basics.ipynb #063cc5f8
+def cores():
+    "The cores this process may use: those that the system lets it, or as many as WSSS_CORES says"
+    said = os.environ.get('WSSS_CORES', '')
+    if said and not (said.isdigit() and int(said)): raise UserError(f'WSSS_CORES: expected a number of cores, got {said!r}; 1 keeps all work in one process.')
+    there = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return int(said or there)
 
 # %% ../../nbs/base/basics.ipynb #c8d65b40
 PACKAGE = Path(wsss_nb.__file__).resolve().parent

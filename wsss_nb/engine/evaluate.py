@@ -26,6 +26,7 @@ from .in_tiles import likeliest, network_mask, restricted
 from ..metrics import Confusion, threshold_sweep
 from ..nets.segmenter import FUSIONS
 from ..refine.crf import PRESETS
+from ..refine.place import place_of_crf
 from .domains import check_arguments
 
 # %% ../../nbs/engine/evaluate.ipynb #8893d3a6
@@ -72,7 +73,8 @@ def write_predictions(
     jobs = predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views)
     keep_memory(2**30)
     if crf:
-        for _ in parallel(write_prediction, jobs, 'predictions, image', len(todo), workers): pass
+        for _ in parallel(write_prediction, jobs, 'predictions, image', len(todo),
+                          place_of_crf().workers(workers)): pass
     else:
         for _ in Progress(ahead(write_prediction, jobs), 'predictions, image', len(todo)): pass
 

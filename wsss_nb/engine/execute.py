@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THREADS', 'lock_of', 'locked', 'is_locked', 'StageFailed', 'in_threads_of', 'watched', 'hidden', 'put_out',
-           'once_written', 'run_notebook']
+           'once_written', 'papermill', 'run_notebook']
 
 # %% ../../nbs/engine/execute.ipynb #4e4774bc
 import logging, os, re, sys, time
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..base.basics import environment
+from ..base.basics import environment, importing
 from ..base.core import UserError, disk_error, load_json, make_folder, not_installed
 from ..base.tell import at_work, seconds, written
 from ..base.until import TimeUp
@@ -114,11 +114,17 @@ def once_written(pm):
     return 'wsss-once'
 
 
+def papermill():
+    "The package papermill, imported when it is needed"
+    try:
+        with importing(), hidden('rfc3987_syntax'): import papermill
+    except ImportError: raise not_installed('papermill', 'notebooks', 'running a recipe') from None
+    return papermill
+
+
 def run_notebook(path, out, parameters, what, progress):
     "papermill with our kernel; a failing cell is told in one line and leaves the executed notebook"
-    try:
-        with hidden('rfc3987_syntax'): import papermill as pm
-    except ImportError: raise not_installed('papermill', 'notebooks', 'running a recipe') from None
+    pm = papermill()
     from nbclient.exceptions import DeadKernelError
     logging.getLogger('papermill').setLevel(logging.ERROR)
     running = Path(out).with_name(f'.{Path(out).name}')

@@ -42,9 +42,9 @@ def stage_record(folder):
 
 
 def short_results(made):
-    "Of what a stage found, the numbers that its run puts on record too: how well it knew the tags, its last loss"
+    "Of what a stage found, what its run puts on record too: how well it knew the tags, its last loss, its CRF"
     found = made.get('results') or {}
-    return {k: found[k] for k in ('tag_ap', 'final_loss') if found.get(k) is not None} or None
+    return {k: found[k] for k in ('tag_ap', 'final_loss', 'crf') if found.get(k) is not None} or None
 
 # %% ../../nbs/engine/record.ipynb #6876126e
 def only_names(made, path):

@@ -22,7 +22,7 @@ from .record import runs_folder
 from .run import looked_at, make_run
 from .stage import INPUTS, Stage, execute
 from ..base.tell import at_work, written
-from .warm import KEEP_MEMORY
+from .warm import KEEP_MEMORY, with_server
 from ..base.workers import cores, no_script
 
 # %% ../../nbs/engine/scale.ipynb #1716bb52
@@ -94,7 +94,7 @@ def own_cluster(jobs, threads=0):
     "A Dask client with so many workers on this machine"
     d = installed()
     import dask
-    spec = lambda i: dict(nthreads=1, memory_limit=0, env=share(i, jobs, threads), silence_logs=50)
+    spec = lambda i: dict(nthreads=1, memory_limit=0, env=with_server(share(i, jobs, threads)), silence_logs=50)
     specs = {i: dict(cls=d.Nanny, options=spec(i)) for i in range(jobs)}
     scheduler = dict(cls=d.Scheduler, options=dict(host='127.0.0.1', dashboard=False))
     with dask.config.set({'distributed.nanny.pre-spawn-environ': {}}), no_script():  # it would be this process's, too

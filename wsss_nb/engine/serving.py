@@ -6,23 +6,25 @@
 __all__ = ['MODULES', 'SOME', 'serve', 'serve_in_fork']
 
 # %% ../../nbs/engine/serving.ipynb #1e076f48
-import atexit, gc, importlib, json, os, shutil, signal, socket, sys, threading
+import atexit, importlib, json, os, shutil, signal, socket, sys, threading
+from contextlib import suppress
 from pathlib import Path
 
+from ..base.basics import importing
 from ..base.tell import LINE
 
 # %% ../../nbs/engine/serving.ipynb #c6cb29f9
 MODULES = ('torch', 'torchvision', 'accelerate', 'matplotlib.pyplot', 'scipy.ndimage', 'ipykernel.kernelapp',
-           'IPython.core.completer', 'wsss_nb.engine.stage', 'wsss_nb.results.predict', 'wsss_nb.results.report')
+           'ipykernel.debugger', 'IPython.core.completer', 'wsss_nb.engine.stage', 'wsss_nb.results.predict',
+           'wsss_nb.results.report')
 SOME = ('sklearn.svm', 'skimage.segmentation')  # imported where the command has done so
 
 
 def _import(modules):
     "Import what is there of these modules"
-    for m in modules:
-        try: importlib.import_module(m)
-        except ImportError: pass
-    gc.collect(); gc.freeze()
+    with importing():
+        for m in modules:
+            with suppress(ImportError): importlib.import_module(m)
 
 
 def serve(listener, pipe):
@@ -69,6 +71,7 @@ def _become(request, files, connection, minder):
     os.chdir(request['cwd'])
     os.environ.clear()
     os.environ.update(request['env'], JPY_PARENT_PID=str(minder))
+    if 'debugpy' in sys.modules: os.environ['PYDEVD_USE_FRAME_EVAL'] = 'NO'  # as it says when it is imported
     random.seed(); np.random.seed(); torch.default_generator.seed()
     matplotlib.rcParams['backend'] = os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIENT', 'AT_START', 'BY_LIBRARIES', 'SERVERS', 'KEEP_MEMORY', 'COLD', 'setting', 'server', 'kernel_env',
-           'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'private_sockets', 'Engine']
+           'with_server', 'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'private_sockets', 'Engine']
 
 # %% ../../nbs/engine/warm.ipynb #bf655ec4
 import atexit, json, os, socket, subprocess, sys, tempfile, threading
@@ -96,6 +96,12 @@ COLD = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=CRITICAL', '-f'
 def kernel_env():
     "What a kernel has in its environment besides"
     return {k: os.environ.get(k, v) for k, v in KEEP_MEMORY.items()}
+
+
+def with_server(env):
+    "The environment of a worker whose kernels are forked from a server of this process"
+    path = server({**os.environ, **kernel_env(), **env})
+    return dict(env, WSSS_WARM=path) if path else env
 
 
 @contextmanager

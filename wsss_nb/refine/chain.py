@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'CRF', 'PAMR', 'SUPERPIXELS', 'STEPS', 'with_threshold', 'to_mask', 'from_mask', 'probabilities', 'among',
-           'crf_step', 'pamr_step', 'superpixels_step', 'pixel_step', 'settings_known', 'check_steps', 'refine']
+           'crf_asked', 'crf_together', 'crf_step', 'pamr_step', 'superpixels_step', 'pixel_step', 'settings_known',
+           'check_steps', 'stepped', 'refine_together', 'refine']
 
 # %% ../../nbs/refine/chain.ipynb #05079e86
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from ..base.core import UserError, check_name
 from ..base.plugs import module_of
 from ..data.sample import ScoreMaps, as_image, maps_with_keys
-from .crf import PRESETS, check_maps, crf_from_labels, dense_crf
+from .crf import PRESETS, check_labels, check_maps, infer, labels_from
+from .crf import unary_from_labels, unary_from_probs
 from .pamr import pamr
 from .steps import REFINERS, Step, given_to, flat_settings, step_of
 from .superpixels import region_mean, superpixels
@@ -61,22 +63,35 @@ def among(confidence, labels, n):
     return ratio / (ratio + n - 1)
 
 # %% ../../nbs/refine/chain.ipynb #fcd9676d
-def crf_step(image_u8, maps, preset='psa', iters=10, backend='auto', unary=''):
-    "The maps after a dense CRF, from scores or from their labels as the preset has it"
+def crf_asked(image_u8, maps, preset, unary):
+    "The energies [C,H,W] that a CRF begins with, and what makes maps of the probabilities it ends with"
     how = PRESETS[check_name(preset, PRESETS, 'crf_preset')]
     check_arguments(dict(crf_unary=unary), crf_unary="'' | scores | labels")
     if (unary or how.unary) == 'scores':
-        return ScoreMaps(maps.keys, dense_crf(image_u8, maps.maps, preset, iters, backend))
+        return unary_from_probs(check_maps(maps.maps, image_u8)[0]), lambda q: ScoreMaps(maps.keys, q)
     known = maps.keys[maps.keys != 255]
-    places = np.full(256, 255, np.uint8)
-    places[known] = np.arange(len(known))
-    confidence = among(how.confidence, LABELS[preset], len(known)) if preset in LABELS and len(known) > 1 else None
-    found = crf_from_labels(image_u8, places[to_mask(maps)], len(known), preset, confidence, iters, backend)
-    ids = np.append(known, [255] * (256 - len(known)))[found]
-    return from_mask(ids, np.append(known, 255) if (ids == 255).any() else known)
+    n, places = len(known), np.full(256, 255, np.uint8)
+    places[known] = np.arange(n)
+    confidence = among(how.confidence, LABELS[preset], n) if preset in LABELS and n > 1 else how.confidence
+    def read(q):
+        ids = np.append(known, [255] * (256 - n))[labels_from(q, how)]
+        return from_mask(ids, np.append(known, 255) if (ids == 255).any() else known)
+    return unary_from_labels(check_labels(places[to_mask(maps)], n), n, confidence), read
 
 
-CRF = Step(crf_step)
+def crf_together(images, maps, preset='psa', iters=10, backend='auto', unary='', device='auto'):
+    "The maps of images of one size after a dense CRF"
+    asked = [crf_asked(i, m, preset, unary) for i, m in zip(images, maps)]
+    found = infer(images, [u for u, _ in asked], preset, iters, backend, device)
+    return [read(q) for (_, read), q in zip(asked, found)]
+
+
+def crf_step(image_u8, maps, preset='psa', iters=10, backend='auto', unary='', device='auto'):
+    "The maps after a dense CRF, from scores or from their labels as the preset has it"
+    return crf_together([image_u8], [maps], preset, iters, backend, unary, device)[0]
+
+
+CRF = Step(crf_step, shares=('device',), together=crf_together)
 
 # %% ../../nbs/refine/chain.ipynb #7e27934b
 def pamr_step(image_u8, maps, iters=10, dilations=(1, 2, 4, 8, 12, 24)):
@@ -102,7 +117,7 @@ def pixel_step(name):
 
 def settings_known(steps=()):
     "The flat names of the settings of this page's steps, and of those that are named"
-    return list(dict.fromkeys(k for s in (*STEPS, *steps) for k in flat_settings(s)))
+    return list(dict.fromkeys(k for s in (*STEPS, *steps) for k in (*flat_settings(s), *step_of(s).shares)))
 
 
 def check_steps(steps, settings=()):
@@ -115,6 +130,26 @@ def check_steps(steps, settings=()):
     return list(steps)
 
 # %% ../../nbs/refine/chain.ipynb #09f931ae
+def stepped(images, maps, steps, settings):
+    "The maps of images of one size after all steps"
+    for name in steps:
+        step, given = pixel_step(name), given_to(name, settings)
+        maps = step.together(images, maps, **given) if step.together else [
+            step.run(i, m, **given) for i, m in zip(images, maps)]
+        maps = [ScoreMaps(m.keys, np.ascontiguousarray(m.maps, np.float32).clip(0, 1)) for m in maps]
+    return maps
+
+
+def refine_together(images, maps, steps, threshold=0.25, **settings):
+    "`refine` for lists of images of one size and of their ScoreMaps"
+    steps, maps = check_steps(steps, settings), [with_threshold(m, threshold) for m in maps]
+    images = [check_maps(m.maps, as_image(i), 'maps')[1] for i, m in zip(images, maps)]
+    asked = [k for k, m in enumerate(maps) if steps and len(m.keys) > 1]
+    of = [images[k] for k in asked], [probabilities(maps[k]) for k in asked]
+    for k, m in zip(asked, stepped(*of, steps, settings) if asked else ()): maps[k] = m
+    return maps
+
+
 def refine(
     image_u8,  # uint8 [H,W,3], or what else as_image takes
     maps,  # ScoreMaps at the size of the image, or floats [C,H,W] with `keys`
@@ -125,11 +160,5 @@ def refine(
 ):
     "The maps after all steps, background in front: probabilities, float32"
     check_arguments(dict(threshold=threshold), threshold='0.0..1.0')
-    steps, maps = check_steps(steps, settings), with_threshold(maps_with_keys(maps, keys), threshold)
-    _, image_u8 = check_maps(maps.maps, as_image(image_u8), 'maps')
-    if not steps or len(maps.keys) == 1: return maps
-    maps = probabilities(maps)
-    for step in steps:
-        maps = pixel_step(step).run(image_u8, maps, **given_to(step, settings))
-        maps = ScoreMaps(maps.keys, np.ascontiguousarray(maps.maps, np.float32).clip(0, 1))
-    return maps
+    check_steps(steps, settings)
+    return refine_together([image_u8], [maps_with_keys(maps, keys)], steps, threshold, **settings)[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'check_image', 'check_maps', 'unary_from_probs', 'unary_from_labels', 'infer_pydensecrf',
-           'kernels', 'infer_torch', 'mean_field', 'pick_backend', 'infer', 'dense_crf', 'check_labels',
+           'kernels', 'infer_torch', 'mean_field', 'pick_backend', 'infer', 'dense_crf', 'check_labels', 'labels_from',
            'crf_from_labels', 'on_item', 'crf_many']
 
 # %% ../../nbs/refine/crf.ipynb #2dfe03ba
@@ -149,14 +149,17 @@ def pick_backend(backend='auto'):
     return 'pydensecrf'
 
 # %% ../../nbs/refine/crf.ipynb #715e7946
-def infer(image, unary, preset, iters, backend, device):
-    "Mean field by either backend: probabilities [C,H,W]"
+def infer(images, unaries, preset, iters, backend, device):
+    "Mean field by either backend of images of one size, each with its own labels: a list of probabilities [C,H,W]"
     if iters < 0: raise UserError(f'crf_iters: expected 0 or more, got {iters}.')
     check_name(preset, PRESETS, 'crf_preset')
-    if pick_backend(backend) == 'pydensecrf': return infer_pydensecrf(image, unary, preset, iters)
-    device = pick_device(device)
-    x = torch.from_numpy(image).to(device).permute(2, 0, 1)[None].float() / 255
-    return infer_torch(x, torch.from_numpy(unary)[None].to(device), preset, iters)[0].cpu().numpy()
+    if pick_backend(backend) == 'pydensecrf':
+        return [infer_pydensecrf(image, u, preset, iters) for image, u in zip(images, unaries)]
+    device, most = pick_device(device), max(map(len, unaries))
+    x = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    full = [np.pad(u, [(0, most - len(u)), (0, 0), (0, 0)], constant_values=np.inf) for u in unaries]
+    q = infer_torch(x, torch.from_numpy(np.stack(full)).to(device), preset, iters).cpu().numpy()
+    return [p[:len(u)] for p, u in zip(q, unaries)]
 
 # %% ../../nbs/refine/crf.ipynb #1e05e6a4
 def dense_crf(
@@ -169,7 +172,7 @@ def dense_crf(
 ):
     "Probabilities [C,H,W] after mean-field inference"
     probs, image = check_maps(probs, image_u8)
-    return infer(image, unary_from_probs(probs), preset, iters, backend, device)
+    return infer([image], [unary_from_probs(probs)], preset, iters, backend, device)[0]
 
 # %% ../../nbs/refine/crf.ipynb #65985ef2
 def check_labels(label_map, num_classes):
@@ -179,6 +182,11 @@ def check_labels(label_map, num_classes):
     wrong = labels[(labels != 255) & ((labels < 0) | (labels >= num_classes))]
     if wrong.size: raise UserError(f'label_map: expected 0..{num_classes - 1} or 255, got {wrong[0]}; num_classes counts the background.')
     return labels
+
+
+def labels_from(q, p):
+    "The likeliest labels [H,W] of probabilities [C,H,W], 255 where a preset leaves it undecided"
+    return np.where(q.max(0) < p.undecided, 255, q.argmax(0)).astype(np.uint8)
 
 # %% ../../nbs/refine/crf.ipynb #60127883
 def crf_from_labels(
@@ -196,8 +204,8 @@ def crf_from_labels(
     image = check_image(image_u8, labels.shape, 'label_map')
     confidence = p.confidence if confidence is None else confidence
     if not 0 < confidence < 1: raise UserError(f'confidence: expected a probability between 0 and 1, got {confidence}.')
-    q = infer(image, unary_from_labels(labels, num_classes, confidence), preset, iters, backend, device)
-    return np.where(q.max(0) < p.undecided, 255, q.argmax(0)).astype(np.uint8)
+    unary = unary_from_labels(labels, num_classes, confidence)
+    return labels_from(infer([image], [unary], preset, iters, backend, device)[0], p)
 
 # %% ../../nbs/refine/crf.ipynb #2bae9e43
 def on_item(function, settings, item):

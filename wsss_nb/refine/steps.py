@@ -52,6 +52,7 @@ class Step:
     must: tuple = ()  # settings that have no use at their defaults, and so must be given
     whole: bool = False  # `run` is (net, data, maps_folder, out, workers, **settings) and writes all maps itself
     about: str = ''  # one sentence; '' = that of `run`
+    together: object = None  # `run` for lists of images of one size and of their maps, where a GPU is quicker so
 
     @property
     def pixels(self): return not (self.needs or self.network or self.whole)  # an image and its maps are enough

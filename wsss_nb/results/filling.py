@@ -87,7 +87,7 @@ def masks_miou(s):
 # %% ../../nbs/results/filling.ipynb #b740f7fc
 class Filling:
     "A page about runs that are being made, written anew every few seconds as long as the block lasts"
-    def __init__(self, recipes, runs='', every=5., pictures=8):
+    def __init__(self, recipes, runs='', every=2.5, pictures=8):
         self.recipes, self.runs, self.every, self.pictures = recipes, runs, every, pictures
         self.path, self.began = runs_folder(runs) / 'report.html', time.time()
         self.stages, self.strips, self.masks = {}, {}, {}
@@ -113,7 +113,7 @@ class Filling:
 
     def keep(self):
         "Write the page until the block ends; what cannot be read now (half removed, half imported) is read later"
-        while not self.done.wait(self.every if self.stages else .5):
+        while not self.done.wait(self.every):
             with suppress(Exception):
                 if not self.stages:
                     self.stages = {run: list(lined_up(recipe, self.runs)) for run, recipe in self.recipes.items()}
