@@ -146,11 +146,10 @@ def scene(seed, split, i):
 
 # %% ../../nbs/data/synthetic.ipynb #720750ca
 DRAW = '''
-import os
-from wsss_nb.data.synthetic import SPLITS, drawn
+import os, wsss_nb.data.synthetic as s
 if hasattr(os, 'nice'): os.nice(10)
-for split, (_, n) in SPLITS.items():
-    for i in range(n): drawn(0, split, i)
+for split, (_, n) in s.SPLITS.items():
+    for i in range(n): s.drawn(0, split, i)
 '''
 
 
