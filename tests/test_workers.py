@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wsss_nb.base.core import UserError
-from wsss_nb.base.workers import by_value, close_pool, no_script, parallel, worker_context
+from wsss_nb.base.workers import by_value, close_pool, no_script, parallel, pool_of, worker_context
 
 SCRIPT = '''
 import sys
@@ -88,6 +88,15 @@ def test_a_worker_that_ends_is_told_with_its_cause(f, text):
     with pytest.raises(UserError) as e: list(parallel(f, range(20), 'numbers', workers=2))
     assert str(e.value) == text
     assert list(parallel(abs, range(-20, 0), workers=2)) == list(range(20, 0, -1))  # by new workers
+
+
+def test_all_workers_begin_before_one_can_die():  # Python waits for ever for one that begins while another dies
+    close_pool()
+    pool = pool_of(3)
+    first = pool.submit(abs, -1)
+    assert len(pool.started) == 3 and first.result() == 1
+    close_pool()
+    assert not any(p.is_alive() for p in pool.started)
 
 
 def test_a_worker_that_cannot_begin_is_told(monkeypatch):
