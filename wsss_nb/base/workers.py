@@ -161,7 +161,7 @@ class Pool(ProcessPoolExecutor):
             self.listener = Thread(target=self.follow, daemon=True)
             self.listener.start()
         super().__init__(workers, worker_context(self.started), worker_begins, (self.tell,))
-        self._safe_to_dynamically_spawn_children = False  # all begin first: one that begins while another dies is waited for, and never ended
+        self._safe_to_dynamically_spawn_children = False  # Python waits for ever for one begun while another dies
 
     def follow(self):
         "Hand on each line"
