@@ -6,48 +6,19 @@ No CRF. What is found goes to FOLDER/<what>.json, one number after the other; a 
 """
 import argparse, json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from measured_outlines import SIX, drawing
+from measured_outlines import SIX, Line, drawing
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.demo import demo_data
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.data.views import as_tensor
 from wsss_nb.metrics import Confusion
-from wsss_nb.nets.cells import outlined_cells
-from wsss_nb.nets.linear import of_cells
-from wsss_nb.nets.zoo import build
-from wsss_nb.papers.frozen import Frozen, among_tags
 from wsss_nb.results.doubt import doubt
 
 ALONE = 1., .02  # share and penalty of outlines alone
-
-
-class Line:
-    "The frozen line on some images, with or without outlines of some of them"
-    def __init__(self, data, labels, network, folder, **options):
-        self.data, self.labels = data, labels
-        self.net = Frozen(build(network, 'imagenet', stride=8), labels.shape[1], **options)
-        self.net.prepare(data, folder)
-        self.net.learn_tags(self.net.kept, labels)
-
-    def cells(self, i): return self.net.standard(self.net.kept[i])
-
-    def learn(self, mask_of=None, outlined=(), mix=None, seed=0):
-        "All lessons, beside these outlines; `mix`: not the one that is found"
-        net, some = self.net, SimpleNamespace(outlined=outlined, mask=mask_of)
-        net.mix = mix
-        for k in range(len(net.lessons)): net.learn_lesson(net.kept, self.labels, k, seed + 1 + k, outlined_cells(some, self.cells, self.labels, net.cells // 2, seed))
-
-    @torch.no_grad()
-    def maps(self, size, i=None, cells=None, labels=None):
-        "Probabilities of an image told its tags, or of cells [D,h,w]"
-        cells, labels = (self.cells(i), self.labels[i]) if cells is None else (cells, labels)
-        return F.interpolate(among_tags(of_cells(self.net.lessons[-1], cells[None]), labels[None]), size, mode='bilinear', align_corners=False)[0]
 
 
 def counted(pairs, classes, ids):
@@ -98,7 +69,7 @@ def drawings(a, found, note):
             outlined = []
             for k in range(n): outlined.append(int(r.choice([i for i in range(len(data)) if data.labels[i, k % 8] and i not in outlined])))
             for what, mix in (('both', None), ('alone', ALONE)):
-                if n or what == 'both':
+                if (n or what == 'both') and f'{what} {n} {draw}' not in found:
                     line.learn(data.mask, outlined, mix, draw)
                     note(f'{what} {n} {draw}', score, str(line.net.mix))
 

@@ -113,26 +113,39 @@ def drawing(data, n, draw):
     return chosen
 
 
-def frozen_line(data, folder):
-    "(outlines, drawing) -> masks uint8 [N,65,65] of the frozen line beside them, told the tags; all in a file, one after the other"
-    net = Frozen(build('timm:tf_efficientnet_lite2', 'imagenet', stride=8), data.labels.shape[1])
-    net.prepare(data, folder)
-    net.learn_tags(net.kept, data.labels)
-    cells_of = lambda i: net.standard(net.kept[i])
+class Line:
+    "The frozen line on some images, with or without outlines of some of them"
+    def __init__(self, data, labels, network, folder, **options):
+        self.data, self.labels = data, labels
+        self.net = Frozen(build(network, 'imagenet', stride=8), labels.shape[1], **options)
+        self.net.prepare(data, folder)
+        self.net.learn_tags(self.net.kept, labels)
+
+    def cells(self, i): return self.net.standard(self.net.kept[i])
+
+    def learn(self, mask_of=None, outlined=(), mix=None, seed=0):
+        "All lessons, beside these outlines; `mix`: not the one that is found"
+        net, some = self.net, SimpleNamespace(outlined=outlined, mask=mask_of)
+        net.mix = mix
+        for k in range(len(net.lessons)): net.learn_lesson(net.kept, self.labels, k, seed + 1 + k, outlined_cells(some, self.cells, self.labels, net.cells // 2, seed))
 
     @torch.no_grad()
-    def mask(i):
-        p = among_tags(of_cells(net.lessons[-1], cells_of(i)[None]), data.labels[i:i + 1])
-        return F.interpolate(p, (MASK, MASK), mode='bilinear', align_corners=False)[0].argmax(0).byte()
+    def maps(self, size, i=None, cells=None, labels=None):
+        "Probabilities of an image told its tags, or of cells [D,h,w]"
+        cells, labels = (self.cells(i), self.labels[i]) if cells is None else (cells, labels)
+        return F.interpolate(among_tags(of_cells(self.net.lessons[-1], cells[None]), labels[None]), size, mode='bilinear', align_corners=False)[0]
+
+
+def frozen_line(data, folder):
+    "(outlines, drawing) -> masks uint8 [N,65,65] of the frozen line beside them, told the tags; all in a file, one after the other"
+    line = Line(data, data.labels, 'timm:tf_efficientnet_lite2', folder)
 
     def masks(n, draw):
         file = Path(folder) / f'masks {n} {draw}.pt'
         if not file.exists():
-            net.mix, some = None, SimpleNamespace(outlined=drawing(data, n, draw), mask=data.mask)
-            for k in range(len(net.lessons)):
-                o = outlined_cells(some, cells_of, data.labels, net.cells // 2, draw)
-                print('frozen line', n, draw, net.learn_lesson(net.kept, data.labels, k, draw + 1 + k, o), flush=True)
-            torch.save(torch.stack([mask(i) for i in range(len(data))]), file)
+            line.learn(data.mask, drawing(data, n, draw), seed=draw)
+            print('frozen line', n, draw, line.net.mix, flush=True)
+            torch.save(torch.stack([line.maps((MASK, MASK), i).argmax(0).byte() for i in range(len(data))]), file)
         return torch.load(file)
     return masks
 
