@@ -1,6 +1,6 @@
 """What wrong tags cost on photographs: python docs/measured_tags.py --root VOCdevkit --tags image_labels.json --weights FILE --keep FOLDER
 
-CAM and SIPE as in docs/measured_outlines.py, whose kept maps of MobileNetV2 they read (86 steps of 16, no outlines), the SVM on SIPE's maps with `layer2` of the same maps, and the frozen line on EfficientNet-Lite2.
+CAM and SIPE as in docs/measured_outlines.py, whose kept maps of MobileNetV2 they read (86 steps of 16, no outlines), the SVM on SIPE's maps with `layer2` of the same maps.
 Of each of six classes' tags a share is disturbed; every second photograph of `val` is counted, told its true tags. The draw of the errors is the seed of the training too. One number after the other goes to FOLDER/tags.json; a stopped run goes on.
 """
 import argparse, json
@@ -15,9 +15,6 @@ from wsss_nb.base.core import rng
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.metrics import Confusion
-from wsss_nb.nets.linear import of_cells
-from wsss_nb.nets.zoo import build
-from wsss_nb.papers.frozen import Frozen, among_tags
 from wsss_nb.papers.svm import svm_maps
 
 SHARES, EVERY = (0., .05, .1, .2), 2
@@ -71,34 +68,16 @@ def read(kind, net, val, val_maps):
     return {m: c.miou for m, c in counts.items()}
 
 
-def frozen_line(data, val, folder):
-    "(labels, seed) -> mIoU of three lessons"
-    net = Frozen(build('timm:tf_efficientnet_lite2', 'imagenet', stride=8), data.labels.shape[1])
-    some = val.subset(range(0, len(val), EVERY))
-    net.prepare(some, folder)
-    to_read = net.kept
-    net.prepare(data, folder)
-
-    def miou(labels, seed):
-        net.learn_tags(net.kept, labels)
-        for k in range(len(net.lessons)): net.learn_lesson(net.kept, labels, k, seed + 1 + k)
-        counts = Counted(some)
-        with torch.no_grad():
-            for i in range(len(some)): counts.count(i, among_tags(of_cells(net.lessons[-1], net.standard(to_read[i])[None]), some.labels[i:i + 1]))
-        return {'frozen line': counts.miou}
-    return miou
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     for name in ('root', 'tags', 'weights', 'keep'): p.add_argument(f'--{name}', default='')
     p.add_argument('--draws', type=int, default=3)
-    p.add_argument('--what', nargs='+', choices=('sipe', 'cam', 'frozen'), default=('sipe', 'cam', 'frozen'))
+    p.add_argument('--what', nargs='+', choices=('sipe', 'cam'), default=('sipe', 'cam'))
     a = p.parse_args()
     torch.set_num_threads(1)
     data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
     (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
-    file, nothing, line = Path(a.keep) / 'tags.json', torch.full_like(truth, 255), []
+    file, nothing = Path(a.keep) / 'tags.json', torch.full_like(truth, 255)
     found = json.loads(file.read_text()) if file.exists() else {}
 
     def localiser(kind, labels, seed):
@@ -111,8 +90,7 @@ def main():
             labels = disturbed(data.labels, share, draw, [data.classes.index(c) for c in SIX])
             for kind in a.what:
                 if (key := f'{kind} {share:g} {draw}') in found: continue
-                if kind == 'frozen' and not line: line.append(frozen_line(data, val, a.keep))
-                found[key] = line[0](labels, draw) if kind == 'frozen' else localiser(kind, labels, draw)
+                found[key] = localiser(kind, labels, draw)
                 file.write_text(json.dumps(found))
                 print(key, found[key], flush=True)
 
