@@ -53,6 +53,15 @@ def small(a, found, note):
                 note(f'{what} {how} {draw}', lambda: score(masks()), str(line.net.mix))
 
 
+def drawings_outlined(data, draw):
+    "How many are outlined -> which of the drawings, as many of each class"
+    r, out = np.random.default_rng([8, draw]), {}
+    for n in (0, 6, 12, 24, 60):
+        out[n] = []
+        for k in range(n): out[n].append(int(r.choice([i for i in range(len(data)) if data.labels[i, k % 8] and i not in out[n]])))
+    return out
+
+
 def drawings(a, found, note):
     "Key -> [mIoU told the tags, told nothing] of drawings"
     data, val = demo_data('train', 160), demo_data('val', 40)
@@ -64,10 +73,7 @@ def drawings(a, found, note):
         return [of(val.labels), of(torch.ones_like(val.labels))]
 
     for draw in range(a.draws):
-        r = np.random.default_rng([8, draw])
-        for n in (0, 6, 12, 24, 60):
-            outlined = []
-            for k in range(n): outlined.append(int(r.choice([i for i in range(len(data)) if data.labels[i, k % 8] and i not in outlined])))
+        for n, outlined in drawings_outlined(data, draw).items():
             for what, mix in (('both', None), ('alone', ALONE)):
                 if (n or what == 'both') and f'{what} {n} {draw}' not in found:
                     line.learn(data.mask, outlined, mix, draw)

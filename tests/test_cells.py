@@ -11,7 +11,7 @@ from wsss_nb.metrics import Confusion
 from wsss_nb.nets.cells import MIXES, NEARLY_ALONE, Outlines, best_mix, learn_both, outlined_cells
 from wsss_nb.nets.linear import learn_linear
 
-squares = lambda s, ids: (s - F.one_hot(ids, 3)).square().mean()
+squares = lambda s, ids: (s - F.one_hot(ids, s.shape[1])).square().mean()
 
 
 def ridge(x, y, weights, decay):
@@ -46,6 +46,20 @@ def test_two_sets_of_rows_have_the_closed_form_of_a_ridge():
         assert np.allclose(np.c_[layer.weight.detach(), layer.bias.detach()].T, there, atol=2e-3)
     alone = ridge(*outlined, np.full(30, 1 / 90), .05)
     assert np.allclose(there, alone)  # a share of 1: whatever is taught, the outlines alone
+
+
+def test_outlines_are_silent_of_classes_that_none_of_them_shows():
+    taught, (u, v) = some_rows(0, 90, .3), some_rows(1, 30, 0)
+    u, v = u[v != 1], v[v != 1]  # backgrounds and a class; the other is known from the teacher alone
+    layer, share, decay = nn.Linear(3, 3), .85, .02
+    learn_both(layer, tensors(taught), tensors((u, v)), share, squares, decay)
+    found, heard = np.c_[layer.weight.detach(), layer.bias.detach()].T, np.full(90, (1 - share) / 90 / 3)
+    both = ridge(np.concatenate([taught[0], u]), np.concatenate([taught[1], v]), np.r_[heard, np.full(len(v), share / len(v) / 2)], decay)
+    alone = ridge(*taught, heard, decay)
+    assert np.allclose(found[:, [0, 2]], both[:, [0, 2]], atol=2e-3) and np.allclose(found[:, 1], alone[:, 1], atol=2e-3)
+    assert np.abs(both[:, 1] - alone[:, 1]).max() > .05  # with a word on it they would have changed it
+    learn_both(layer, tensors(taught), tensors((u, v)), 1., squares, decay)  # alone they speak of all
+    assert np.allclose(layer.weight[1].detach(), 0, atol=1e-3) and abs(float(layer.bias[1].detach())) < 1e-3
 
 
 def slow_mix(taught, outlined, owner, may, stands, decay):
