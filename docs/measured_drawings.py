@@ -1,7 +1,7 @@
 """Tags and a few outlines on drawings, networks trained: python docs/measured_drawings.py cam sipe net --keep FOLDER
 
 160 drawings of the embedded set and their tags, outlines of some; 40 of `val` are counted, told their tags (the network: and told nothing). Tiny network from random weights, views of 64,
-the package's learners with what the recipes of the embedded set say otherwise: 400 steps of 8 (SIPE 800), beside the outlines from the first to the last, or of the outlined drawings alone. The drawings of outlines are those of docs/measured_mixes.py.
+the package's learners with what the recipes of the embedded set say otherwise: 400 steps of 8 (SIPE 800), beside the outlines in their last third, or of the outlined drawings alone. The drawings of outlines are those of docs/measured_mixes.py.
 `net` goes on with the backbone of the CAM that learnt beside the same outlines, and with its masks; of outlines alone it has the masks of these. No CRF. What is found goes to FOLDER/<kind> on drawings.json; a stopped run goes on.
 """
 import argparse, json
@@ -95,7 +95,7 @@ def main():
             for n, at in drawings_outlined(m.data, draw).items():
                 for how in ('both', *(['alone'] if n else []), *(['all'] if not n and kind == 'net' else [])):
                     if (key := f'{how} {n} {draw}') in found: continue
-                    net = m.network(n, at, how, draw) if kind == 'net' else m.localiser(kind, at, how == 'alone', draw)
+                    net = m.network(n, at, how, draw) if kind == 'net' else m.cam(n, at, draw) if (kind, how) == ('cam', 'both') else m.localiser(kind, at, how == 'alone', draw)
                     found[key] = m.score(kind, net)
                     file.write_text(json.dumps(found))
                     print(kind, key, found[key], flush=True)

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from measured_outlines import SIX, Line, drawing
+from measured_outlines import ALONE, SIX, Line, drawing
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.demo import demo_data
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.data.views import as_tensor
 from wsss_nb.metrics import Confusion
 from wsss_nb.results.doubt import doubt
-
-ALONE = 1., .02  # share and penalty of outlines alone
 
 
 def counted(pairs, classes, ids):

@@ -2,7 +2,8 @@
 
 MobileNetV2 of ImageNet stays as it is up to its last but one stage, whose maps of all photographs (257 x 257, straight and mirrored) are kept in FOLDER once; the last convolution and the heads are trained,
 by the package's learner and losses: 86 steps of 16 from the tags of all 692, once; then from there 43 steps of 8 (sipe: 20), which is once through a part of the photographs that is drawn anew, beside the outlines of a drawing, or without any.
-`net` learns 400 steps of 16 and then 60 of 8 from the masks that the frozen line (EfficientNet-Lite2, side 449 and stride 8, told the tags) makes of the tags, with the outlines in their places in the 60; with --beside from those that it makes beside the same outlines, with these in all steps. Masks are made first and kept in FOLDER too. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
+`line` is the frozen line itself (EfficientNet-Lite2, side 449 and stride 8), with outlines of a drawing or without, or of these outlines alone.
+`net` learns 400 steps of 16 and then 60 of 8 from the masks that the frozen line, told the tags, makes of the tags, with the outlines in their places in the 60; with --beside from those that it makes beside the same outlines, with these in their places from the first step on. Masks are made first and kept in FOLDER too. What is found goes to FOLDER/<kind>.json, one number after the other; a stopped run goes on.
 """
 import argparse, json
 from pathlib import Path
@@ -16,16 +17,18 @@ from PIL import Image
 from wsss_nb.cams import CamNet, normalize
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.views import as_tensor
+from wsss_nb.engine import batches
 from wsss_nb.engine.train import Learner
 from wsss_nb.metrics import Confusion
 from wsss_nb.nets.backbone import Backbone
 from wsss_nb.nets.deeplab import LightDeepLab
 from wsss_nb.nets.cells import outlined_cells
-from wsss_nb.nets.linear import of_cells
+from wsss_nb.nets.linear import Features, of_cells
 from wsss_nb.nets.zoo import build
-from wsss_nb.papers.frozen import Frozen, among_tags
+from wsss_nb.papers.frozen import Frozen, among_tags, image_features
 from wsss_nb.papers.sipe import Sipe
 
+ALONE = 1., .02  # share and penalty of outlines alone
 SIX, SIDE, MASK = ('cat', 'cow', 'dog', 'horse', 'person', 'sheep'), 257, 65
 MAPS = dict(layer2=(32, 33), layer3=(96, 17), layer4=(320, 17))  # channels and side of what is kept
 HOW = dict(cam=dict(lr=.01, head_lr=10., momentum=.9), sipe=dict(lr=.1, head_lr=10., clip=1.), net=dict(lr=1e-4, head_lr=10., optimizer='adamw', weight_decay=.01))
@@ -123,6 +126,11 @@ class Line:
 
     def cells(self, i): return self.net.standard(self.net.kept[i])
 
+    def others(self, data, folder):
+        "Position -> cells of other images"
+        kept = Features(data, lambda image: image_features(self.net, image), f'{folder}/{self.net.last} maps at {self.net.side}')
+        return lambda i: self.net.standard(kept[i])
+
     def learn(self, mask_of=None, outlined=(), mix=None, seed=0):
         "All lessons, beside these outlines; `mix`: not the one that is found"
         net, some = self.net, SimpleNamespace(outlined=outlined, mask=mask_of)
@@ -136,21 +144,45 @@ class Line:
         return F.interpolate(among_tags(of_cells(self.net.lessons[-1], cells[None]), labels[None]), size, mode='bilinear', align_corners=False)[0]
 
 
-def frozen_line(data, folder):
-    "(outlines, drawing) -> masks uint8 [N,65,65] of the frozen line beside them, told the tags; all in a file, one after the other"
-    line = Line(data, data.labels, 'timm:tf_efficientnet_lite2', folder)
-
-    def masks(n, draw):
+    def masks(self, n, draw, folder, learn=True):
+        "Masks uint8 [N,65,65] beside n outlines of a drawing, told the tags, from a file once it is there"
         file = Path(folder) / f'masks {n} {draw}.pt'
         if not file.exists():
-            line.learn(data.mask, drawing(data, n, draw), seed=draw)
-            print('frozen line', n, draw, line.net.mix, flush=True)
-            torch.save(torch.stack([line.maps((MASK, MASK), i).argmax(0).byte() for i in range(len(data))]), file)
+            if learn: self.learn(self.data.mask, drawing(self.data, n, draw), seed=draw)
+            torch.save(torch.stack([self.maps((MASK, MASK), i).argmax(0).byte() for i in range(len(self.data))]), file)
         return torch.load(file)
-    return masks
+
+
+def measure_line(a):
+    "The frozen line itself, [told the tags, told nothing] on `val`"
+    data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
+    line, ids = Line(data, data.labels, 'timm:tf_efficientnet_lite2', a.keep), [0, *(data.classes.index(c) + 1 for c in SIX)]
+    cells, anything = line.others(val, a.keep), torch.ones_like(val.labels[0])
+    file = Path(a.keep) / 'line.json'
+    found = json.loads(file.read_text()) if file.exists() else {}
+
+    def score():
+        counts = Confusion(21), Confusion(21)
+        for i in range(len(val)):
+            mask, z = val.mask(i), cells(i)
+            for labels, count in zip((val.labels[i], anything), counts):
+                large = line.maps(mask.shape, cells=z, labels=labels).argmax(0).numpy().astype(np.uint8)
+                count.update(np.ascontiguousarray(large[2::4, 2::4]), np.ascontiguousarray(mask[2::4, 2::4]))
+        return [round(c.miou(ids), 4) for c in counts]
+
+    for draw in (0, 1, 2):
+        for n in ((0, 6, 12, 24, 60) if not draw else (6, 12, 24, 60)):  # of tags alone nothing is drawn
+            for how, mix in (('both', None), *([('alone', ALONE)] if n else [])):
+                if (key := f'{how} {n} {draw}') in found: continue
+                line.learn(data.mask, drawing(data, n, draw), mix, draw)
+                if how == 'both': line.masks(n, draw, a.keep, False)
+                found[key] = score()
+                file.write_text(json.dumps(found))
+                print('line', key, found[key], line.net.mix, flush=True)
 
 
 def trained(net, data, kind, steps, batch, seed=0, lr=1.):
+    batches.LATE = 0  # what is trained beside outlines is the last part of a training
     how = dict(HOW[kind], lr=HOW[kind]['lr'] * lr)
     Learner(net, data, view, steps=steps, batch_size=batch, seed=seed, device='cpu', workers=0, precision='fp32', **how).fit()
     return net
@@ -160,9 +192,10 @@ def measure(kind, a):
     "All numbers of a kind of network, one after the other"
     data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
     (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
-    file, taught = Path(a.keep) / f'{kind}{" beside" * a.beside}.json', frozen_line(data, a.keep) if kind == 'net' else lambda n, draw: nothing
+    file, line = Path(a.keep) / f'{kind}{" beside" * a.beside}.json', Line(data, data.labels, 'timm:tf_efficientnet_lite2', a.keep) if kind == 'net' else None
     found, nothing, everything, firsts = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data))), {}
     photographs, steps, steps_alone = STEPS[kind]
+    taught = lambda n, draw: line.masks(n, draw, a.keep) if line else nothing
     part = lambda draw: sorted(np.random.default_rng([99, draw]).permutation(len(data))[:photographs].tolist())
     kept = lambda at, masks, outlined=(): Kept(maps, data.labels, data.names, at, masks, outlined)
 
@@ -180,15 +213,15 @@ def measure(kind, a):
         out[chosen] = truth[chosen]
         return out
 
-    def first(key, masks, outlined):
+    def first(key, masks):
         "From all photographs: a localiser once, the network from each set of masks"
-        if key not in firsts: firsts[key] = trained(fresh(), kept(everything, masks, outlined), kind, FIRST[kind], 16).state_dict()
+        if key not in firsts: firsts[key] = trained(fresh(), kept(everything, masks), kind, FIRST[kind], 16).state_dict()
         return firsts[key]
 
     def both(n, draw):
         chosen, key, net = drawing(data, n, draw), (n, draw) if n and a.beside else (0, 0), fresh()
-        at, early = [i for i in part(draw) if i not in chosen] + chosen, chosen if any(key) else []
-        net.load_state_dict(first(key, given(taught(*key), early), early))
+        at = [i for i in part(draw) if i not in chosen] + chosen
+        net.load_state_dict(first(key, given(taught(*key), chosen if any(key) else [])))
         return trained(net, kept(at, given(taught(*key), chosen), [at.index(i) for i in chosen]), kind, steps, 8, draw, .5)
 
     def alone(n, draw):
@@ -197,7 +230,7 @@ def measure(kind, a):
 
     def all_masks(draw):
         net = fresh()
-        net.load_state_dict(first('all', truth, ()))
+        net.load_state_dict(first('all', truth))
         return trained(net, kept(part(draw), truth), kind, steps, 8, draw, .5)
 
     for draw in (0, 1, 2):
@@ -209,13 +242,13 @@ def measure(kind, a):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    p.add_argument('what', nargs='+', choices=NETS)
+    p.add_argument('what', nargs='+', choices=(*NETS, 'line'))
     for name in ('root', 'tags', 'weights', 'keep'): p.add_argument(f'--{name}', default='')
     p.add_argument('--beside', action='store_true', help='net: masks that the frozen line makes beside the outlines')
     a = p.parse_args()
     torch.set_num_threads(1)
     Path(a.keep).mkdir(parents=True, exist_ok=True)
-    for kind in a.what: measure(kind, a)
+    for kind in a.what: measure_line(a) if kind == 'line' else measure(kind, a)
 
 
 if __name__ == '__main__': main()

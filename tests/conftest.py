@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault('WSSS_PROGRESS', 'off')  # what a test reads on stderr is an error
 os.environ.setdefault('WSSS_CORES', '1')  # `make test` has a process for each of two cores; tests of processes say how many they want
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # a fork of a process whose torch has had threads waits for them for ever: tests that fork, run without `make`
 sys.modules.setdefault('rfc3987_syntax', None)  # a grammar of addresses, a second of work wherever notebooks are read; engine/execute leaves it out as well
 
 # with kernels, processes and trainings of their own; all others are done in less than some seconds each

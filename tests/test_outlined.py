@@ -154,24 +154,33 @@ def some(n=12, outlined=(2, 5)):
 @pytest.mark.parametrize('method', [m for m in METHODS if m != 'frozen'])
 def test_every_trained_localiser_learns_from_outlines(method, tmp_path):
     learner = localiser_learner(some(), method, long_side=(48, 64), cache=tmp_path / 'regions', **{**SMALL, 'backbone': ground(method)})
-    assert learner.plan == '3 steps of 4 and 1 outlined' and isinstance(learner.net, Beside)
+    assert learner.plan == '3 steps of 4 and 1 outlined in the last third' and isinstance(learner.net, Beside)
     learner.raw_net.train()
     batch = {k: torch.stack([v, v]) if torch.is_tensor(v) else v for k, v in learner.views[-1, 2].items()}
     learner.net.outlines(batch).backward()  # by this loss alone the weights are moved
     assert sum(float(p.grad.abs().sum()) for p in learner.raw_net.parameters() if p.grad is not None) > 0
     learner.net.zero_grad()
     history = learner.fit()
-    assert len(history) == 3 and all(np.isfinite(h['outlines']) and h['outlines'] > 0 for h in history)
+    assert len(history) == 3 and np.isfinite(history[2]['outlines']) and history[2]['outlines'] > 0 and not any('outlines' in h for h in history[:2])
 
 
-def test_outlines_make_maps_better_and_a_stopped_training_goes_on_to_the_bit(tmp_path):
-    data = some(12, range(12))
-    how = {**SMALL, 'epochs': 10, 'long_side': (48, 64)}
+def test_outlines_make_maps_better():
+    data, how = some(12, range(12)), {**SMALL, 'epochs': 40, 'long_side': (48, 64)}
     plain, taught = localiser_learner(data.source, **how), localiser_learner(data, **how)
-    h = plain.fit(), taught.fit()
-    assert np.mean([x['outlines'] for x in h[1][-5:]]) < .7 * np.mean([x['outlines'] for x in h[1][:5]]) and 'outlines' not in h[0][0]
-    half = localiser_learner(data, **how, folder=tmp_path)
-    half.steps_wanted, stop = half.steps, iter(range(7))
+    histories = plain.fit(), taught.fit()
+    assert [['outlines' in h for h in history] for history in histories] == [[False] * 120, [False] * 80 + [True] * 40]
+    views = [taught.views[-1000 - i, i] for i in range(12)]  # that neither has seen
+    batch = {k: torch.stack([v[k] for v in views]) for k in ('image', 'mask', 'labels')}
+    with torch.no_grad(): without, beside = (float(Beside(learner.raw_net, 12).outlines(batch)) for learner in (plain, taught))
+    assert beside < .7 * without
+
+
+@pytest.mark.parametrize('after', [7, 23])
+def test_a_training_stopped_before_or_beside_outlines_goes_on_to_the_bit(tmp_path, after):
+    data, how = some(12, range(12)), {**SMALL, 'epochs': 10, 'long_side': (48, 64)}
+    taught = localiser_learner(data, **how)
+    taught.fit()
+    half, stop = localiser_learner(data, **how, folder=tmp_path), iter(range(after))
     go = half.one_step
     def some_steps(batch):
         if next(stop, None) is None: raise KeyboardInterrupt
@@ -186,11 +195,13 @@ def test_outlines_make_maps_better_and_a_stopped_training_goes_on_to_the_bit(tmp
 
 
 def test_outlined_images_are_shared_out_and_others_stay():
-    plain, more = list(Batches(20, 8, 2, 3)), list(Batches(20, 8, 2, 3, beside=[4, 9]))
-    assert [b[:8] for b in more] == plain and {i for b in more for _, i in b[8:]} == {4, 9} and all(len(b) == 10 for b in more)
-    first, second = (list(Batches(20, 8, 2, 3, 0, rank, 2, [4, 9])) for rank in (0, 1))
-    assert all(len(b) == 5 for b in first + second) and sum([b[:4] for b in first] + [b[:4] for b in second], []) != []
-    assert [b[4] for b in first] != [b[4] for b in second]
+    plain, more = list(Batches(20, 8, 5, 3)), list(Batches(20, 8, 5, 3, beside=[4, 9]))
+    assert [b[:8] for b in more] == plain and {i for b in more for _, i in b[8:]} == {4, 9}
+    assert [len(b) for b in more] == [8] * 6 + [10] * 4  # in the last third of ten steps
+    first, second = (list(Batches(20, 8, 5, 3, 0, rank, 2, [4, 9])) for rank in (0, 1))
+    assert all([len(b) for b in of] == [4] * 6 + [5] * 4 for of in (first, second))
+    assert [sorted(a[:4] + b[:4]) for a, b in zip(first, second)] == [sorted(b[:8]) for b in more]
+    assert [b[4] for b in first[6:]] != [b[4] for b in second[6:]]
 
 
 def test_the_segmentation_network_takes_them_instead_of_pseudo_masks():
@@ -198,8 +209,8 @@ def test_the_segmentation_network_takes_them_instead_of_pseudo_masks():
     data = Outlined(source, {source.names[3]: np.full(source.size(3), 2, np.uint8)}, keep=True)
     assert data.has_masks and (data.mask(3) == 2).all() and np.array_equal(data.mask(1), source.mask(1))
     learner = segmenter_learner(data, **SMALL)
-    assert learner.plan == '2 steps of 4 and 1 outlined'
-    batch = torch.utils.data.default_collate([learner.views[e, i] for e, i in list(learner.order(0))[0]])
+    assert learner.plan == '2 steps of 4 and 1 outlined in the last third'
+    batch = torch.utils.data.default_collate([learner.views[e, i] for e, i in list(learner.order(0))[1]])
     learner.raw_net.eval()
     with torch.no_grad():
         found, own = learner.net(batch), learner.raw_net({k: v[:4] for k, v in batch.items()})['loss']
@@ -231,7 +242,7 @@ def test_a_run_with_outlines_and_without(tmp_path):
         return {k: load_json(tmp_path / 'runs/stages' / v['folder'] / 'stage.json') for k, v in load_json(run / 'run.json')['stages'].items()}
     plain, taught = stages(), stages(outlines=str(folder))
     for s in ('train', 'segment'):
-        assert 'outlines' in taught[s]['results']['history'][0] and 'outlines' not in plain[s]['results']['history'][0]
+        assert 'outlines' in taught[s]['results']['history'][-1] and 'outlines' not in taught[s]['results']['history'][0] and 'outlines' not in plain[s]['results']['history'][0]
         assert list(taught[s]['data']) == ['train', 'train outlines'] and list(plain[s]['data']) == ['train'] and taught[s]['folder'] != plain[s]['folder']
     folder.rename(tmp_path / 'moved')
     assert stages(outlines=str(tmp_path / 'moved'))['train']['folder'] == taught['train']['folder']  # their place is no part of the key

@@ -58,10 +58,10 @@ def as_tested(net):
 
 
 class Beside(nn.Module):
-    "A network whose batches have `more` outlined images at their end"
-    def __init__(self, net, more):
+    "A network whose batches have outlined images behind the first `size`"
+    def __init__(self, net, size):
         super().__init__()
-        self.net, self.more, self.masked = net, more, hasattr(net, 'compare')  # a segmentation network
+        self.net, self.size, self.masked = net, size, hasattr(net, 'compare')  # a segmentation network
 
     def outlines(self, batch):
         "The loss of outlined images"
@@ -71,10 +71,9 @@ class Beside(nn.Module):
             return shape_loss(self.net.raw_maps(batch['image']), batch['mask'], batch['labels']) + more
 
     def forward(self, batch):
-        n = len(batch['image']) - self.more
-        losses, found = self.net(part(batch, 0, n)), self.outlines(part(batch, n, None))
-        if not isinstance(losses, dict) or 'loss' not in losses: return losses  # the learner says what is wrong
-        own = losses['loss']
+        losses, n = self.net(part(batch, 0, self.size)), self.size
+        if len(batch['image']) == n or not isinstance(losses, dict) or 'loss' not in losses: return losses
+        own, found = losses['loss'], self.outlines(part(batch, n, None))
         return dict(losses, loss=own * 2 / 3 + found / 3 if self.masked else own + WEIGHT * found, outlines=found)
 
 # %% ../../nbs/engine/beside.ipynb #acba1a49

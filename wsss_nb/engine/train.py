@@ -19,7 +19,7 @@ from ..base.processes import fit_in, share_norms
 from ..base.until import TimeUp
 from ..data.sample import as_images
 from .arithmetic import Arithmetic, choose_again, same_form, update
-from .batches import Batches, Views, batches_of, few_steps, loaders_alive, more_of, rounds
+from .batches import Batches, Views, batches_of, few_steps, loaders_alive, rounds
 from .beside import Beside
 from .loggers import Loggers
 from .options import check_call
@@ -93,8 +93,8 @@ class Learner:
         groups = parameter_groups(net, given.lr, given.head_lr, given.weight_decay)
         optimizer = make_optimizer(groups, given.optimizer, given.momentum, self.arithmetic.fused)
         self.outlined = getattr(given.data, 'outlined', ())  # they train beside the tags, some more in each batch
-        more = more_of(min(given.batch_size, len(given.data)), self.accelerator.num_processes)
-        whole = Beside(net, more) if self.outlined else net
+        share = min(given.batch_size, len(given.data)) // self.accelerator.num_processes
+        whole = Beside(net, share) if self.outlined else net
         self.net, self.optimizer = self.accelerator.prepare(whole, optimizer)
 
     def line_up(self, given):
@@ -122,7 +122,7 @@ class Learner:
 
     @property
     def plan(self):
-        more = f' and {self.order(0).more} outlined' if self.outlined else ''
+        more = f' and {self.order(0).more} outlined in the last third' if self.outlined else ''
         return f'{self.steps} steps of {self.order(0).size}{more}'
 
     def score_maps(self, *args, **kwargs): return self.raw_net.eval().score_maps(*args, **kwargs)
