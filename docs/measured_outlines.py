@@ -170,15 +170,13 @@ def measure_line(a):
                 count.update(np.ascontiguousarray(large[2::4, 2::4]), np.ascontiguousarray(mask[2::4, 2::4]))
         return [round(c.miou(ids), 4) for c in counts]
 
-    for draw in (0, 1, 2):
-        for n in ((0, 6, 12, 24, 60) if not draw else (6, 12, 24, 60)):  # of tags alone nothing is drawn
-            for how, mix in (('both', None), *([('alone', ALONE)] if n else [])):
-                if (key := f'{how} {n} {draw}') in found: continue
-                line.learn(data.mask, drawing(data, n, draw), mix, draw)
-                if how == 'both': line.masks(n, draw, a.keep, False)
-                found[key] = score()
-                file.write_text(json.dumps(found))
-                print('line', key, found[key], line.net.mix, flush=True)
+    for how, n, draw in [(how, n, draw) for how in ('both', 'alone') for draw in (0, 1, 2) for n in (0, 6, 12, 24, 60) if n or (how, draw) == ('both', 0)]:
+        if (key := f'{how} {n} {draw}') in found: continue
+        line.learn(data.mask, drawing(data, n, draw), None if how == 'both' else ALONE, draw)
+        if how == 'both': line.masks(n, draw, a.keep, False)
+        found[key] = score()
+        file.write_text(json.dumps(found))
+        print('line', key, found[key], line.net.mix, flush=True)
 
 
 def trained(net, data, kind, steps, batch, seed=0, lr=1.):
@@ -233,11 +231,10 @@ def measure(kind, a):
         net.load_state_dict(first('all', truth))
         return trained(net, kept(part(draw), truth), kind, steps, 8, draw, .5)
 
-    for draw in (0, 1, 2):
-        note(f'both 0 {draw}', lambda: both(0, draw))
-        if kind == 'net': note(f'all {draw}', lambda: all_masks(draw))
-        for n in (6, 12, 24, 60):
-            note(f'both {n} {draw}', lambda: both(n, draw)), note(f'alone {n} {draw}', lambda: alone(n, draw))
+    for n, draw in [(n, draw) for n in (0, 6, 12, 24, 60) for draw in (0, 1, 2)]:
+        note(f'both {n} {draw}', lambda: both(n, draw))
+        if n: note(f'alone {n} {draw}', lambda: alone(n, draw))
+        elif kind == 'net': note(f'all {draw}', lambda: all_masks(draw))
 
 
 def main():
