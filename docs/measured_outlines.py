@@ -191,7 +191,7 @@ def measure(kind, a):
     data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
     (maps, truth), (val_maps, _) = (kept_maps(d, a.weights, Path(a.keep) / f'{d.split}.pt') for d in (data, val))
     file, line = Path(a.keep) / f'{kind}{" beside" * a.beside}.json', Line(data, data.labels, 'timm:tf_efficientnet_lite2', a.keep) if kind == 'net' else None
-    found, nothing, everything, firsts = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data))), {}
+    found, nothing, everything = json.loads(file.read_text()) if file.exists() else {}, torch.full_like(truth, 255), list(range(len(data)))
     photographs, steps, steps_alone = STEPS[kind]
     taught = lambda n, draw: line.masks(n, draw, a.keep) if line else nothing
     part = lambda draw: sorted(np.random.default_rng([99, draw]).permutation(len(data))[:photographs].tolist())
@@ -213,8 +213,9 @@ def measure(kind, a):
 
     def first(key, masks):
         "From all photographs: a localiser once, the network from each set of masks"
-        if key not in firsts: firsts[key] = trained(fresh(), kept(everything, masks), kind, FIRST[kind], 16).state_dict()
-        return firsts[key]
+        file = Path(a.keep) / f'first {kind} {key}.pt'
+        if not file.exists(): torch.save(trained(fresh(), kept(everything, masks), kind, FIRST[kind], 16).state_dict(), file)
+        return torch.load(file)
 
     def both(n, draw):
         chosen, key, net = drawing(data, n, draw), (n, draw) if n and a.beside else (0, 0), fresh()

@@ -215,7 +215,7 @@ def test_the_segmentation_network_takes_them_instead_of_pseudo_masks():
     with torch.no_grad():
         found, own = learner.net(batch), learner.raw_net({k: v[:4] for k, v in batch.items()})['loss']
         outlined = learner.raw_net({k: v[4:] for k, v in batch.items()})['loss']
-    assert (batch['mask'][4][batch['valid'][4]] == 2).all() and torch.allclose(found['loss'], own * 2 / 3 + outlined / 3)
+    assert (batch['mask'][4][batch['valid'][4]] == 2).all() and torch.allclose(found['loss'], own / 3 + outlined * 2 / 3)
 
 
 def test_the_frozen_line_learns_from_them_and_goes_on(tmp_path):

@@ -74,7 +74,7 @@ class Beside(nn.Module):
         losses, n = self.net(part(batch, 0, self.size)), self.size
         if len(batch['image']) == n or not isinstance(losses, dict) or 'loss' not in losses: return losses
         own, found = losses['loss'], self.outlines(part(batch, n, None))
-        return dict(losses, loss=own * 2 / 3 + found / 3 if self.masked else own + WEIGHT * found, outlines=found)
+        return dict(losses, loss=own / 3 + found * 2 / 3 if self.masked else own + WEIGHT * found, outlines=found)
 
 # %% ../../nbs/engine/beside.ipynb #acba1a49
 def given_seeds(
