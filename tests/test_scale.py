@@ -223,7 +223,7 @@ def test_workers_of_this_machine_share_cores_and_gpus(monkeypatch):
     monkeypatch.setattr(scale, 'cores', lambda: 6)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
     shares = [scale.share(i, 3) for i in range(3)]
-    assert [s['CUDA_VISIBLE_DEVICES'] for s in shares] == ['3', '5', '3'] and all(s['OMP_NUM_THREADS'] == '2' for s in shares)
+    assert [s['CUDA_VISIBLE_DEVICES'] for s in shares] == ['3', '5', '3'] and all(s['OMP_NUM_THREADS'] == s['WSSS_CORES'] == '2' for s in shares)
 
 
 # -- images
