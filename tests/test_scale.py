@@ -98,7 +98,7 @@ def table(tmp_path_factory):
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
         m.setattr(scale, 'Watch', Seen), m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')
-        dask = dict(scale.share(0, 2), PYTHONHASHSEED='6640', **warm.KEEP_MEMORY)  # what a worker has in its environment
+        dask = dict(scale.share(0, 2), **warm.KEEP_MEMORY)  # what a worker has in its environment
         socket = warm.server({**os.environ, **dask})  # one for both workers, and for the one that comes for the dead
         if socket: m.setenv('WSSS_WARM', socket)
         Sheet(runs_of(str(d / 'bad/t.yaml')), d / 'dask').run(2, say=lambda text: (said.append(text), print(text, file=sys.stderr)))
@@ -223,7 +223,7 @@ def test_workers_of_this_machine_share_cores_and_gpus(monkeypatch):
     monkeypatch.setattr(scale, 'cores', lambda: 6)
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3,5')
     shares = [scale.share(i, 3) for i in range(3)]
-    assert [s['CUDA_VISIBLE_DEVICES'] for s in shares] == ['3', '5', '3'] and all(s['OMP_NUM_THREADS'] == '2' for s in shares)
+    assert [s['CUDA_VISIBLE_DEVICES'] for s in shares] == ['3', '5', '3'] and all(s['OMP_NUM_THREADS'] == s['WSSS_CORES'] == '2' for s in shares)
 
 
 # -- images

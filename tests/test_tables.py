@@ -312,7 +312,7 @@ def test_a_table_runs_as_a_recipe_does(tiny, small_files, monkeypatch, capsys):
             with listening.accept()[0] as s: s.sendall(b'hello')
     threading.Thread(target=speaks, daemon=True).start()
     def stopping(error):
-        def side_by_side(recipes, runs, jobs, scheduler, say, threads, ahead):
+        def side_by_side(recipes, runs, jobs, scheduler, say, threads):
             asked.update(recipes=list(recipes), jobs=jobs, scheduler=scheduler, launch=os.environ.get('WSSS_LAUNCH'))
             if not isinstance(error, StageFailed): raise error
             for run in recipes: yield run, None if run.endswith('.cam') else Path(runs) / run, error if run.endswith('.cam') else None

@@ -114,6 +114,7 @@ def test_a_figure_is_shown(tmp_path):
 def test_what_counts_at_the_start_has_a_server_of_its_own(monkeypatch, tmp_path):
     before = set(warm.SERVERS)
     assert answer('import torch, threadpoolctl\n[torch.get_num_threads(), {p["num_threads"] for p in threadpoolctl.threadpool_info()}]', OMP_NUM_THREADS='1') == [1, {1}]
+    assert warm.setting(dict(os.environ, PYTHONHASHSEED='6640')) == warm.setting(os.environ)  # as in a worker of Dask's
     assert warm.setting(dict(os.environ, OMP_NUM_THREADS='3')) != warm.setting(dict(os.environ, OMP_NUM_THREADS='4')) == warm.setting(dict(os.environ, OMP_NUM_THREADS='4', WSSS_RUNS='x'))
     edited = tmp_path / 'wsss_nb/core.py'
     edited.parent.mkdir(); edited.write_text('')

@@ -216,7 +216,7 @@ def write_score_maps(
     data,  # a Data
     folder,  # one <image id>.npz each
     scales=(1., .5, 1.5, 2.), flip=True,
-    batch_size=8,  # images of one size at a time
+    batch_size=8,  # images of one size at a time; a CPU is shown large ones alone
     use_image_labels=True,  # maps of the tagged classes; otherwise of the classes that the network sees
     max_side=1024, reading=None,  # the longest side of a view; settings of the method at test time, by name
     tile=1024,  # side of the tiles that larger images are taken in, 0 = shrink them instead
@@ -228,9 +228,9 @@ def write_score_maps(
     if net.num_classes != len(data.classes): raise UserError(f'data: the network has {net.num_classes} classes, {data.where} has {len(data.classes)}; give the data it was trained for, or a network of this data.')
     if use_image_labels: need_tags(data.records, data.where)
     todo, bar = missing(data, folder, '.npz'), Progress([], 'score maps, image', total=len(data))
-    bar.start_at(len(data) - len(todo)), keep_memory(2**30)
+    bar.start_at(len(data) - len(todo)), keep_memory(2**31 - 1)
     def made():
-        for batch in batches_to_show(data, todo, batch_size, tile, max_side):
+        for batch in batches_to_show(data, todo, batch_size, tile, max_side, next(net.parameters()).device):
             images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
             with telling('score maps', [s.name for s in batch]): found = maps_asked_of(net, tile, images, labels, **how)
             yield from ((Path(folder) / f'{s.name}.npz', *maps) for s, maps in zip(batch, found))

@@ -50,11 +50,11 @@ class Counts:
         if np.shape(pred) != np.shape(target): raise UserError(f'Confusion: prediction is {list(np.shape(pred))} but target is {list(np.shape(target))}; resize the prediction.')
         p, t, c = flat_ids(pred, 'prediction'), flat_ids(target, 'target'), self.num_classes
         for ids, what in ((p, 'prediction'), (t, 'target')): check_ids(ids, c, self.ignore_index, what)
-        t, p = (x[t != self.ignore_index].astype(np.int64) for x in (t, p))
-        p[p == self.ignore_index] = c  # a column of its own
-        counts = np.bincount(t * (c + 1) + p, minlength=c * (c + 1)).reshape(c, c + 1)
-        self.matrix += counts[:, :c]
-        self.missed += counts[:, c]
+        first = np.flatnonzero(np.append(True, (t[1:] != t[:-1]) | (p[1:] != p[:-1]))[:len(t)])  # of runs of a pair
+        t, p, pixels = (x.astype(np.int64) for x in (t[first], p[first], np.diff(first, append=len(t))))
+        t[t == self.ignore_index], p[p == self.ignore_index] = c, c  # a row and a column of their own
+        counts = np.bincount(t * (c + 1) + p, pixels, (c + 1)**2).astype(np.int64).reshape(c + 1, c + 1)[:c]
+        self.matrix, self.missed = self.matrix + counts[:, :c], self.missed + counts[:, c]
         return self
 
     def __add__(self, other):

@@ -142,10 +142,9 @@ def read_mask(
 ):
     "The class ids at `path` as uint8 [H,W]"
     path, ids = Path(path), read_ids(path)
-    found = np.unique(ids)
-    bad = [] if num_classes is None else found[(found > num_classes) & (found != 255)]
+    bad = [] if num_classes is None else ids[(ids > num_classes) & (ids != 255)]
     if len(bad):
-        raise UserError(f'masks: expected 255 or 0..{num_classes}, got {few(bad)} in {path.name}; is this a colour image rather than a palette PNG? (folder {path.parent})')
+        raise UserError(f'masks: expected 255 or 0..{num_classes}, got {few(np.unique(bad))} in {path.name}; is this a colour image rather than a palette PNG? (folder {path.parent})')
     if size is not None and ids.shape != tuple(size):
         raise UserError(f'masks: {path} is {ids.shape[1]}x{ids.shape[0]} (width x height), its image is {size[1]}x{size[0]}; a mask has the size of its image: export it again.')
     return ids

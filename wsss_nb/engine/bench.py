@@ -180,8 +180,8 @@ def measured(data, make, p, device, workers, quick, kept):
             *step_measures(data, make, p['crop'], p['size'], device, workers, kept, steps, rounds),
             *([] if quick else compiled_steps(data, make, p['crop'], p['size'], device, rounds)),
             *([share_of(data, make, p, device, workers, steps)] if gpu else []),
-            maps_of(make().to(device).eval(), data.subset(range(3 if quick else 9)), device), evaluation_of(data),
-            *refiner_measures(data, side, device, rounds=1 if quick else 5)]
+            maps_of(make().to(device).eval(), data.subset(range(8 if gpu else 4)), device, 1 if quick else 3),
+            evaluation_of(data), *refiner_measures(data, side, device, rounds=1 if quick else 5)]
 
 
 def bench(

@@ -71,7 +71,7 @@ def write_predictions(
     if use_image_labels: need_tags(data.records, data.where)
     todo, views = missing(data, out, '.png'), dict(scales=scales, flip=flip, max_side=max_side, fusion=fusion)
     jobs = predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views)
-    keep_memory(2**30)
+    keep_memory(2**31 - 1)
     if crf:
         for _ in parallel(write_prediction, jobs, 'predictions, image', len(todo),
                           place_of_crf().workers(workers)): pass
@@ -89,7 +89,8 @@ def counted_each(data, folder):
         rows = max(1, 2**22 // truth.shape[1])  # of a large picture a few at a time: counting takes 8 bytes a pixel
         for y in range(0, len(truth), rows): counts.update(found[y:y + rows], truth[y:y + rows])
         return counts
-    return ahead(counted, range(len(data)), cores())
+    large = np.prod(data.size(0)) > 2**21
+    return ahead(counted, range(len(data)), cores()) if large else map(counted, range(len(data)))
 
 
 def count_masks(data, folder):

@@ -7,15 +7,18 @@ __all__ = ['medians', 'Measure', 'measures_table', 'maps_of', 'evaluation_of', '
 
 # %% ../../nbs/engine/measures.ipynb #bfb2807b
 import statistics, tempfile, time
+from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..base.core import rng
 from ..base.page import table
-from ..base.timing import clocked, in_turns
+from ..base.timing import in_turns
 from ..cams import write_score_maps
+from ..data.resize import resize_mask
 from ..data.sample import save_mask
 from ..data.tagged import tagged
 from ..data.views import as_tensor
@@ -50,26 +53,27 @@ def measures_table(measures):
     return table([['', 'ours', 'plain', '', 'times', 'plain is'], *rows])
 
 # %% ../../nbs/engine/measures.ipynb #1ec6e101
-def maps_of(net, data, device):
-    "Measure of score maps"
-    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b, torch.no_grad():
-        write_score_maps(net, data.subset([0]), a)  # once before the clock
-        plain_maps(net, data.subset([0]), b, device)
-        rest = data.subset(range(1, len(data)))
-        ours, plain = clocked(lambda: write_score_maps(net, rest, a)), clocked(lambda: plain_maps(net, rest, b, device))
-    return Measure('score maps', 's/image', ours / len(rest), plain / len(rest), 'a loop over images and scales')
+def maps_of(net, data, device, rounds=1):
+    "Measure of score maps of images of one size"
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        new = lambda: tempfile.mkdtemp(dir=folder)
+        both = medians(lambda: write_score_maps(net, data, new()), lambda: plain_maps(net, data, new(), device), rounds)
+    return Measure('score maps', 's/image', *(t / len(data) for t in both), 'a loop over images and scales')
 
 
 def evaluation_of(data, images=12):
     "Measure of reading and counting masks"
-    with tempfile.TemporaryDirectory() as folder:
-        for k in range(images):
-            mask = rng('masks', k).integers(0, 4, (12, 16)).repeat(31, 0).repeat(31, 1)
-            save_mask(f'{folder}/{k}.png', mask)
-        files, names = [f'{folder}/{k}.png' for k in range(images)], data.classes
-        truth = tagged(files, [[names[0]]] * images, masks=files, classes=names)
-        ours, plain = medians(lambda: count_masks(truth, folder), lambda: plain_counts(files, files, len(names) + 1))
-    return Measure('masks counted', 's/image', ours / images, plain / images, 'one after the other')
+    files, names = [data.records[k % len(data)].image for k in range(images)], [str(k) for k in range(images)]
+    with tempfile.TemporaryDirectory() as found, tempfile.TemporaryDirectory() as true:
+        for folder, k in product((found, true), range(images)):
+            coarse = rng('masks', k, folder == true).integers(0, 4, (12, 16)).astype(np.uint8)
+            save_mask(f'{folder}/{k}.png', resize_mask(coarse, data.size(k % len(data))))
+        masks, truths = ([f'{folder}/{k}.png' for k in names] for folder in (found, true))
+        truth = tagged(files, [[data.classes[0]]] * images, truths, data.classes, names)
+        count, plainly = lambda: count_masks(truth, found), lambda: plain_counts(masks, truths, len(data.classes) + 1)
+        assert (count().matrix == plainly()).all()
+        both = medians(count, plainly, 9)
+    return Measure('masks counted', 's/image', *(t / images for t in both), 'one after the other')
 
 # %% ../../nbs/engine/measures.ipynb #273fa853
 def refiner_measures(data, side, device, images=4, classes=20, present=3, rounds=1):

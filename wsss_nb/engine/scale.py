@@ -86,7 +86,8 @@ def share(i, jobs, threads=0):
     import torch
     gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))).split(',')
     threads = {k: str(threads or os.environ.get(k) or max(1, cores() // jobs)) for k in THREADS}
-    return dict(threads, WSSS_PROGRESS='off', **({'CUDA_VISIBLE_DEVICES': gpus[i % len(gpus)]} if gpus[0] else {}))
+    own = dict(threads, WSSS_PROGRESS='off', WSSS_CORES=str(max(1, cores() // jobs)))  # processes of views as well
+    return dict(own, CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)]) if gpus[0] else own
 
 # %% ../../nbs/engine/scale.ipynb #a6b62ebc
 @contextmanager
@@ -97,7 +98,8 @@ def own_cluster(jobs, threads=0):
     spec = lambda i: dict(nthreads=1, memory_limit=0, env=with_server(share(i, jobs, threads)), silence_logs=50)
     specs = {i: dict(cls=d.Nanny, options=spec(i)) for i in range(jobs)}
     scheduler = dict(cls=d.Scheduler, options=dict(host='127.0.0.1', dashboard=False))
-    with dask.config.set({'distributed.nanny.pre-spawn-environ': {}}), no_script():  # it would be this process's, too
+    own = {'distributed.nanny.pre-spawn-environ': {}, 'distributed.worker.profile.enabled': False}
+    with dask.config.set(own), no_script():  # that environment would be this process's, too; a profile is not asked for
         with d.SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50) as c, d.Client(c) as client:
             yield client
 
@@ -163,10 +165,10 @@ class Watch:
         self.at_work = now
 
 # %% ../../nbs/engine/scale.ipynb #92f223ad
-def next_nodes(nodes, given, workers, ahead=()):
-    "What free workers can make now, in the order of the runs, `ahead` first and alone; `given`: folder -> future"
+def next_nodes(nodes, given, workers):
+    "What free workers can make now, in the order of the runs; `given`: folder -> future"
     over = {f for f, future in given.items() if future.done()}
-    ready = (f for f, n in nodes.items() if f not in given and over >= {*n.after} and (f in ahead or over >= {*ahead}))
+    ready = (f for f, n in nodes.items() if f not in given and over >= {*n.after})
     return list(islice(ready, max(0, workers - len(given) + len(over))))
 
 
@@ -182,7 +184,7 @@ def is_over(client, future):
     return future.done() if future else client.status == 'closed'
 
 
-def work_through(client, nodes, runs, say=print, ahead=()):
+def work_through(client, nodes, runs, say=print):
     "Make all nodes; yields folder and error (or None) of each as it ends"
     watch, given = Watch(client, nodes, say), {}
     with left_there(runs) as token:
@@ -191,7 +193,7 @@ def work_through(client, nodes, runs, say=print, ahead=()):
         if wrong: raise UserError(wrong[0])
         while len(watch.ended) < len(nodes):
             watch.look()
-            for f in next_nodes(nodes, given, len(watch.at_work), ahead) if client.status != 'closed' else ():
+            for f in next_nodes(nodes, given, len(watch.at_work)) if client.status != 'closed' else ():
                 given[f] = give(client, f, nodes[f], [given[a] for a in nodes[f].after], token)
             over = [f for f in nodes if f not in watch.ended and is_over(client, given.get(f))]
             if not over: time.sleep(.1)
@@ -232,11 +234,9 @@ def side_by_side(
     scheduler='',  # address of a Dask scheduler
     say=print,
     threads=0,  # of each of the processes, 0 = its share of the cores
-    ahead='',  # a run whose masks are made before any other run is begun
 ):
     "Execute runs, as many stages at once as there are workers; yields run, folder and error (or None) of each"
     nodes, failed = graph(recipes, runs), {}
-    first = [f for f, n in nodes.items() if ahead in n.runs and n.stage in ('train', 'masks')]
     left = {run: {f for f, n in nodes.items() if run in n.runs} for run in recipes}
     yield from ended_runs(left, recipes, runs, failed)
     for folder in nodes:
@@ -244,7 +244,7 @@ def side_by_side(
     if not nodes: return
     with (cluster(scheduler, say) if scheduler else own_cluster(min(jobs, len(nodes)), threads)) as client:
         with at_work(partial(at_work_now, nodes, left)):
-            for folder, error in work_through(client, nodes, runs_folder(runs), say, first):
+            for folder, error in work_through(client, nodes, runs_folder(runs), say):
                 if error is not None: failed[folder] = error
                 for waiting in left.values(): waiting.discard(folder)
                 yield from ended_runs(left, recipes, runs, failed)

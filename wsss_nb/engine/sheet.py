@@ -51,10 +51,9 @@ class Sheet:
         runs='',  # folder with runs
         ended=lambda run, error: None,  # told of each run that is done, or of what stopped it
         show=lambda: None,  # called at the end, where some have stopped as well
-        ahead='',  # a run whose masks are made before any other run is begun, where they go side by side
     ):
         self.recipes, self.runs = {run: resolved(r) for run, r in recipes.items()}, runs
-        self.ended, self.show, self.ahead = ended, show, ahead
+        self.ended, self.show = ended, show
 
     def dry(self, say=print):
         "Check the recipes and their data, and say what the runs would do; what data are missing is told at the end"
@@ -90,4 +89,4 @@ class Sheet:
     def events(self, jobs, scheduler, say, threads=0, begin=lambda: None):
         "The runs as they end, side by side where several jobs or a scheduler are named"
         if not (jobs > 1 or scheduler): return one_by_one(self.recipes, self.runs, say, begin)
-        return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads, self.ahead)
+        return side_by_side(self.recipes, self.runs, jobs, scheduler, say, threads)

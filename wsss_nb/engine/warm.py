@@ -41,7 +41,8 @@ os._exit(abs(code))
 # %% ../../nbs/engine/warm.ipynb #5e123898
 AT_START = ('PYTHON', 'LD_', 'MALLOC_', 'OMP_', 'GOMP_', 'KMP_', 'MKL_', 'OPENBLAS_', 'BLAS_', 'ONEDNN_', 'DNNL_',
             'ATEN_', 'TORCH', 'PYTORCH_', 'CUDA_', 'NVIDIA_', 'ACCELERATE_', 'COVERAGE_')
-BY_LIBRARIES = ('KMP_DUPLICATE_LIB_OK', 'KMP_INIT_AT_FORK')  # scikit-learn sets them when it is imported
+# scikit-learn sets two when it is imported, Dask one in its workers: a fork has the seed of its server
+BY_LIBRARIES = ('KMP_DUPLICATE_LIB_OK', 'KMP_INIT_AT_FORK', 'PYTHONHASHSEED')
 SERVERS = {}  # what counts at the start -> (process, its socket)
 
 

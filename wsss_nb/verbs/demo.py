@@ -41,8 +41,7 @@ def run_demo(names, runs=''):
     from wsss_nb.engine.recipes import read_recipe
     from wsss_nb.engine.sheet import Sheet
     jobs, threads = jobs_and_threads()
-    ahead = names[0] if jobs < len(DEMO) else ''  # where all trainings have a core, none has to wait
-    sheet = Sheet({n: read_recipe(n) for n in names}, runs, ahead=ahead)
+    sheet = Sheet({n: read_recipe(n) for n in names}, runs)
     if find_spec('distributed'): return sheet.run(jobs, threads=threads)
     print('one after the other: with dask and distributed, the extra [scale], they go side by side', flush=True)
     with environment(**dict.fromkeys(THREADS, str(threads))): return sheet.run()
@@ -55,7 +54,8 @@ def make_demo(names, runs):
     from wsss_nb.results.report import make_report
     with Filling({n: read_recipe(n) for n in names}, runs) as filling:
         print(f'look at it as it fills: {filling.path}', flush=True)
-        run_demo([*DEMO[-1], *(name for job in DEMO[:-1] for name in job)], runs)
+        others, waiting = [job[0] for job in DEMO[:-1]], [name for job in DEMO[:-1] for name in job[1:]]
+        run_demo([*DEMO[-1], *others, *waiting], runs)
     with at_work('the page'): show_page(make_report(names, runs))
 
 
