@@ -51,7 +51,7 @@ def setting(env):
     counts = sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in BY_LIBRARIES)
     return sha256(repr((counts, files)).encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/engine/warm.ipynb #d9c91b66
 def _listening(key):
     "A socket in a folder of its own that waits for clients"
     listener = socket.socket(socket.AF_UNIX)
@@ -79,12 +79,11 @@ def server(env):
     except OSError: pass  # it has ended, and the kernel will be a cold one
     return path
 
-
+# %% ../../nbs/engine/warm.ipynb #b962e5c3
 @atexit.register
 def _close_servers():
     "End the servers of this process"
     while SERVERS: SERVERS.popitem()[1][0].stdin.close()
-
 
 # %% ../../nbs/engine/warm.ipynb #665dec59
 # Torch gives large blocks back to the system after each operation and asks for them again in the next:
@@ -103,7 +102,7 @@ def with_server(env):
     path = server({**os.environ, **kernel_env(), **env})
     return dict(env, WSSS_WARM=path) if path else env
 
-
+# %% ../../nbs/engine/warm.ipynb #80dfa5cc
 @contextmanager
 def own_kernel():
     "Make a kernel of this very Python known to Jupyter for a while; yields its name"
@@ -132,7 +131,7 @@ class _Child:
             if pid: self.code = os.waitstatus_to_exitcode(status)
         return self.code
 
-
+# %% ../../nbs/engine/warm.ipynb #5fd4f891
 def cuda_begun():
     "Whether this process has spoken to a GPU: a question such as is_available is enough, and a fork of it cannot"
     import torch
@@ -145,7 +144,7 @@ def helpers_begun():
     tracker = sys.modules.get('multiprocessing.resource_tracker')
     return tracker is not None and tracker._resource_tracker._fd is not None
 
-
+# %% ../../nbs/engine/warm.ipynb #0449c80b
 def begin_server():
     "Fork the server of the kernels to come from this process, which has computed nothing yet, where that can be"
     env, own = {**os.environ, **kernel_env()}, {'WSSS_WARM', *KEEP_MEMORY} & os.environ.keys()
@@ -159,7 +158,6 @@ def begin_server():
     os.close(read)
     SERVERS[key] = _Child(pid, open(write, 'wb', buffering=0)), listener.getsockname()
     listener.close()
-
 
 # %% ../../nbs/engine/warm.ipynb #c7e1a612
 @contextmanager
