@@ -5,13 +5,9 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty
 
 import pytest
-from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from matplotlib import pyplot
-from nbclient import NotebookClient
-from traitlets import Type
 
 from wsss_nb.base.basics import environment
 from wsss_nb.base.core import whole_file
@@ -56,24 +52,10 @@ def kernel_of_one_server():
     with environment(**dict(WSSS_WARM=socket) if socket else {}), warm.own_kernel() as kernel: yield kernel
 
 
-class AtOnce(AsyncKernelClient):
-    "Ready with the kernel's first answer: Jupyter's own client waits on until nothing has come for .2 s, but a page listens only to the answers to its own cells"
-    async def wait_for_ready(self, timeout=None):
-        while True:
-            self.kernel_info()
-            try: return await self.shell_channel.get_msg(timeout=1), await self.iopub_channel.get_msg(timeout=1)
-            except Empty: assert await self.is_alive(), 'the kernel died before its first answer'
-
-
-class Minded(AsyncKernelManager):
-    "Looks every 10 ms whether a kernel that was killed is gone, not every 100"
-    client_factory = Type(AtOnce)
-    async def _async_wait(self, pollinterval=.01): await super()._async_wait(pollinterval)
-
-
 def execute_page(nb, kernel, **settings):
     "Execute the cells of a notebook in a kernel of that name"
-    NotebookClient(nb, timeout=300, kernel_name=kernel, kernel_manager_class=Minded, **settings).execute()
+    from nbclient import NotebookClient
+    NotebookClient(nb, timeout=300, kernel_name=kernel, kernel_manager_class=warm.prompt_manager(), **settings).execute()
 
 
 def in_kernels(*codes):

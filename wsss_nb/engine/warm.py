@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CLIENT', 'AT_START', 'BY_LIBRARIES', 'SERVERS', 'KEEP_MEMORY', 'COLD', 'setting', 'server', 'kernel_env',
-           'with_server', 'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'private_sockets', 'Engine']
+           'with_server', 'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'prompt_manager',
+           'private_sockets', 'Engine']
 
 # %% ../../nbs/engine/warm.ipynb #bf655ec4
-import atexit, json, os, socket, subprocess, sys, tempfile, threading
+import atexit, functools, json, os, socket, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -159,14 +160,36 @@ def begin_server():
     SERVERS[key] = _Child(pid, open(write, 'wb', buffering=0)), listener.getsockname()
     listener.close()
 
+# %% ../../nbs/engine/warm.ipynb #70a2c1d9
+@functools.cache
+def prompt_manager():
+    "Jupyter's manager of kernels, which with its client waits for nothing but the kernel"
+    from queue import Empty
+    from jupyter_client import AsyncKernelClient, AsyncKernelManager
+    from traitlets import Type
+    class Client(AsyncKernelClient):
+        async def wait_for_ready(self, timeout=None):
+            end = time.monotonic() + (timeout or float('inf'))
+            while True:
+                self.kernel_info()
+                try: return await self.shell_channel.get_msg(timeout=1), await self.iopub_channel.get_msg(timeout=1)
+                except Empty: pass
+                if not await self.is_alive(): raise RuntimeError('Kernel died before replying to kernel_info')
+                if time.monotonic() > end: raise RuntimeError(f'Kernel did not respond in {timeout} seconds')
+    class Manager(AsyncKernelManager):
+        client_factory = Type(Client)
+        async def _async_wait(self, pollinterval=None): await super()._async_wait(.01)
+    return Manager
+
 # %% ../../nbs/engine/warm.ipynb #c7e1a612
 @contextmanager
 def private_sockets():
-    "Settings of papermill for a kernel that is spoken to over sockets in a folder of its own"
+    "Settings of papermill for a kernel that is spoken to at once, and over sockets in a folder of its own"
     from traitlets.config import Config
     with tempfile.TemporaryDirectory(prefix='wsss-') as folder:
-        if not hasattr(socket, 'AF_UNIX') or len(folder) > 80: yield {}
-        else: yield dict(config=Config(KernelManager=dict(transport='ipc', ip=f'{folder}/kernel')))
+        private = hasattr(socket, 'AF_UNIX') and len(folder) <= 80
+        how = dict(config=Config(KernelManager=dict(transport='ipc', ip=f'{folder}/kernel'))) if private else {}
+        yield dict(how, kernel_manager_class=prompt_manager())
 
 # %% ../../nbs/engine/warm.ipynb #db9b614f
 class Engine:
