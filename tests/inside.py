@@ -52,13 +52,18 @@ def kernel_of_one_server():
     with environment(**dict(WSSS_WARM=socket) if socket else {}), warm.own_kernel() as kernel: yield kernel
 
 
+def execute_page(nb, kernel, **settings):
+    "Execute the cells of a notebook in a kernel of that name"
+    from nbclient import NotebookClient
+    NotebookClient(nb, timeout=300, kernel_name=kernel, kernel_manager_class=warm.prompt_manager(), **settings).execute()
+
+
 def in_kernels(*codes):
     "What each of these codes prints, side by side in processes of their own, which have imported everything already"
-    from nbclient import NotebookClient
     from nbformat.v4 import new_code_cell, new_notebook
     def printed(code):
         nb = new_notebook(cells=[new_code_cell(code)])
-        NotebookClient(nb, timeout=300, kernel_name=kernel).execute()
+        execute_page(nb, kernel)
         return ''.join(o.text for o in nb.cells[0].outputs if o.get('name') == 'stdout')
     with kernel_of_one_server() as kernel, ThreadPoolExecutor(len(codes)) as pool: return list(pool.map(printed, codes))
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
-from inside import kernel_of_one_server
+from inside import execute_page, kernel_of_one_server
 
 NBS = Path(__file__).resolve().parents[1] / 'nbs'
 LIBRARY = sorted(p for p in NBS.rglob('*.ipynb') if 'run' not in p.relative_to(NBS).parts and '.ipynb_checkpoints' not in p.parts)
@@ -25,7 +24,7 @@ def run(path, left_out):
     nb.cells = [c for c in nb.cells if not re.match(rf'#\|\s*({left_out})\b', c.source)]
     os.environ['WSSS_PROGRESS'] = 'off'
     end = 'graceful' if 'COVERAGE_FILE' in os.environ else 'immediate'  # nothing is left to be done, but for who counts lines
-    with kernel_of_one_server() as kernel: NotebookClient(nb, timeout=300, kernel_name=kernel, shutdown_kernel=end, resources=dict(metadata=dict(path=str(path.parent)))).execute()
+    with kernel_of_one_server() as kernel: execute_page(nb, kernel, shutdown_kernel=end, resources=dict(metadata=dict(path=str(path.parent))))
 
 
 def flagged(path, flag): return any(''.join(c['source']).startswith(f'#| {flag}') for c in cells(path))

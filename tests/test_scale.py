@@ -15,8 +15,9 @@ import pytest
 
 pytest.importorskip('distributed')
 
+import dask
 from inside import in_kernels
-from wsss_nb.base import tell
+from wsss_nb.base import tell, workers
 from wsss_nb.engine import scale, warm
 from wsss_nb.cli import main
 from wsss_nb.base.core import UserError
@@ -55,6 +56,14 @@ def one_thread():
     with pytest.MonkeyPatch.context() as m:
         m.setenv('OMP_NUM_THREADS', '1')
         yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forks():
+    "Dask's workers are forked as those of `base.workers` are, from a process that has imported the package; begun from nothing, each imports torch"
+    if workers.CONTEXT.get_start_method() != 'forkserver': yield; return
+    assert list(workers.parallel(str, range(20), workers=2))[3] == '3'  # it is there
+    with dask.config.set({'distributed.worker.multiprocessing-method': 'forkserver'}): yield
 
 
 class Seen(scale.Watch):
@@ -228,19 +237,10 @@ def test_workers_of_this_machine_share_cores_and_gpus(monkeypatch):
 
 # -- images
 
-def doubled(folder, x):
-    "2x; the first that comes to 20 dies with its worker"
-    if x == 20 and not (folder / 'died').exists():
-        (folder / 'died').touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * x
-
-
 @pytest.fixture
 def image_cluster(monkeypatch):
     "Two processes behind WSSS_SCHEDULER"
     from distributed import LocalCluster
-    from wsss_nb.base import workers
     assert list(workers.parallel(str, range(20), workers=2))[3] == '3'  # a pool of this machine with as many processes is there already
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as c:
         monkeypatch.setenv('WSSS_SCHEDULER', c.scheduler_address)
@@ -250,21 +250,24 @@ def image_cluster(monkeypatch):
 
 
 def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
-    from functools import partial
     import numpy as np
-    from wsss_nb.base import workers
     from wsss_nb.data.sample import save_maps
     from wsss_nb.data.synthetic import synthetic
     from wsss_nb.refine.masks import write_masks
+    def doubled(x):  # a function of the test travels by value; to find one of this file a worker would import all that the file does
+        if x == 20 and not (tmp_path / 'died').exists():
+            (tmp_path / 'died').touch()
+            os.kill(os.getpid(), signal.SIGKILL)  # the first that comes to 20 dies with its worker
+        return 2 * x
+
     data = synthetic('val', n=10)
     for s in (data[i] for i in range(10)): save_maps(tmp_path / f'maps/{s.name}.npz', s.tags, np.stack([.6 * (s.mask == t) + .2 for t in s.tags]))
     write_masks(data, tmp_path / 'maps', tmp_path / 'shared', steps=['crf'])
-    assert workers.CLUSTER and list(workers.parallel(partial(doubled, tmp_path), range(40))) == list(range(0, 80, 2)) and (tmp_path / 'died').exists()
+    assert workers.CLUSTER and list(workers.parallel(doubled, range(40))) == list(range(0, 80, 2)) and (tmp_path / 'died').exists()
     write_masks(data, tmp_path / 'maps', tmp_path / 'alone', 1, steps=['crf'])
     for name in data.names: assert (tmp_path / f'shared/{name}.png').read_bytes() == (tmp_path / f'alone/{name}.png').read_bytes()
 
 
 def test_no_scheduler_for_images_is_told(monkeypatch):
-    from wsss_nb.base import workers
     monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:1')
     with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:1: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))

@@ -55,7 +55,7 @@ _all_ = ['refine', 'open_data', 'tagged', 'read_image', 'read_mask', 'localiser_
          'Confusion', 'Predictor',
          'overlay', 'heat', 'grid', 'UserError']
 
-
+# %% ../nbs/api.ipynb #756fa253
 def __getattr__(name):
     "A call, or a module of the package, when it is first asked for"
     if name in _homes:

@@ -21,7 +21,7 @@ def check_cluster(verb, a):
     address = os.environ.get('WSSS_SCHEDULER')
     if address: check_scheduler(address, f'WSSS_SCHEDULER={address}')
 
-
+# %% ../nbs/cli.ipynb #14ca941c
 def main(argv=None):
     "The command `wsss`; returns the exit code"
     try:

@@ -75,7 +75,7 @@ def mean_of(x):
     "The mean without nan, nan if nothing else is there"
     return float(np.nanmean(x)) if np.isfinite(x).any() else float('nan')
 
-
+# %% ../nbs/metrics.ipynb #d5e0ebb3
 def iou_of(matrix, missed=0):
     "IoU from counts [...,C,C]: float64 [...,C]"
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
@@ -191,7 +191,7 @@ def ap_of(
     if interpolate: precision = np.maximum.accumulate(precision[::-1])[::-1]
     return float((precision * positive).sum() / positive.sum())
 
-
+# %% ../nbs/metrics.ipynb #ac844e3d
 def pixel_ap(
     scores,  # [n]
     positives,  # [n], true or 1 where the pixel is of the class

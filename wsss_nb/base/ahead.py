@@ -27,7 +27,7 @@ def ahead(
             if len(queue) >= waiting: yield queue.popleft().result()
         while queue: yield queue.popleft().result()
 
-
+# %% ../../nbs/base/ahead.ipynb #44b3e2e6
 class ReadAhead:
     "The items of a data set, which threads have read before they are asked for; in this order only"
     def __init__(self, data, indices): self.items = ahead(data.__getitem__, indices)

@@ -27,7 +27,7 @@ def number_from(
     if least <= value < float('inf'): return value
     raise argparse.ArgumentTypeError(f'expected {what} from {least} on, got {text!r}')
 
-
+# %% ../../nbs/base/arguments.ipynb #0a527b1f
 def launch(text):
     "A number of processes, or a command that starts them"
     if re.fullmatch(r'-?\d+', text): number_from(int, 1, text)
@@ -43,7 +43,7 @@ def names_from(text):
     "Names between commas"
     return [t.strip() for t in text.split(',') if t.strip()]
 
-
+# %% ../../nbs/base/arguments.ipynb #ea2cae3d
 def is_scale(word):
     "Whether a word behind `--scales` is one more of them; a file of that name is a picture"
     return bool(re.fullmatch(r'\d*\.?\d+', word)) and not Path(word).exists()
@@ -173,7 +173,7 @@ def verb_of(words):
     if len(words) < 2: raise UserError(f'{words[0]}: expected {" or ".join(of_group)} behind it; see wsss {words[0]} {of_group[0]} --help.')
     return f'{words[0]} {check_name(words[1], of_group, words[0])}', words[2:]
 
-
+# %% ../../nbs/base/arguments.ipynb #19d8485d
 def read_line(words):
     "A line as (verb, its arguments), or (None, a text to print)"
     if not words or words[0] in ('-h', '--help', 'help') or words[:2] == ['data', '--help']: return None, usage()

@@ -18,7 +18,7 @@ class UserError(ValueError):
     "A mistake that the user can mend; its text says what was expected, what came, and what to do"
     code = 2  # with which the command line ends
 
-
+# %% ../../nbs/base/basics.ipynb #492f5f3d
 def nearest(name, known):
     "` Did you mean 'x'?` with the closest of the `known` names, or an empty string"
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
@@ -53,7 +53,7 @@ def spellings(name):
     table, dot, row = str(name).partition('.')
     return list(dict.fromkeys([str(name), str(name).replace(' ', '_'), table + dot + slug(row)]))
 
-
+# %% ../../nbs/base/basics.ipynb #fffdfca7
 def is_plain(name):
     "Whether a text is a name of one thing in a folder: no path, no dots alone, nothing that cannot be seen"
     return isinstance(name, str) and bool(name.strip('. ')) and not re.search(r'[/\\\x00-\x1f\x7f]', name)

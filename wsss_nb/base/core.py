@@ -25,7 +25,7 @@ def is_size(n, dim, sizes):
     letter, _, more = dim.partition('+')
     return n > int(more or 0) and sizes.setdefault(letter, n - int(more or 0)) == n - int(more or 0)
 
-
+# %% ../../nbs/base/core.ipynb #7c15acc8
 def check_shapes(
     what,  # whose arguments they are, for the message
     **given,  # name=(array, 'B K+1 h w'): a letter is one size in all of them and at least 1, a number is itself
@@ -102,7 +102,7 @@ def pick_device(
         raise UserError(f'device: {name!r} is not available on this machine; use device=cpu, or device=auto to take what is there.')
     return device
 
-
+# %% ../../nbs/base/core.ipynb #5e4c4272
 def device_name(device):
     "What the device is called on its label"
     import torch
@@ -158,7 +158,7 @@ def plain(x):
     if isinstance(x, float): return x if math.isfinite(x) else None
     return x if isinstance(x, (str, int, bool, type(None))) else str(x)
 
-
+# %% ../../nbs/base/core.ipynb #a6f5f43d
 def save_json(path, x):
     "Write `x` as JSON, whole or not at all"
     with whole_file(path, 'w') as f: f.write(json.dumps(plain(x), indent=1, ensure_ascii=False) + '\n')
@@ -186,7 +186,7 @@ def file_sha256(path):
         if hasattr(hashlib, 'file_digest'): return hashlib.file_digest(f, 'sha256').hexdigest()
         return hashlib.sha256(f.read()).hexdigest()
 
-
+# %% ../../nbs/base/core.ipynb #d75bea47
 def versions():
     "Python and the packages that can change a number"
     from importlib.metadata import PackageNotFoundError, version

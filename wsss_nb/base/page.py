@@ -103,7 +103,7 @@ def cell_text(x):
     "A cell as text; what would move a terminal's cursor or colour it is no part of a text"
     return '' if x is None else f'{x:.3f}' if isinstance(x, float) else CONTROL.sub('\N{REPLACEMENT CHARACTER}', str(x))
 
-
+# %% ../../nbs/base/page.ipynb #48dd3998
 def text_table(rows):
     "Rows as lines, columns under each other"
     rows = [[cell_text(x) for x in row] for row in rows]
@@ -113,7 +113,7 @@ def text_table(rows):
         return [x.rjust(width) if right else x.ljust(width) for x in column]
     return '\n'.join('  '.join(row).rstrip() for row in zip(*map(aligned, zip(*rows))))
 
-
+# %% ../../nbs/base/page.ipynb #0a253faf
 def md_table(rows):
     "Rows as a Markdown table"
     line = lambda row: '| ' + ' | '.join(cell_text(x).replace('|', r'\|') for x in row) + ' |'
@@ -137,7 +137,7 @@ def plain_cell(x, column=0):
     "A cell of a table"
     return filled('<td>{{ x }}</td>', x=x if isinstance(x, Markup) else cell_text(x))
 
-
+# %% ../../nbs/base/page.ipynb #c9ad6d17
 def heat_cells(rows):
     "The function that colours the shares of these rows"
     columns = [[x for x in column if isinstance(x, float)] for column in zip(*rows[1:])]
@@ -149,7 +149,7 @@ def heat_cells(rows):
         return filled(HEAT, x=cell_text(x), veil=.6 * (x - low) / max(high - low, 1e-9), best=best)
     return cell
 
-
+# %% ../../nbs/base/page.ipynb #47cf136c
 def html_table(rows, heat=False):
     "Rows as a table of HTML"
     if heat:
@@ -157,7 +157,7 @@ def html_table(rows, heat=False):
         rows = [[row[i] for i in full] for row in rows]
     return filled(TABLE, rows=rows, heat=heat, cell=heat_cells(rows) if heat else plain_cell)
 
-
+# %% ../../nbs/base/page.ipynb #0ac4b2ef
 def table(
     rows,  # the headings, then the rows
     kind='text',  # text, md or html

@@ -39,7 +39,7 @@ def to_unit(x):
     low, high = (x.min(), x.max()) if x.size else (0, 1)
     return np.nan_to_num(x if low >= 0 and high <= 1 else (x - low) / max(high - low, 1e-12))
 
-
+# %% ../../nbs/base/pictures.ipynb #b8a4a665
 def coloured(x, cmap):
     "Numbers in [0,1] as colours of a map of matplotlib: [...,3] in [0,1]"
     import matplotlib

@@ -37,7 +37,7 @@ def own_file(
     if not path.is_file(): raise UserError(f'{what}: {path}: no such file; {plug!r} is a file, relative to {Path.cwd()}, and the {thing} in it.')
     return path, name
 
-
+# %% ../../nbs/base/plugs.ipynb #3f6eb18a
 class AsItReads(SourceFileLoader):
     "Takes a file as it reads now: bytecode that is kept beside it is good for a whole second"
     def get_code(self, name): return self.source_to_code(self.get_data(self.path), self.path)

@@ -31,7 +31,7 @@ def everyones(x):
     dist.all_gather(out, x.detach().contiguous())
     return torch.cat(out)
 
-
+# %% ../../nbs/base/processes.ipynb #55d074a9
 def count(where):
     "What a sum over `where` is divided by to be a mean: how many are true, on average over the processes; not 0"
     n = everyones(where.sum()[None]).sum()
@@ -103,7 +103,7 @@ def end_with_parent():
     try: ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     except (OSError, TypeError, AttributeError): pass
 
-
+# %% ../../nbs/base/processes.ipynb #5655d47f
 def fit_in(command, learner):
     "Train in the processes that `command` starts; the last checkpoint is theirs"
     command = launcher(command)

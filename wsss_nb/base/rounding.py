@@ -17,7 +17,7 @@ def vector_bits(capability):
     width = re.search(r'(128|256|512)$', capability)
     return int(width[1]) if width else 256 if 'AVX2' in capability else 128
 
-
+# %% ../../nbs/base/rounding.ipynb #0f8b2e64
 def processor():
     "What the processor calls itself"
     try: lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
@@ -33,7 +33,7 @@ def libraries():
     blas = (re.search(r'BLAS_INFO=(\w+)', said) or ('', 'unknown'))[1]
     return dict(blas=f'{blas} {version("Math Kernel Library")}' if blas == 'mkl' else blas, onednn=version('MKL-DNN'))
 
-
+# %% ../../nbs/base/rounding.ipynb #d5ff0726
 def rounding(
     device='cpu',  # of the stage
     **asked,  # layout and precision, where a stage has them

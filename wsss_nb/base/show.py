@@ -34,7 +34,7 @@ def in_256_colours(picture, many=1 << 14):
     few.putpalette(colours.astype(np.uint8).tobytes())
     return picture.quantize(palette=few, dither=Image.Dither.NONE)
 
-
+# %% ../../nbs/base/show.ipynb #b031bdc9
 class Chart(Figure):
     "A figure that a notebook shows without pyplot: 256 colours and 120 dpi, fewer if it is large, to keep files small"
     def __init__(self, width, height, layout='constrained'):

@@ -21,7 +21,7 @@ def cut_to(text, width):
     if len(text) > width: parts = [p if len(p) <= share else p[:max(0, share - 1)] + '…' for p in parts]
     return ' · '.join(parts)[:width]
 
-
+# %% ../../nbs/base/tell.ipynb #04098ef8
 class Above:
     "A stream of which each text stands above the live line"
     def __init__(self, line, stream): self.line, self.stream = line, stream
@@ -34,7 +34,7 @@ class Above:
             if text: self.line.amid = not text.endswith('\n')
             return self.stream.write(text)
 
-
+# %% ../../nbs/base/tell.ipynb #13616fbf
 class Terminal:
     "The last row of a terminal, written over each time"
     wait, every = .5, .5

@@ -32,12 +32,12 @@ def in_turns(
     rounds = [{name: clocked(f) for name, f in ways.items()} for _ in range(n)]
     return {name: [r[name] for r in rounds] for name in ways}
 
-
+# %% ../../nbs/base/timing.ipynb #2617c80b
 def length(s):
     "Seconds as text, in ms below one second"
     return f'{s:.2f} s' if s >= 1 else f'{1000 * s:.3g} ms'
 
-
+# %% ../../nbs/base/timing.ipynb #295f6e0b
 def race(
     what,
     slow,

@@ -24,7 +24,7 @@ def span_of(text):
     if text and not seconds: raise UserError(f'--stop-after: expected a time such as 11h, 1h30m or 120s, got {text!r}.')
     return seconds
 
-
+# %% ../../nbs/base/until.ipynb #4b03db49
 def stopping_after(text):
     "Let this process and its kernels end cleanly after so long; '' for no limit"
     seconds = span_of(text)

@@ -54,7 +54,7 @@ class Worker(CONTEXT.Process):
     def start(self):
         with no_script(): super().start()
 
-
+# %% ../../nbs/base/workers.ipynb #257a8edb
 def worker_context(
     started=None,  # a list to which every process is added
 ):
@@ -85,7 +85,7 @@ def keep_memory(largest=2**25):
     for size in sorted({2**25, largest}):  # an older glibc refuses more than the first
         libc.mallopt(-3, size)  # M_MMAP_THRESHOLD
 
-
+# %% ../../nbs/base/workers.ipynb #e6d38dc1
 def trim_memory(limit=4):
     "Give freed memory back once this process holds more than `limit` GiB (Linux; elsewhere nothing happens)"
     try: held = int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**30

@@ -45,7 +45,7 @@ def look_at_image(data, i):
     mark = digest(str(image.shape).encode(), image.tobytes())
     return (h, w), mark, Problem('size', name, f'{w}x{h} pixels: {odd}') if odd else None
 
-
+# %% ../../nbs/data/check.ipynb #6fc57020
 def look_at_mask(data, i):
     "({id: pixels}, problem or None) of the mask, and whether it is what the tags say"
     r = data.records[i]

@@ -26,7 +26,7 @@ class Correction(NamedTuple):
     tag: str
     do: str  # add or remove
 
-
+# %% ../../nbs/data/corrections.ipynb #d66b6d2d
 def table_rows(path, what):
     "(line, {column: cell}) of a table with a header"
     try: text = Path(path).read_text(encoding='utf-8-sig')
@@ -36,7 +36,7 @@ def table_rows(path, what):
     except UserError as e: raise UserError(f'{what}: {path}, {e}.') from None
     yield from ((line, dict(zip_longest(header, cells[:len(header)], fillvalue=''))) for line, cells in rows)
 
-
+# %% ../../nbs/data/corrections.ipynb #6d5167ef
 def read_corrections(path):
     "The lines of a list that change something"
     out, rows = [], list(table_rows(path, 'corrections'))
@@ -58,7 +58,7 @@ def line_fault(c, known, classes, images, others):
     if c._replace(line=0, do=opposite) in others:
         return f'{c.tag!r} of {c.image!r} is added and removed, keep one of the two lines'
 
-
+# %% ../../nbs/data/corrections.ipynb #9be55fa6
 def corrected(
     known,  # {image id: class ids or None}
     list_,  # of Correction

@@ -50,7 +50,7 @@ def decoded_limit():
     if not 0 <= limit < float('inf'): raise UserError(f'WSSS_DECODED_GB: expected a number of GB, 0 for none, got {said!r}.')
     return int(limit * 10**9)
 
-
+# %% ../../nbs/data/decoded.ipynb #635caffa
 class Decoded:
     "A folder of decoded photographs, below a limit"
     def __init__(self, folder, limit=None):
@@ -97,7 +97,7 @@ def weighed(folder):
     files = [(s.st_mtime, s.st_size, f) for f in folder.glob('*/*') for s in [f.stat()]]
     return sorted(files, key=lambda f: f[:2])
 
-
+# %% ../../nbs/data/decoded.ipynb #b47cef7a
 def room_for(self: Decoded, size):
     "Whether so many bytes fit; if so they count as kept (under the lock)"
     count = self.folder / '.bytes'

@@ -67,7 +67,7 @@ def one_of_each(
     found = map(best, classes or range(1, len(data.classes) + 1))
     return [i for i in dict.fromkeys(found) if i is not None]
 
-
+# %% ../../nbs/data/demo.ipynb #95a5e3cf
 def with_tags(data, n):
     "The first image with `n` classes, or with a number as near to it as there is; its position"
     return min(range(len(data)), key=lambda i: abs(len(data.records[i].tags) - n))

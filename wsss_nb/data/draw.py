@@ -61,7 +61,7 @@ def capsule(x, y, x1, y1, x2, y2, r):
     t = np.clip(((x - x1) * dx + (y - y1) * dy) / (dx * dx + dy * dy), 0, 1)
     return disc(x - t * dx, y - t * dy, x1, y1, r)
 
-
+# %% ../../nbs/data/draw.ipynb #148caaf9
 def polygon(x, y, *points):
     "A convex polygon, its corners clockwise on the screen"
     d = np.full(np.shape(x), -np.inf)
@@ -105,7 +105,7 @@ def wave(t):
     "A smooth wave in [0,1] of period 1"
     return soft(abs(2 * (t - np.floor(t)) - 1) * 1.6 - .3)
 
-
+# %% ../../nbs/data/draw.ipynb #e6583f4f
 def noise(dice, shape, cell):
     "Smooth noise in [0,1] with features of about `cell` pixels"
     table = dice.unit(int(shape[0] / cell) + 3, int(shape[1] / cell) + 3)

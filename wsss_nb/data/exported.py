@@ -26,7 +26,7 @@ def of_box(runs, left, top, width, height, size):
     out[int(top):int(top) + h, int(left):int(left) + w] = flat.reshape(h, w)
     return out
 
-
+# %% ../../nbs/data/exported.ipynb #5d1c158a
 def of_brush(data, size):
     "The bool mask [H,W] of Label Studio's brush: a list of bytes"
     bits, at = ''.join(f'{b:08b}' for b in data), 0
@@ -42,7 +42,7 @@ def of_brush(data, size):
         done += n
     return np.concatenate(parts)[3::4].reshape(size) > 0
 
-
+# %% ../../nbs/data/exported.ipynb #b37eb730
 def of_polygons(polygons, size):
     "The bool mask [H,W] inside polygons, lists of x, y, x, y ..."
     return packed.decode(packed.merge(packed.frPyObjects([list(map(float, p)) for p in polygons], *size))) > 0
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
     size: tuple  # height, width; None where nothing says it
     regions: list  # (name of the class, bool mask)
 
-
+# %% ../../nbs/data/exported.ipynb #afa57da7
 def from_coco(read):
     "Drawn pictures of a COCO file of instances"
     names, drawn = {c['id']: c['name'] for c in read['categories']}, {}
@@ -69,7 +69,7 @@ def from_coco(read):
             regions.append((names[a['category_id']], region))
         if regions: yield Drawn(im['file_name'], size, regions)
 
-
+# %% ../../nbs/data/exported.ipynb #4b57831e
 def from_studio(read):
     "Drawn pictures of a JSON export of Label Studio"
     for task in read:
@@ -86,7 +86,7 @@ def from_studio(read):
             regions.append((next(iter(v.get('brushlabels') or v.get('polygonlabels') or ['?'])), region))
         if regions or not done[-1]['result']: yield Drawn(picture_in(task), regions and size or None, regions)
 
-
+# %% ../../nbs/data/exported.ipynb #04db1d9e
 def from_cvat(root):
     "Drawn pictures of `CVAT for images 1.1`"
     for im in root.iter('image'):
@@ -115,7 +115,7 @@ def drawn_in(path):
     except OSError as e: raise UserError(f'outlines: {path}: cannot be read ({e.strerror}).') from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e: raise UserError(f'outlines: {path}: expected an export of Label Studio (JSON), CVAT for images 1.1 (XML) or COCO instances (JSON), this is damaged or something else ({type(e).__name__}: {e}); export it again.') from None
 
-
+# %% ../../nbs/data/exported.ipynb #ae29928e
 def name_in(file, ends, path, part=False):
     "The image id that a file of an export belongs to; `ends`: `by_end` of those that are there"
     found = images_of(file, ends)
@@ -123,7 +123,7 @@ def name_in(file, ends, path, part=False):
     if found: raise UserError(f'outlines: {path}: {file!r} may be {found[0]!r} or {found[1]!r}; export it with its folder.')
     raise UserError(f'outlines: {path}: {file!r} is no image of these data, of which the first is called {next(iter(ends.values()))[0]!r}; take it off the export, or choose the data it was drawn on.')
 
-
+# %% ../../nbs/data/exported.ipynb #9bca274b
 def outlines_of_export(
     path,  # of the file
     names,  # the image ids of the data

@@ -22,7 +22,7 @@ def file_in(address):
     path = unquote(parse_qs(parts.query).get('d', [unquote(parts.path)])[0] or address)
     return re.sub(r'^.*/(?:[0-9a-f]{8}-)?', '', path) if '/upload/' in path else path.lstrip('/')
 
-
+# %% ../../nbs/data/exports.ipynb #8869d2f0
 def by_end(images):
     "The last part of a name -> the image ids that have it"
     ends = {}
@@ -53,7 +53,7 @@ def result_rows(result):
     words = [words] if isinstance(words, str) else words or ()
     return [tuple(map(str, w)) if isinstance(w, list) else (str(w),) for w in words]
 
-
+# %% ../../nbs/data/exports.ipynb #93adc64f
 def label_studio(tasks):
     "{name: rows of words} of the tasks of an export"
     said = {}
@@ -102,7 +102,7 @@ def tool_of(read):
     if isinstance(read, dict) and {'images', 'categories', 'annotations'} <= set(read): return 'coco'
     return 'labelme' if is_labelme(read) else ''
 
-
+# %% ../../nbs/data/exports.ipynb #05f4c480
 def json_export(read):
     "(the tool, {name: rows of words}) of what was read from JSON; ('', None) for none of these"
     tool = tool_of(read)
@@ -110,7 +110,7 @@ def json_export(read):
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         raise UserError(f'looks like an export of {tool}, but its parts do not fit ({type(e).__name__}: {e}); export it again as JSON') from None
 
-
+# %% ../../nbs/data/exports.ipynb #66ef1e85
 def read_export(path):
     "(the tool, {name: rows of words}) of an export in a file; ('', None) where it is none"
     try: text = Path(path).read_bytes()

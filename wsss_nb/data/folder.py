@@ -68,7 +68,7 @@ class Known(NamedTuple):
     notes: tuple = ()
     told: bool = False  # whether the notes say what was left out
 
-
+# %% ../../nbs/data/folder.ipynb #388329a4
 def from_table(path, classes, root, synonyms, faults=None):
     "What a table of tags says"
     if path.suffix == '.npy':
@@ -79,7 +79,7 @@ def from_table(path, classes, root, synonyms, faults=None):
     classes = class_names(classes, root, {t for tags in names.values() for t in tags or ()} | set(columns or ()))
     return Known(to_ids(names, classes, f'tags: {path}', faults), splits, classes, path.name)
 
-
+# %% ../../nbs/data/folder.ipynb #0885ce64
 def from_source(source, images, classes, root, synonyms, faults=None):
     "What keywords, an export or a folder for each class says"
     at = placed(source.said, images)
@@ -90,7 +90,7 @@ def from_source(source, images, classes, root, synonyms, faults=None):
     ids = {n: tuple(sorted(number[t] for t in tags)) for n, tags in m.tags.items()}
     return Known(ids, {}, classes, str(source), (*placing_notes(source, at), *matching_notes(m)), True)
 
-
+# %% ../../nbs/data/folder.ipynb #0a9e9fa0
 def from_masks(images, masks, classes, root):
     "What the masks say, where only they are known"
     classes = class_names(classes, root)
@@ -149,7 +149,7 @@ def with_keywords(images):
     "How many of the first photographs hold keywords"
     return sum(bool(words_of(p)[0].rows) for p in list(images.values())[:PEEKED])
 
-
+# %% ../../nbs/data/folder.ipynb #9280bb5c
 def own_tags(root, images, masks, tags, classes, split, faults=None, leave=()):
     "What is `Known` of the images, from where it stands"
     place = kind_and_path(tags)[1] if tags else root

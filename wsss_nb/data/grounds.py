@@ -49,7 +49,7 @@ def meadow(dice, shape):
     blades = noise(dice, (h // 5 + 1, w), 1.3)[np.arange(h) // 5]
     return mix(np.array([.2, .42, .12]), np.array([.5, .72, .25]), .65 * blades + .35 * noise(dice, shape, 9))
 
-
+# %% ../../nbs/data/grounds.ipynb #b9e3e731
 def pond(dice, shape):
     "Ripples on water, a picture [H,W,3]"
     y, x = np.mgrid[:shape[0], :shape[1]] / 16

@@ -34,7 +34,7 @@ class Words(NamedTuple):
     rows: tuple  # each with those above it
     fields: tuple  # where they stood
 
-
+# %% ../../nbs/data/keywords.ipynb #cb231538
 def packet_words(
     packet,  # bytes
     where,  # for the message
@@ -80,7 +80,7 @@ def inside(path):
     cut = lambda rows: {w.encode()[:64] for row in rows for w in row}
     return (new, not cut(old.rows) <= cut(new.rows)) if new.rows else (old, False)
 
-
+# %% ../../nbs/data/keywords.ipynb #cd6edf98
 def sidecar(path):
     "The file with the words of a photograph beside it, or None"
     names = (f'{path.name}.xmp', f'{path.stem}.xmp', f'{path.name}.XMP', f'{path.stem}.XMP')
@@ -102,7 +102,7 @@ class Keywords(NamedTuple):
     fields: Counter  # where they stood -> pictures
     older: list  # the pictures of which an older place says something else
 
-
+# %% ../../nbs/data/keywords.ipynb #37f1510c
 def read_keywords(
     base,  # the folder
     faults=None,  # a list that takes what is wrong instead of an error

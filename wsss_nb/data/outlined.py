@@ -66,14 +66,14 @@ def outlines_in(path, data,
     if lost and not part: raise UserError(f'outlines: {len(lost)} of {len(found)} files in {folder} are of no image of {data.where} ({few(lost)}).{nearest(lost[0], ids)} Name them <image id>.png, or take them out.')
     return {n: p for n, p in found.items() if n in ids}
 
-
+# %% ../../nbs/data/outlined.ipynb #80e636fb
 def untold(data):
     "Of the outlined images those that show a class which their tags do not name"
     shown = lambda i: set(np.unique(data.mask(i)).tolist()) - {0, 255}
     tags = lambda i: data.records[i].tags
     return [data.names[i] for i in data.outlined if not shown(i) <= set(tags(i) if tags(i) is not None else shown(i))]
 
-
+# %% ../../nbs/data/outlined.ipynb #91c08523
 def with_outlines(data, path, keep=False, part=False):
     "The data with the outlines at a path, each of them looked at; the data themselves where no path is given"
     if not path: return data

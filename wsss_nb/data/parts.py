@@ -34,7 +34,7 @@ def grounds_of(seed, split, i):
     dice = Dice(seed, SPLITS[split][0], 5, i)
     return tuple(dice.pick(POOL) for _ in range(2 if dice.chance(.5) else 1))
 
-
+# %% ../../nbs/data/parts.ipynb #45ffe0c8
 def ground(dice, shape, name):
     "One texture of the pool; the plain ones in two pale colours"
     if name in OUTDOORS: return OUTDOORS[name](dice, shape)
@@ -43,7 +43,7 @@ def ground(dice, shape, name):
     c, s = dice.turn()
     return mix(a, a + (b - a) * dice.between(.4, 1), PLAIN[name](dice, x * c + y * s, y * c - x * s))
 
-
+# %% ../../nbs/data/parts.ipynb #318e4e9a
 def landscape(dice, shape, names):
     "One ground, or a second one below a rough line"
     image = ground(dice, shape, names[0])
@@ -102,7 +102,7 @@ def parts_folder():
     caches = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
     return caches / 'wsss_nb' / f'parts-{digest(EDITION, *code)[:12]}'
 
-
+# %% ../../nbs/data/parts.ipynb #a14ef3d2
 @lru_cache(1000)
 def pixels(seed, split, i):
     "(image, mask, signs) of image `i`; those of the embedded set are kept on the disk, if it lets us"

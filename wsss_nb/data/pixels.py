@@ -90,14 +90,14 @@ def to_rgb(im):
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
     return im.convert('RGB')
 
-
+# %% ../../nbs/data/pixels.ipynb #43b56d39
 def read_image(path):
     "The picture at `path` as uint8 RGB [H,W,3], upright"
     with opened(path) as im:
         need_photograph(im, path).load()
         return np.array(to_rgb(upright(im)))
 
-
+# %% ../../nbs/data/pixels.ipynb #24ac87f2
 def image_size(path):
     "(height, width) of the upright picture, from the header alone"
     with opened(path) as im:

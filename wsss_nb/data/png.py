@@ -65,7 +65,7 @@ def look_at_size(name, im, size):
         text = f"{w}x{h} (width x height), the image is {size[1]}x{size[0]}: predict at the image's own size"
         yield Finding('wrong size', name, text)
 
-
+# %% ../../nbs/data/png.ipynb #d735b73b
 def look_at(name, raw, size=None):
     "Yield the findings in one PNG; `size` (height, width) is that of the test image, where it is known"
     try: depth, colour, im = decoded(raw)

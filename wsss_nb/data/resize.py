@@ -36,7 +36,7 @@ def rows_seen(n, size, first, count):
     reach = 2 * max(scale, 1.) + 1
     return max(0, int((first + .5) * scale - reach)), min(n, int((first + count - .5) * scale + reach) + 1)
 
-
+# %% ../../nbs/data/resize.ipynb #5107c5e6
 @functools.cache
 def rows_first():
     "Whether this version of PIL resizes along the rows first where an image becomes higher"
@@ -44,7 +44,7 @@ def rows_first():
     steps = image.resize((57, 40), Image.BICUBIC).resize((57, 63), Image.BICUBIC)
     return np.array_equal(np.asarray(image.resize((57, 63), Image.BICUBIC)), np.asarray(steps))
 
-
+# %% ../../nbs/data/resize.ipynb #a890d9d4
 def resized_part(
     image,  # uint8 [H,W,3]
     size,  # (height, width) of the whole

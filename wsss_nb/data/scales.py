@@ -32,7 +32,7 @@ def bicubic(x):
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-.5 * x + 2.5) * x - 4) * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
-
+# %% ../../nbs/data/scales.ipynb #21b4b4c0
 def resize_weights(
     axis,  # int64 [B,7], as `part_seen` has them
     crop,  # side of the view
@@ -47,7 +47,7 @@ def resize_weights(
     inside = (k >= 0) & (k < count)
     return torch.where(inside, weights / weights.sum(-1, keepdim=True).clamp(min=1e-6), 0.)
 
-
+# %% ../../nbs/data/scales.ipynb #679969af
 def with_pixels(
     batch,  # `part` uint8 [B,h,w,3], `rows` and `columns` int64 [B,7], and what else there is
     crop,
@@ -84,7 +84,7 @@ def part_seen(
         rows, columns = [to_y, h, y, size[0], n, top, 0], [to_x, w, x, size[1], m, left, int(mirrored)]
     return dict(part=torch.from_numpy(np.array(part)), rows=torch.tensor(rows), columns=torch.tensor(columns))
 
-
+# %% ../../nbs/data/scales.ipynb #5b89f750
 def laid_together(views):
     "A batch of views; parts of images, each of a size of its own, lie in the corner of what holds the largest"
     parts = [v['part'] for v in views if 'part' in v]

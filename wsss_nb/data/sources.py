@@ -61,7 +61,7 @@ def folder_words(base, kind, faults=None, leave=()):
         if any(parts.values()): found['folders'] = {n: ((p[0],),) if p else () for n, p in parts.items()}, ()
     return found
 
-
+# %% ../../nbs/data/sources.ipynb #1d260922
 def read_folder(base, kind='', faults=None, leave=()):
     "The `Source` in a folder"
     found = folder_words(base, kind, faults, leave)

@@ -33,7 +33,7 @@ def sizes_of(data):
     "{image id: (height, width)} of the test images, as far as they are there"
     return {r.name: image_size(r.image) for r in data.records} if data else {}
 
-
+# %% ../../nbs/data/submission.ipynb #a48353df
 def write_submission(
     masks,  # folder of <image id>.png
     names,  # the test images: a `Data` (then sizes are checked too) or a list of ids
@@ -70,7 +70,7 @@ def no_mask(entry, path):
         return found('archive in it', 'an archive inside the zip: send the inner one, or unpack it first')
     if ending != '.png': return found('extra file', 'not a PNG: take it out')
 
-
+# %% ../../nbs/data/submission.ipynb #4db0258f
 def sort_entries(entries):
     "({folder: {file name: entry}} of what may be a mask, findings about the rest)"
     groups, findings = {}, []
@@ -95,7 +95,7 @@ def meant_by(stem, names):
     of_2007 = ' (those of 2007 are train and val)' if stem[:4] == '2007' else ''
     return 'unknown image', f'expected the id of a test image, like 2008_000006{of_2007}'
 
-
+# %% ../../nbs/data/submission.ipynb #0a810343
 def look_at_names(folder, files, names):
     "Yield the findings about the file names of one folder; `names` are the test images, or None"
     known, wanted = PATTERN.fullmatch if names is None else names.__contains__, VOC_COUNTS['test']

@@ -104,7 +104,7 @@ def class_columns(header):
     "The columns that are classes, if there are any"
     return [] if 'tags' in header else [c for c in header if c not in ('image', 'split')]
 
-
+# %% ../../nbs/data/tags.ipynb #7cddb417
 def row_tags(header, row):
     "The tags that one row gives, and what is wrong with it"
     if 'tags' in header: return split_tags(row['tags']), ''
@@ -113,7 +113,7 @@ def row_tags(header, row):
     wrong = f'column {odd[0]!r} holds {row[odd[0]]!r}, expected 0 or 1' if odd else ''
     return [c for c in columns if row[c] == '1'], wrong
 
-
+# %% ../../nbs/data/tags.ipynb #8e4c21f1
 def row_of(header, cells):
     "(the cells by column, the tags, what is wrong) of a line of a table"
     last = len(header) - 1

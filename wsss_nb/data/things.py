@@ -160,7 +160,7 @@ def light_at(thing, light, x, y):
     "How much a point of the body or the part is turned to the light, about -1..1"
     return x * thing.flip * light[0] + y * light[1]
 
-
+# %% ../../nbs/data/things.ipynb #201b6a88
 def paint_body(thing, dice, light, image, behind, x, y):
     "Paint the body in a new coat, darker to its rim; returns the distance to its outline"
     body = thing.body(x, y)

@@ -34,13 +34,13 @@ def overlap_of(tile):
     step = 3 * tile // 4
     return tile - (step // 32 * 32 or step)
 
-
+# %% ../../nbs/data/tiles.ipynb #b3147236
 def tile_starts(length, tile=TILE, overlap=None):
     "Where tiles begin along a side"
     overlap = overlap or overlap_of(tile)
     return list(range(0, max(1, length - overlap), tile - overlap)) if length > tile else [0]
 
-
+# %% ../../nbs/data/tiles.ipynb #b5eeaaad
 def fading(start, n, length, overlap=overlap_of(TILE)):
     "Weights [n] of a tile along a side: 1 at the rim of the picture, fading at the rims of the tile"
     at = np.arange(n) + .5
@@ -70,7 +70,7 @@ def tiled(
         rest = band[:, done:].copy()  # the band itself is let go
         yield y, band[:, :done]
 
-
+# %% ../../nbs/data/tiles.ipynb #0caca9e7
 def of_rows(rows, size):
     "The bands of `tiled` as one array [C,H,W]"
     out = None
@@ -94,13 +94,13 @@ class Said:
         self.turn[name] = self.turn.get(name, -1) + 1
         return self.answers[name][self.turn[name] % len(self.answers[name])]
 
-
+# %% ../../nbs/data/tiles.ipynb #bf0a47b4
 def of_the_whole(name, f):
     "f(), or in a tile what it was for the whole picture, made small"
     said = WHOLE.get()
     return f() if said is None else said(name, f)
 
-
+# %% ../../nbs/data/tiles.ipynb #9c18996f
 @contextmanager
 def said_of_the_whole(
     net,  # its layers with `of_the_whole`; None for none
@@ -135,7 +135,7 @@ def tile_here(size, max_side):
     "The side of the tiles of a picture in the block of `taken_in_tiles`, 0 outside"
     return tile_side(size, IN_TILES.get(), max_side)
 
-
+# %% ../../nbs/data/tiles.ipynb #c3049989
 def maps_asked_of(
     net, tile,  # a localiser; side of the tiles, 0 for none
     images,  # uint8 [H,W,3], of one size
@@ -152,7 +152,7 @@ def shrunk_maps(image, maps, max_side):
     n = -(-max(image.shape[:2]) // max_side)
     return np.ascontiguousarray(image[::n, ::n]), ScoreMaps(maps.keys, np.ascontiguousarray(maps.maps[:, ::n, ::n]))
 
-
+# %% ../../nbs/data/tiles.ipynb #7c66e55a
 def piece_by_piece(
     f,  # (image, ScoreMaps) -> ScoreMaps of the same size, background in front
     image,  # uint8 [H,W,3]
@@ -178,7 +178,7 @@ def piece_by_piece(
     kept = [n for n, k in enumerate(keys) if int(k) in met]
     return ScoreMaps(keys[kept], out if len(kept) == len(keys) else out[kept])
 
-
+# %% ../../nbs/data/tiles.ipynb #142994fb
 def tensors_by_piece(
     f,  # (image, tensor [C,h,w]) -> such a tensor
     image, maps,  # uint8 [H,W,3]; tensor [C,H,W]

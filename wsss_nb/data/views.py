@@ -87,7 +87,7 @@ def finish_views(
     image, valid = (padded if image.device.type == 'cpu' else padded_at_once)(image.contiguous(), window, colour)
     return dict(batch, image=image, valid=valid, **whole)
 
-
+# %% ../../nbs/data/views.ipynb #0f47bd15
 def padded(image, window, colour):
     "The images with the colour around their windows, in place, and where the windows are"
     valid = torch.zeros_like(image[:, 0], dtype=torch.bool)
@@ -127,7 +127,7 @@ def multi_hot(tags, num_classes):
     out[[t - 1 for t in tags]] = 1
     return out
 
-
+# %% ../../nbs/data/views.ipynb #9e8ab36f
 class TrainingViews:
     "Makes the training view of image `i`: `image`, `valid`, `labels` and, if asked for, `mask` and `regions`"
     def __init__(self, crop, long_side=None, scale=None, flip=True, fill=(0.485, 0.456, 0.406),
@@ -167,7 +167,7 @@ def shown_within(image, max_side=1024):
     "The image (uint8), made small where a side is longer"
     return resize_image(image, size_within(image.shape[:2], max_side))
 
-
+# %% ../../nbs/data/views.ipynb #67ce3fe2
 def pair_views(
     images,  # B uint8 images [H,W,3] of one size
     scale,  # factor
@@ -180,7 +180,7 @@ def pair_views(
     else: x = torch.stack([as_tensor(resize_image(i, (h, w))) for i in images]).to(device)
     return torch.cat([x, x.flip(-1)]) if flip else x
 
-
+# %% ../../nbs/data/views.ipynb #070dbb5b
 def merge_pairs(maps, flip=True):
     "Undo the mirroring of `pair_views` and add the two halves"
     if not flip: return maps
@@ -209,7 +209,7 @@ def multi_scale(
         total = total + torch.nn.functional.interpolate(maps, size, mode='bilinear', align_corners=False)
     return total
 
-
+# %% ../../nbs/data/views.ipynb #3b2a4526
 def views_in_tiles(maps_of, image, scales, flip, device, side):
     "The sum [C,H,W] of one large picture, in the machine's memory"
     whole = image.shape[:2]
@@ -240,7 +240,7 @@ def batches_of_one_size(
             yield waiting.pop(max(waiting, key=lambda k: len(waiting[k])))
     yield from waiting.values()
 
-
+# %% ../../nbs/data/views.ipynb #772991a6
 def batches_to_show(data, todo, batch_size, tile=0, max_side=0, device='cuda'):
     "The samples `todo` of a Data, read ahead, in batches of one size; then, one by one, what is taken in tiles"
     large = [i for i in todo if tile_side(data.size(i), tile, max_side)] if tile else []

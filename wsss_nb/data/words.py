@@ -64,14 +64,14 @@ def put_for(row, synonyms):
     whole = synonyms.get('/'.join(row), None)
     return tuple(w for w in ([synonyms.get(w, w) for w in row] if whole is None else [whole]) if w)
 
-
+# %% ../../nbs/data/words.ipynb #cdcf4d42
 def renamed(said, synonyms):
     "{image id: rows of words} with what the table puts for them"
     rows = lambda of: tuple(dict.fromkeys(r for r in (put_for(row, synonyms) for row in of) if r))
     silent = ((synonyms[''],),) if synonyms.get('') else ()
     return {n: rows(of) if of else silent for n, of in said.items()}
 
-
+# %% ../../nbs/data/words.ipynb #adf7cd0e
 def renamed_tags(names, synonyms):
     "The same for {image id: names or None} of a table; None, where nobody knows, and [], none of the classes, stay"
     put = renamed({n: tuple((t,) for t in tags or ()) for n, tags in names.items()}, synonyms)

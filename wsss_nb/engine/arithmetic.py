@@ -38,7 +38,7 @@ def asked_for(choice, default, what):
     words = dict(auto=default, true=True, false=False)
     return words[check_name(str(choice).lower(), words, what)]
 
-
+# %% ../../nbs/engine/arithmetic.ipynb #783aecdd
 class Arithmetic:
     "What a training uses on its device: the precision, the layout of images and kernels, the optimiser's form"
     def __init__(self, device, precision='auto', channels_last='auto'):

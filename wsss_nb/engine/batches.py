@@ -31,7 +31,7 @@ def more_of(size, processes=1):
     "How many outlined images each process has beside its share of a batch: a quarter of that"
     return max(1, size // 4 // processes)
 
-
+# %% ../../nbs/engine/batches.ipynb #5155801c
 LATE = 2 / 3  # of the steps, after which outlined images are seen
 
 
@@ -101,7 +101,7 @@ class Views(torch.utils.data.Dataset):
         "Make floats of views in bytes, on the device where they are; others are left alone"
         return self.view.finish(batch) if self.in_bytes and 'window' in batch else batch
 
-
+# %% ../../nbs/engine/batches.ipynb #697c8c31
 class AsTheyTravel(torch.utils.data.Dataset):
     "The views for a loader, which hands them to `Views.finish`"
     def __init__(self, views): self.views = views
@@ -121,7 +121,7 @@ def enough_workers(
     if cores < 2 or views * steps < 10 or on_cpu and views < .1 * step: return 0
     return min(cores - 1, math.ceil(1.25 * views / max(step, 1e-6)))
 
-
+# %% ../../nbs/engine/batches.ipynb #aaf70f0b
 def probed(
     loader,  # of so many processes, from the step on at which the training is -> batches
     left,  # steps
@@ -164,7 +164,7 @@ def loader_of(learner, workers=0):
     pinned = learner.device.type == 'cuda'
     return DataLoader(AsTheyTravel(learner.views), batch_sampler=order, pin_memory=pinned, generator=generator, **own)
 
-
+# %% ../../nbs/engine/batches.ipynb #9562eebf
 def batches_of(learner):
     "The batches from the learner's step on, by its workers, whose number the first steps may have to show"
     if learner.workers != 'auto': return loader_of(learner, learner.workers)

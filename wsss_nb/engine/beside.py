@@ -56,7 +56,7 @@ def as_tested(net):
     finally:
         for m in norms: m.train()
 
-
+# %% ../../nbs/engine/beside.ipynb #66975785
 class Beside(nn.Module):
     "A network whose batches have outlined images behind the first `size`"
     def __init__(self, net, size):

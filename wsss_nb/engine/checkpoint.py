@@ -34,7 +34,7 @@ def read_checkpoint(path):
     if not ours: raise UserError(f'{path}: not a checkpoint written by wsss_nb; weights of a backbone are given as weights=.')
     return state
 
-
+# %% ../../nbs/engine/checkpoint.ipynb #05543bbe
 def same_settings(ours, theirs, path):
     "Raise if the stamps differ"
     different = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]

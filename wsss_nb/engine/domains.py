@@ -27,7 +27,7 @@ class Word:
         return type(v) is str and bool(re.fullmatch(known, v))
     def says(self): return 'a whole number' if self.text == 'N' else self.text or "''"
 
-
+# %% ../../nbs/engine/domains.ipynb #95c25cca
 @dataclass(frozen=True)
 class Number:
     "A single number"
@@ -41,7 +41,6 @@ class Nothing:
     "The empty list"
     def allows(self, v): return v == []
     def says(self): return '[]'
-
 
 # %% ../../nbs/engine/domains.ipynb #8be8f46c
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Range:
         end = f'below {self.high:g}' if self.below else f'at most {self.high:g}' if self.above else f'to {self.high:g}'
         return f'{what} {low}{"," if end[0] != "t" else ""} {end}'
 
-
+# %% ../../nbs/engine/domains.ipynb #2d873dd2
 @dataclass(frozen=True)
 class Listed:
     "A list of what another domain allows"
@@ -80,7 +79,6 @@ class Listed:
     def says(self):
         count = dict(some='one or more', any='any number').get(self.count, self.count)
         return f'a list of {count}, each {self.of.says()}' + ', rising' * self.rising
-
 
 # %% ../../nbs/engine/domains.ipynb #f0548dab
 NAMES = ('split', 'run', 'class')  # what becomes part of a path or of a page
@@ -100,7 +98,7 @@ def check_free_name(name, what):
     if fault: raise UserError(f'{what}: expected a name without separators of folders and control characters, got {str(name)!r}: {fault}.')
     return name
 
-
+# %% ../../nbs/engine/domains.ipynb #999748e1
 @dataclass(frozen=True)
 class Named:
     "Something with a name of its own, which whoever opens it checks"
@@ -114,7 +112,6 @@ class Named:
     def says(self):
         if self.what == 'by name': return f'settings {self.what}'
         return f'{"the name of a" if self.what in NAMES else "a"} {self.what}'
-
 
 # %% ../../nbs/engine/domains.ipynb #fb5d127d
 RANGE = re.compile(r'(>?)(-?\d+(?:\.\d+)?)\.\.(<?)(-?\d+(?:\.\d+)?)?')
@@ -131,7 +128,7 @@ def part_of(text):
     if re.fullmatch(r'-?\d+(\.\d+)?', text): return Number(float(text))
     return Word(text[1:-1] if re.fullmatch("'.*'", text) else text)
 
-
+# %% ../../nbs/engine/domains.ipynb #d8ad055e
 @dataclass(frozen=True)
 class Domain:
     "What a parameter may be"
@@ -149,14 +146,13 @@ def domain_in(comment):
     m = re.search(r'\[([^\[\]]+)\]$', comment)
     return Domain(tuple(map(part_of, m[1].split(' | ')))) if m else None
 
-
 # %% ../../nbs/engine/domains.ipynb #25ea72c5
 def shares(comment, names):
     "Name -> comment, for the names of a line: the same for all, or one of several domains for each"
     text, each = re.sub(r'( ?\[[^\[\]]+\])+$', '', comment), re.findall(r'\[[^\[\]]+\](?= \[|$)', comment)
     return {n: f'{text} {each[i]}'.strip() if len(each) == len(names) else comment for i, n in enumerate(names)}
 
-
+# %% ../../nbs/engine/domains.ipynb #59969cc1
 def with_lines(tree, name):
     "(name, line) of the arguments with defaults of a function, or of the keywords of a call that is given a name"
     for n in ast.walk(tree):
@@ -167,7 +163,7 @@ def with_lines(tree, name):
             return [(k.arg, k.value.lineno) for k in n.value.keywords]
     return []
 
-
+# %% ../../nbs/engine/domains.ipynb #e613ff4c
 @lru_cache(maxsize=None)
 def declared(
     x,  # a function or a class
@@ -204,13 +200,13 @@ def as_written(value, default):
     if hasattr(value, 'item') and not getattr(value, 'shape', ()): return value.item()
     return str(value) if isinstance(value, Path) or type(value).__name__ == 'device' else value
 
-
+# %% ../../nbs/engine/domains.ipynb #f2ebd9d2
 def check_arguments(given, **domains):
     "Raise where an argument of a call lies outside its domain; `given`: name -> value, others are left alone"
     one = lambda v, domain: [v] if domain.startswith('some of') and isinstance(v, (int, float)) else v  # a single scale
     for name, domain in domains.items(): check_domain(name, as_written(one(given[name], domain), ''), f'[{domain}]')
 
-
+# %% ../../nbs/engine/domains.ipynb #d764bc89
 def check_reading(net, reading):
     "The settings at test time of a localiser; raises at one that it does not have, or that may not be so"
     known = getattr(net, 'reading', {})

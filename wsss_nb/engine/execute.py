@@ -48,7 +48,7 @@ def locked(
         yield
     finally: lock.release()
 
-
+# %% ../../nbs/engine/execute.ipynb #a89f7c07
 def is_locked(folder):
     "Whether a living process holds the folder's lock"
     if not (Path(folder) / '.lock').exists(): return False
@@ -57,7 +57,6 @@ def is_locked(folder):
     except OSError: return True
     lock.release()
     return False
-
 
 # %% ../../nbs/engine/execute.ipynb #36e94836
 class StageFailed(UserError):
@@ -93,7 +92,7 @@ def hidden(module):
     finally:
         if hides: del sys.modules[module]
 
-
+# %% ../../nbs/engine/execute.ipynb #59878b85
 def put_out(running, out):
     "Give an executed notebook its name now that nobody writes it any more; half a one is deleted"
     try: load_json(running)
@@ -113,7 +112,7 @@ def once_written(pm):
     pm.engines.papermill_engines.register('wsss-once', Once)
     return 'wsss-once'
 
-
+# %% ../../nbs/engine/execute.ipynb #c9bef167
 def papermill():
     "The package papermill, imported when it is needed"
     try:
@@ -121,7 +120,7 @@ def papermill():
     except ImportError: raise not_installed('papermill', 'notebooks', 'running a recipe') from None
     return papermill
 
-
+# %% ../../nbs/engine/execute.ipynb #5b4aa606
 def run_notebook(path, out, parameters, what, progress):
     "papermill with our kernel; a failing cell is told in one line and leaves the executed notebook"
     pm = papermill()

@@ -114,7 +114,7 @@ class Odd:
 
     def counts(self): return dict(images=self.images, blank=self.blank, full=self.full)
 
-
+# %% ../../nbs/engine/gallery.ipynb #39742113
 def odd_masks(
     split,
     counts,  # images, blank and full
@@ -124,7 +124,7 @@ def odd_masks(
     odd = ' and '.join(f'{counts[k]} {text}' for k, text in what.items() if counts[k] > MANY * counts['images'])
     return f'warning: of {counts["images"]} masks of {split} {odd}; {ADVICE}' if odd else ''
 
-
+# %% ../../nbs/engine/gallery.ipynb #f51d3e9d
 def lost_classes(
     split,
     classes,  # name -> tagged and masked: the number of images
@@ -170,7 +170,7 @@ def is_page_of(page, made):
     try: return page.exists() and f'<!-- {made} -->' in page.read_text(encoding='utf-8', errors='replace')[:6000]
     except OSError as e: raise disk_error(e, page) from e
 
-
+# %% ../../nbs/engine/gallery.ipynb #4f0f2069
 def write_masks_page(
     folder,  # for index.html and the small pictures
     run,  # name of the run

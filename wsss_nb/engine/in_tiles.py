@@ -38,7 +38,7 @@ def enlarged(p, size):
         return F.grid_sample(p, at, padding_mode='border', align_corners=False)[0].numpy()
     return of_window
 
-
+# %% ../../nbs/engine/in_tiles.ipynb #71f598da
 def mask_in_tiles(
     net,
     image,  # uint8 [H,W,3]

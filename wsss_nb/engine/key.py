@@ -46,7 +46,7 @@ def imported(source, package=''):
         out |= {'.'.join(base), *('.'.join([*base, a.name]) for a in n.names)}
     return out
 
-
+# %% ../../nbs/engine/key.ipynb #9f95b90d
 def module_file(name):
     "The file of a module of ours, or None"
     path = PACKAGE.joinpath(*name.split('.')).with_suffix('.py')
@@ -81,7 +81,7 @@ def plug_code(plug, known, what):
     text = plug_text(plug, known, what)
     return digest(text, digest_of(imported(text)))
 
-
+# %% ../../nbs/engine/key.ipynb #14138756
 def method_code(method):
     "The code of a method, or the text of its file"
     return plug_code(method, METHODS, 'method')

@@ -19,7 +19,7 @@ def sentence(x):
     "The first line of a docstring"
     return inspect.getdoc(x).partition('\n')[0].rstrip('.')
 
-
+# %% ../../nbs/engine/listing.ipynb #e6f91429
 def either(names):
     "`a, b or c`"
     *first, last = map(str, names)

@@ -20,7 +20,7 @@ def installed_loggers():
     from accelerate.tracking import get_available_trackers
     return [str(k) for k in get_available_trackers()]
 
-
+# %% ../../nbs/engine/loggers.ipynb #0f38684f
 def check_loggers(text):
     "The names between commas, each known and installed"
     names = [n.strip() for n in text.split(',') if n.strip()]

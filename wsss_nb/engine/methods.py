@@ -204,7 +204,7 @@ def load_trained(folder, stage, make, device='cpu', runs=''):
     load_net(net, read_checkpoint(path := folder / 'checkpoint.pt'), path)
     return net.to(pick_device(device)).eval(), made
 
-
+# %% ../../nbs/engine/methods.ipynb #90a678fc
 def load_localiser(folder, device='cpu', runs=''):
     "A trained localiser and its record, from the folder of a train stage, its run or a learner (`runs`: with its code)"
     return load_trained(folder, 'train', lambda p, k: localiser_of(p, k, **UNTRAINED), device, runs)

@@ -44,7 +44,7 @@ def check_setting(
     elif kind in KINDS and type(meant) is not kind: raise UserError(f'{name}: expected {KINDS[kind]}, as its default {default!r} is, got {value!r}.')
     return meant if isinstance(value, str) else value  # 5 for 5.0 stays as it was written
 
-
+# %% ../../nbs/engine/options.ipynb #28f90963
 def check_named(
     section,  # train.options
     given,  # name -> value

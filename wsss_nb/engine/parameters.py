@@ -66,7 +66,7 @@ def own_parameters(kind):
     said = lambda k, c: of_own(c) if k in own else c.removeprefix(f'{kind}: ')
     return {k: (own.get(k, v), said(k, c)) for k, (v, c) in mine.items()}
 
-
+# %% ../../nbs/engine/parameters.ipynb #ebc05456
 def parameters_of(
     stage,
     steps=(),  # of refinement, that are asked for
@@ -80,7 +80,7 @@ def parameters_of(
         known.update({k: (v, said.get(k) or f'of the step {s}') for k, v in flat_settings(s).items()})
     return known
 
-
+# %% ../../nbs/engine/parameters.ipynb #53c1bc6a
 def of_kind(names):
     "The names of the notebook that stages share, as one has them: what stands at the notebook's default is left to it"
     kind = check_name(names['kind'], SHARED, 'kind')

@@ -30,7 +30,7 @@ def work_of(s, data):
     views = len(p.get('scales', [1])) * (2 if p.get('flip') else 1)
     return f'{sum(len(data[k]) for k in p.get("splits", []))} images in {views} views'
 
-
+# %% ../../nbs/engine/plan.ipynb #c588a5a1
 def said_settings(stage, p):
     "The parameters of a stage that are not at their defaults, in a line"
     defaults = parameters_of(stage, p.get('refine', ()))
@@ -46,7 +46,7 @@ def plan_without_data(recipe):
         yield f'{stage}: {long}' if takes_steps(p) else stage
         yield said_settings(stage, p)
 
-
+# %% ../../nbs/engine/plan.ipynb #d1a18122
 def stage_lines(s):
     "What a stage would do, line by line"
     data = {k: s.data(k) for k in splits_of(s.params)}

@@ -20,7 +20,7 @@ def constant(t, steps):
     "The same learning rate throughout"
     return 1.0
 
-
+# %% ../../nbs/engine/rates.ipynb #4e5147f4
 def warm_poly(t, steps, warm=100, share=.2):
     "A fifth of the learning rate for the first 100 steps (a tenth of a short run), then poly"
     return share if t < min(warm, steps // 10) else poly(t, steps)
@@ -46,7 +46,7 @@ def parameter_groups(net, lr, head_lr, weight_decay):
         if g['params']: out.append(dict(params=g['params'], lr=rate, base_lr=rate, weight_decay=decay))
     return out
 
-
+# %% ../../nbs/engine/rates.ipynb #152f0b23
 def make_optimizer(groups, name, momentum, fused=False):
     "sgd or adamw over the groups; `fused`: one kernel for all parameters, on CUDA"
     check_name(name, ('sgd', 'adamw'), 'optimizer')

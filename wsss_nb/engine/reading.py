@@ -43,7 +43,7 @@ def read(several):
     wide = torch.float32 if numbers[0].device.type == 'mps' else torch.float64
     for (losses, k), v in zip(waiting, torch.stack([n.to(wide) for n in numbers]).tolist()): losses.values_of[k] = v
 
-
+# %% ../../nbs/engine/reading.ipynb #8163d267
 class Done(NamedTuple):
     "A step that was made, for those who look at it later"
     step: int
@@ -88,7 +88,7 @@ class NanGuard(Callback):
                 f'images of this batch: {", ".join(done.names[:8])}. '
                 f'Lower lr (now {done.lr:.2g}), use precision=fp32, or look at these images{sparse}')
 
-
+# %% ../../nbs/engine/reading.ipynb #233fa7c7
 class OnlyBackground(Callback):
     "Stop a segmentation that predicts nothing but background"
     def __init__(self, patience=100, share=.999): self.patience, self.share, self.count = patience, share, 0

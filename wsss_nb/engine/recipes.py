@@ -37,7 +37,7 @@ def is_row(path):
     "Whether the file of a recipe stands for a row of a paper's table"
     return path.parent.name == 'tables'
 
-
+# %% ../../nbs/engine/recipes.ipynb #8afff22c
 def recipe_file(name):
     "The file of a recipe: a path, or the name of one of ours"
     path = Path(name).expanduser()
@@ -82,7 +82,7 @@ def method_in(recipe):
     train = recipe.get('train')
     return train.get('method') if isinstance(train, dict) and 'method' in train else recipe.get('method')
 
-
+# %% ../../nbs/engine/recipes.ipynb #90ae0c52
 def laid_over(recipe, more):
     "The recipe with what `more` says instead"
     out = copy.deepcopy(recipe)
@@ -114,7 +114,7 @@ def read_recipe(name, options=()):
     "The recipe as a dict, with the options of the command line applied"
     return with_options(read_yaml(recipe_file(name)), options)
 
-
+# %% ../../nbs/engine/recipes.ipynb #bdf4dd9c
 def start_of(name):
     "A recipe that others are laid over: without what belongs to its own runs, the method first"
     own = ('rows', 'expected', 'paper')
@@ -144,7 +144,7 @@ def check_names(stage, p):
         from wsss_nb.refine.crf import PRESETS
         check_name(p[name], PRESETS, f'{stage}.{name}')
 
-
+# %% ../../nbs/engine/recipes.ipynb #cf4355be
 def check_choices(stage, p):
     "Raise at a value that nobody knows, and at two that do not go together"
     from wsss_nb.nets.zoo import strides_of
@@ -155,7 +155,7 @@ def check_choices(stage, p):
     if 'scales' in p and (least := min(p['scales']) * p['max_side']) < 1: raise UserError(f'{stage}.scales: {min(p["scales"])} of a side of at most {p["max_side"]} ({stage}.max_side) leaves no pixel ({least:.2g}).')
     if p.get('keep') == 'best' and not p['validate']: raise UserError(f'{stage}.keep: best of what? Name a split with masks as {stage}.validate (its numbers become oracles), or keep the last.')
 
-
+# %% ../../nbs/engine/recipes.ipynb #5d3a818b
 def check_said(recipe):
     "Raise at what a recipe says besides parameters, where it is something else"
     kinds = dict(about='', paper={}, expected={})

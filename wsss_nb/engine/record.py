@@ -40,7 +40,7 @@ def stage_record(folder):
     "What is on record of a made stage: its stage.json"
     return load_json(Path(folder) / 'stage.json')
 
-
+# %% ../../nbs/engine/record.ipynb #05b852c0
 def short_results(made):
     "Of what a stage found, what its run puts on record too: how well it knew the tags, its last loss, its CRF"
     found = made.get('results') or {}
@@ -140,7 +140,7 @@ def home_of(folder):
     home = Path(folder).expanduser().resolve().parent
     return home.parent if home.name == 'stages' else home
 
-
+# %% ../../nbs/engine/record.ipynb #7eec0fbc
 def need_word(
     folder,  # of a run, a stage or a learner
     said,  # its recipe or its parameters
@@ -164,7 +164,7 @@ def list_runs(runs=''):
         out.append(dict(name=r.name, folder=r.folder.name, state=state, seconds=r.made['seconds'], numbers=numbers))
     return out
 
-
+# %% ../../nbs/engine/record.ipynb #f3e071c4
 def report_places(runs='', names=()):
     "The folders of the runs that a report is about: these by name or path, or all of the folder"
     home = runs_folder(runs)
@@ -176,7 +176,7 @@ def report_places(runs='', names=()):
     if not places: raise UserError(f'report: there are no runs in {home}; make one with: wsss run cam_synthetic')
     return list(dict.fromkeys(places))
 
-
+# %% ../../nbs/engine/record.ipynb #8563068d
 def find_run(run, runs=''):
     "The folder of a run or of a stage, by path or by name"
     for path in (Path(run).expanduser(), *(runs_folder(runs) / name for name in spellings(run))):
@@ -184,7 +184,7 @@ def find_run(run, runs=''):
     there = [r.folder.name for r in all_runs(runs)]
     raise UserError(f'{not_there(run, runs)}, and it is no folder of a run.{nearest(run, there)} Known: {", ".join(there) or "none"}.')
 
-
+# %% ../../nbs/engine/record.ipynb #cdae6efa
 def numbers_in(x, at=''):
     "The numbers in nested dicts and lists, by their path: `numbers.masks/val.iou.cat`"
     if isinstance(x, dict): items = x.items()

@@ -58,7 +58,7 @@ def first_refined(data, maps, p):
     part = slice(p.max_side)
     return (image[part, part], m._replace(maps=m.maps[:, part, part])) if m else None
 
-
+# %% ../../nbs/engine/refining.ipynb #a0ae8747
 def crf_place(stage, split, maps):
     "Who computes the CRF of the masks stage and where, found once; None where its steps have none"
     p, kept = stage.p, stage.folder / 'crf.json'
@@ -98,7 +98,7 @@ def through_pixels(stage, data, steps, maps, place=None):
     stage.release(out)
     return out
 
-
+# %% ../../nbs/engine/refining.ipynb #7096ede6
 def through_networks(stage, split, maps, place=None):
     "The score maps behind the last step that needs more than an image and its maps, and the steps that are left"
     p, data, before = stage.params, stage.data(split), []

@@ -42,7 +42,7 @@ def tells_alone(p):
     "Whether parameters of a train stage are of a method that masks any picture by itself, told nothing"
     return p.get('method') in METHODS and hasattr(method_class(p['method']), 'predict')
 
-
+# %% ../../nbs/engine/run.ipynb #a9c8477a
 def unknown_tags(ap):
     "A warning where a localiser does not know the tags of its own images; else nothing"
     if ap is None or not ap < KNOWN: return ''
@@ -60,7 +60,7 @@ def stage_warnings(made):
     lost = (lost_classes(split, classes) for split, classes in shares.items() if not odd.get(split))  # said already
     return [text for text in [short, unknown_tags(results.get('tag_ap')), *odd.values(), *lost] if text]
 
-
+# %% ../../nbs/engine/run.ipynb #41bd9c2f
 def going_on(folder):
     "The command that goes on with a run"
     elsewhere = '' if folder.parent == runs_folder() else f' --runs {shlex.quote(str(folder.parent))}'
@@ -112,7 +112,7 @@ def check_inputs(s, line):
         how = 'by copying it into the folder of your runs, or by naming its own as yours: --runs {home}'
         need_word(folder, stage_record(folder).get('parameters'), s.runs, how=how)
 
-
+# %% ../../nbs/engine/run.ipynb #eb872070
 def check_stage(s):
     "Raise where a stage could not be made: its network, its weights, what it names of its data"
     p = s.params
@@ -121,7 +121,7 @@ def check_stage(s):
     if p.get('validate'): Validation(s.data(p['validate']), p['validate_every'], p['keep'])
     for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.stage}.measure')
 
-
+# %% ../../nbs/engine/run.ipynb #2e79f439
 def looked_at(recipe, runs=''):
     "The stages of a recipe, lined up, each that is still to be made looked at"
     with once():
@@ -184,7 +184,7 @@ def make_run(
         if state != 'done' or not same: run.write(recipe.recipe, done, 'done', name)
     return run.folder
 
-
+# %% ../../nbs/engine/run.ipynb #7c718d38
 def run_recipe(
     name,  # a recipe's file or name
     options=(),  # `name=value` changes

@@ -60,7 +60,7 @@ def wrong_ground(
         return (f'{here} would execute {threads} stages in one process; '
                 'start it with `dask worker --nthreads 1` (and --nworkers for several at once).')
 
-
+# %% ../../nbs/engine/scale.ipynb #084ae3c5
 def make_node(stage, params, name, token, env, *before):
     "Make a stage on this worker, unless it is there; returns its seconds"
     wrong = wrong_ground(params['runs'], token)
@@ -103,7 +103,7 @@ def own_cluster(jobs, threads=0):
         with d.SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50) as c, d.Client(c) as client:
             yield client
 
-
+# %% ../../nbs/engine/scale.ipynb #6069f52b
 @contextmanager
 def cluster(scheduler, say=print):
     "A Dask client with the workers that have joined a scheduler, which is named by its address"
@@ -126,7 +126,7 @@ def left_there(runs):
     try: yield file.name
     finally: file.unlink(missing_ok=True)
 
-
+# %% ../../nbs/engine/scale.ipynb #393df473
 def outcome(
     future, node,  # of Dask, or None where the node was never handed to a worker
 ):
@@ -183,7 +183,7 @@ def is_over(client, future):
     "Whether a node has ended, or will never be given to a worker"
     return future.done() if future else client.status == 'closed'
 
-
+# %% ../../nbs/engine/scale.ipynb #d9c1cd75
 def work_through(client, nodes, runs, say=print):
     "Make all nodes; yields folder and error (or None) of each as it ends"
     watch, given = Watch(client, nodes, say), {}
@@ -210,7 +210,7 @@ def at_work_now(nodes, left):
     lines = [f'{n.runs[0]} {n.stage} {written(f / ".progress") or "at work"}' for f, n in busy]
     return ' · '.join(lines) or f'{len(left)} runs, waiting for a worker'
 
-
+# %% ../../nbs/engine/scale.ipynb #50e3895d
 def finish_run(run, recipe, runs, failed):
     "Put a run on record whose stages have all ended; returns its folder"
     def make(s, say):

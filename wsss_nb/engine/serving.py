@@ -26,7 +26,7 @@ def _import(modules):
         for m in modules:
             with suppress(ImportError): importlib.import_module(m)
 
-
+# %% ../../nbs/engine/serving.ipynb #6a5ffe10
 def serve(listener, pipe):
     "Import what kernels need, then fork one for each client until the pipe ends; what it names is imported too"
     import select
@@ -42,7 +42,7 @@ def serve(listener, pipe):
         else: connection.close()
     shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)
 
-
+# %% ../../nbs/engine/serving.ipynb #1789b2b7
 def _mind(connection, listener):
     "Fork the kernel that a client asks for, and tell the client its number and how it ended"
     listener.close()
@@ -85,7 +85,7 @@ def _become(request, files, connection, minder):
     atexit._run_exitfuncs()
     os._exit(0)  # to take down all that was imported would copy each of its pages first
 
-
+# %% ../../nbs/engine/serving.ipynb #f90b6486
 def _follow(connection):
     "End with the client, together with all that this kernel has started"
     try:

@@ -32,7 +32,7 @@ def row_title(run, recipe):
     "What a row is called in its recipe"
     return worded(run, recipe.recipe).partition('.')[2]
 
-
+# %% ../../nbs/engine/sheet.ipynb #cd118b1f
 class RunsStopped(StageFailed):
     "Some of many runs stopped; `errors`: run -> what happened"
     def __init__(self, errors, count, runs=''):

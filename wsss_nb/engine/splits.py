@@ -35,7 +35,7 @@ def found_once(make, *key):
     if key not in OPEN[-1]: OPEN[-1][key] = make()
     return OPEN[-1][key]
 
-
+# %% ../../nbs/engine/splits.ipynb #f82816c4
 def data_key(p, *more):
     "What names the data of a stage's parameters"
     return (*more, p.get('limit', 0), *(p[f'data_{k}'] for k in ('name', 'root', 'tags', 'masks', 'classes')))
@@ -54,7 +54,7 @@ def given_masks(p, split):
     if p.get('given', '') in ('', 'truth'): return data
     return WithMasks(data, folder / split if (folder / split).is_dir() else folder)
 
-
+# %% ../../nbs/engine/splits.ipynb #5f63086b
 def given_maps(p, split):
     "The folder with the score maps that are given instead of a localiser's, or None; of one for each split"
     folder = Path(p.get('given') or 'truth').expanduser()
@@ -81,7 +81,7 @@ def saliency_maps(p, split):
     data = open_split(p, split)
     return data, saliency_of(data, p['saliency'], p['data_root'])
 
-
+# %% ../../nbs/engine/splits.ipynb #c66b3259
 def splits_of(p):
     "The splits that a stage's parameters name"
     return list(dict.fromkeys([*p.get('splits', []), *(p[k] for k in ('split', 'validate') if p.get(k))]))

@@ -49,7 +49,7 @@ def published_like(run, folder=None):
     others = (Run(f.parent) for f in sorted(folder.glob('*/run.json')) if not SEED.search(f.parent.name))
     return next((r.folder.name for r in others if about and r.recipe.get('about') == about), '')
 
-
+# %% ../../nbs/engine/spread.ipynb #1672b1c5
 def seeds_of(name, folder=None):
     "The published seeds of a run, the first one first"
     folder = folder or PUBLISHED
@@ -85,7 +85,7 @@ def in_grid(name, folder=None):
         if mine and c['miou'] is not None: found.setdefault(c['seed'], {})[what[c['segmenter']]] = c['miou']
     return found
 
-
+# %% ../../nbs/engine/spread.ipynb #4878ec2d
 def numbers_of_seeds(name, folder=None):
     "What is published of a recipe: seed -> its numbers, of runs, and of the grid what no run of that seed has"
     runs, grid = {seed_of(r): headline(r) for r in seeds_of(name, folder)}, in_grid(name, folder)
@@ -101,14 +101,14 @@ def pooled(groups):
     squares = sum((x - mean(g)) ** 2 for g in groups if g for x in g)
     return (sqrt(squares / free) if free else 0.), free
 
-
+# %% ../../nbs/engine/spread.ipynb #e34ada47
 def expected_range(values, deviation, free, sure=SURE):
     "Where one more value is expected beside these, as (low, high): a prediction interval"
     from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
     half = stdtrit(free, (1 + sure) / 2) * deviation * sqrt(1 + 1 / len(values))
     return max(0., mean(values) - half), min(1., mean(values) + half)
 
-
+# %% ../../nbs/engine/spread.ipynb #be023d31
 @functools.lru_cache(maxsize=None)
 def of_all(data, folder=PUBLISHED):
     "The numbers of all published recipes with several seeds on data (synthetic, photos): name -> seed -> numbers"
@@ -168,7 +168,7 @@ def unequal(a, b):
     "Key -> (what the one has, what the other has), where two dicts are not the same"
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
 
-
+# %% ../../nbs/engine/spread.ipynb #31e9a431
 def rounded_by(run):
     "What decided the last bits of a run's stages; of one that differs from stage to stage, all that there was"
     found = {}
@@ -185,7 +185,7 @@ def unlike_records(before, after):
     both = [{k: r[k] for k in was if k in is_} for r in (was, is_)]
     return unequal(*({**run.made['versions'], **devices(run), **r} for run, r in zip((before, after), both)))
 
-
+# %% ../../nbs/engine/spread.ipynb #87606cbb
 def as_it_came(made, k):
     "A parameter of a stage as it took effect: `channels_last=auto` is false on a CPU; of files only their names"
     v = made['parameters'][k]
@@ -193,7 +193,7 @@ def as_it_came(made, k):
         return str(v).lower().replace('auto', 'false' if made['device'].startswith('cpu') else 'auto')
     return re.split(r'[/\\]', v)[-1] if isinstance(v, str) else v
 
-
+# %% ../../nbs/engine/spread.ipynb #84c4ddb3
 def unlike_settings(before, after):
     "The settings that two runs do not share, stage by stage: train.method -> (then, now)"
     plain = lambda run: {f'{s}.{k}': as_it_came(made, k) for s, made in run.stages.items() for k in made['parameters']}
@@ -207,7 +207,7 @@ def briefly(found):
     for k, pair in found.items(): short.setdefault((k.rpartition('.')[2], pair), []).append(k)
     return {keys[0] if len(keys) == 1 else last: pair for (last, pair), keys in short.items()}
 
-
+# %% ../../nbs/engine/spread.ipynb #62654059
 def differs_in(run, published, at_most=6):
     "In one line: in what a run differs from a published one"
     settings = {k: tuple(map(str, pair)) for k, pair in unlike_settings(published, run).items()}
@@ -224,7 +224,7 @@ def seeds_for(run):
     of_seed = [k for r in seeds_of(name)[:1] for k in unlike_settings(run, r) if not k.endswith('.seed')]
     return {} if of_seed else numbers_of_seeds(name)
 
-
+# %% ../../nbs/engine/spread.ipynb #9610a6d5
 def held_against(run, folder=None):
     "A run beside the published one: (its name, where its numbers lie among the seeds, the line of differences)"
     name = published_like(run, folder)

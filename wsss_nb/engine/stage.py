@@ -149,7 +149,7 @@ def same(p, before):
     "The inputs that a stage has in common with the one it stands on"
     return {k: p[k] for k in INPUTS[before] if p.get(k)}
 
-
+# %% ../../nbs/engine/stage.ipynb #f86d3544
 def begin(
     stage,  # name of the stage
     names,  # globals() of its notebook

@@ -161,7 +161,7 @@ def one_step(self: Learner, batch):
     if losses.added: self.read_up()
     return losses
 
-
+# %% ../../nbs/engine/train.ipynb #859662f5
 def read_up(self: Learner):
     "Read the losses since the last look, and show them to the guards, step by step"
     done, self.unread = self.unread, []
@@ -195,7 +195,7 @@ def go_on(self: Learner, bar):
         if self.folder and self.accelerator.sync_gradients: self.save()
         raise
 
-
+# %% ../../nbs/engine/train.ipynb #5e0e5d02
 def fit(self: Learner):
     "Train from the checkpoint, or the beginning, to the last step"
     if os.environ.get('WSSS_LAUNCH'):

@@ -43,7 +43,7 @@ def same_data(name, then, now):
             was, is_ = splits[split], now[stage][split]
             raise UserError(f'{name}: data: {split} of {stage} has the fingerprint {is_} here and {was} on record: other images, tags or masks; name those of the record with -p data.root=... and data.tags=...')
 
-
+# %% ../../nbs/engine/verify.ipynb #f202c6d6
 def began_with(run):
     "The fingerprints of the data of a run's stages"
     return {s: made.get('data') or {} for s, made in run.stages.items()}
@@ -106,7 +106,7 @@ def verify_run(
     if keep: say(f'kept: {place}; wsss prune deletes it')
     return found
 
-
+# %% ../../nbs/engine/verify.ipynb #d8342ada
 def verify_record(name, runs='', say=print):
     "Hold the numbers on record of a run against the published seeds, and execute nothing"
     run = Run.named(name, runs)
@@ -124,7 +124,7 @@ def like_here(name):
     seeds, here = seeds_of(name), versions()['torch']
     return next((r for r in seeds if r.made['versions'].get('torch') == here), seeds[0]).folder
 
-
+# %% ../../nbs/engine/verify.ipynb #4dd49c64
 def embedded(quick=False):
     "The published runs on the embedded set: all, or one seed of each method's recipe, of those that have several"
     of = [Run(f.parent) for f in sorted(PUBLISHED.glob('*/run.json'))]
@@ -133,7 +133,7 @@ def embedded(quick=False):
     names = [r.folder.name for r in ours if r.folder.name.endswith('_synthetic')]  # no seeds, and no rows of tables
     return [like_here(n) for n in names if len(seeds_of(n)) > 1]
 
-
+# %% ../../nbs/engine/verify.ipynb #25deb1a5
 def verify_alone(folder, runs=''):
     "Verify a run in a process of its own: (exit code, its last line)"
     command = [sys.executable, '-c', 'from wsss_nb.cli import main; raise SystemExit(main())', 'verify', str(folder)]
@@ -142,7 +142,7 @@ def verify_alone(folder, runs=''):
     if done.returncode in (SAME, WITHIN, OUTSIDE): lines = [*done.stdout.splitlines(), *lines]
     return done.returncode, next((line for line in lines if line.startswith('verdict: ')), ''.join(lines[-1:]))
 
-
+# %% ../../nbs/engine/verify.ipynb #8eb990d8
 def verify_published(quick=False, runs='', say=print, jobs=0, verify=verify_alone):
     "Verify what is published, a line for each run; returns the worst exit code"
     folders, jobs, codes = embedded(quick), jobs or os.cpu_count() or 1, []

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CLIENT', 'AT_START', 'BY_LIBRARIES', 'SERVERS', 'KEEP_MEMORY', 'COLD', 'setting', 'server', 'kernel_env',
-           'with_server', 'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'private_sockets', 'Engine']
+           'with_server', 'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'prompt_manager',
+           'private_sockets', 'Engine']
 
 # %% ../../nbs/engine/warm.ipynb #bf655ec4
-import atexit, json, os, socket, subprocess, sys, tempfile, threading
+import atexit, functools, json, os, socket, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -52,7 +53,7 @@ def setting(env):
     counts = sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in BY_LIBRARIES)
     return sha256(repr((counts, files)).encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/engine/warm.ipynb #d9c91b66
 def _listening(key):
     "A socket in a folder of its own that waits for clients"
     listener = socket.socket(socket.AF_UNIX)
@@ -80,12 +81,11 @@ def server(env):
     except OSError: pass  # it has ended, and the kernel will be a cold one
     return path
 
-
+# %% ../../nbs/engine/warm.ipynb #b962e5c3
 @atexit.register
 def _close_servers():
     "End the servers of this process"
     while SERVERS: SERVERS.popitem()[1][0].stdin.close()
-
 
 # %% ../../nbs/engine/warm.ipynb #665dec59
 # Torch gives large blocks back to the system after each operation and asks for them again in the next:
@@ -104,7 +104,7 @@ def with_server(env):
     path = server({**os.environ, **kernel_env(), **env})
     return dict(env, WSSS_WARM=path) if path else env
 
-
+# %% ../../nbs/engine/warm.ipynb #80dfa5cc
 @contextmanager
 def own_kernel():
     "Make a kernel of this very Python known to Jupyter for a while; yields its name"
@@ -133,7 +133,7 @@ class _Child:
             if pid: self.code = os.waitstatus_to_exitcode(status)
         return self.code
 
-
+# %% ../../nbs/engine/warm.ipynb #5fd4f891
 def cuda_begun():
     "Whether this process has spoken to a GPU: a question such as is_available is enough, and a fork of it cannot"
     import torch
@@ -146,7 +146,7 @@ def helpers_begun():
     tracker = sys.modules.get('multiprocessing.resource_tracker')
     return tracker is not None and tracker._resource_tracker._fd is not None
 
-
+# %% ../../nbs/engine/warm.ipynb #0449c80b
 def begin_server():
     "Fork the server of the kernels to come from this process, which has computed nothing yet, where that can be"
     env, own = {**os.environ, **kernel_env()}, {'WSSS_WARM', *KEEP_MEMORY} & os.environ.keys()
@@ -161,15 +161,36 @@ def begin_server():
     SERVERS[key] = _Child(pid, open(write, 'wb', buffering=0)), listener.getsockname()
     listener.close()
 
+# %% ../../nbs/engine/warm.ipynb #70a2c1d9
+@functools.cache
+def prompt_manager():
+    "Jupyter's manager of kernels, which with its client waits for nothing but the kernel"
+    from queue import Empty
+    from jupyter_client import AsyncKernelClient, AsyncKernelManager
+    from traitlets import Type
+    class Client(AsyncKernelClient):
+        async def wait_for_ready(self, timeout=None):
+            end = time.monotonic() + (timeout or float('inf'))
+            while True:
+                self.kernel_info()
+                try: return await self.shell_channel.get_msg(timeout=1), await self.iopub_channel.get_msg(timeout=1)
+                except Empty: pass
+                if not await self.is_alive(): raise RuntimeError('Kernel died before replying to kernel_info')
+                if time.monotonic() > end: raise RuntimeError(f'Kernel did not respond in {timeout} seconds')
+    class Manager(AsyncKernelManager):
+        client_factory = Type(Client)
+        async def _async_wait(self, pollinterval=None): await super()._async_wait(.01)
+    return Manager
 
 # %% ../../nbs/engine/warm.ipynb #c7e1a612
 @contextmanager
 def private_sockets():
-    "Settings of papermill for a kernel that is spoken to over sockets in a folder of its own"
+    "Settings of papermill for a kernel that is spoken to at once, and over sockets in a folder of its own"
     from traitlets.config import Config
     with tempfile.TemporaryDirectory(prefix='wsss-') as folder:
-        if not hasattr(socket, 'AF_UNIX') or len(folder) > 80: yield {}
-        else: yield dict(config=Config(KernelManager=dict(transport='ipc', ip=f'{folder}/kernel')))
+        private = hasattr(socket, 'AF_UNIX') and len(folder) <= 80
+        how = dict(config=Config(KernelManager=dict(transport='ipc', ip=f'{folder}/kernel'))) if private else {}
+        yield dict(how, kernel_manager_class=prompt_manager())
 
 # %% ../../nbs/engine/warm.ipynb #db9b614f
 class Engine:

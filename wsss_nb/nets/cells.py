@@ -47,7 +47,7 @@ class Outlines(NamedTuple):
         best, n = scores.masked_fill(~self.may[at], float('-inf')).argmax(1), self.may.shape[1]
         return torch.bincount(self.ids[at] * n + best, self.stands[at], n * n).view(n, n)
 
-
+# %% ../../nbs/nets/cells.ipynb #58c0c821
 def outlined_cells(
     data,  # perhaps with outlines of some images
     cells_of,  # position -> [D,h,w]
@@ -109,7 +109,7 @@ def iou_of_told(counts):  # [K+1,K+1], a row for each true class
     counts = counts.cpu().numpy()
     return float(iou_of(counts)[counts.sum(1) > 0].mean())
 
-
+# %% ../../nbs/nets/cells.ipynb #cceec091
 def left_out(taught, o, mix, loss_of, most):
     "With a share and a penalty: the loss of images that are left out by turns, and their mean IoU"
     (x, y), every, images = taught, max(1, len(taught[1]) // most), o.owner.unique()
@@ -122,13 +122,13 @@ def left_out(taught, o, mix, loss_of, most):
         loss, counts = loss + float(o.judge(scores, out)) * int(out.sum()), counts + o.told(scores, out)
     return loss / len(o.ids), iou_of_told(counts)
 
-
+# %% ../../nbs/nets/cells.ipynb #079f56c9
 def all_shown(taught, o, times=2):
     "Whether every class that is taught stands in so many outlined images"
     images = torch.stack([o.owner, o.ids]).unique(dim=1)[1]  # a class of an image, once
     return bool((torch.bincount(images, minlength=o.may.shape[1])[taught[1].unique()] >= times).all())
 
-
+# %% ../../nbs/nets/cells.ipynb #90a44600
 def best_mix(
     taught,  # rows and ids
     outlines,  # an Outlines

@@ -101,7 +101,7 @@ def without_last(backbone):
     for k in ('names', 'channels', 'strides'): setattr(backbone, k, getattr(backbone, k)[:-1])
     return backbone
 
-
+# %% ../../nbs/nets/deeplab.ipynb #e1b5a826
 class DeepLabV3Plus(Segmenter):
     "V3+: pyramid with pooled image, decoder with an early map"
     goes_on, strides = ('resnet101', 'resnet50', 'mobilenet_v2', 'tiny'), (16, 8)
@@ -146,7 +146,7 @@ def check_stride(stride, head):
     known = HEADS[head].strides
     if known and stride not in known: raise UserError(f'stride: the head {head} works at output stride {" or ".join(map(str, known))}, got {stride}; leave stride at 0 for the right one.')
 
-
+# %% ../../nbs/nets/deeplab.ipynb #1fa8ee5f
 def backbone_for(head, name, stride=0, **options):
     "The backbone of that name as the head wants it"
     own = next((s for s in HEADS[head].strides if s in strides_of(name)), None)
@@ -159,7 +159,7 @@ def head_keywords():
     own = [k for cls in HEADS.values() for k in inspect.signature(cls).parameters]
     return [k for k in dict.fromkeys(own) if k not in ('backbone', 'num_classes', 'loss', 'head_lr')]
 
-
+# %% ../../nbs/nets/deeplab.ipynb #2afdeb59
 def head_options(
     cls, head,
     **options,  # of any head; empty, 0 and False stand for the head's own
@@ -174,7 +174,7 @@ def head_options(
         if k not in takes: raise UserError(f'{k}: the head {head} has nothing that it could change; leave it empty, or choose another head.')
     return given
 
-
+# %% ../../nbs/nets/deeplab.ipynb #f39207e0
 def synchronised(net):
     "The network with every batch norm synchronised"
     if not any(isinstance(m, nn.BatchNorm2d) for m in net.modules()): raise UserError('norm: there is no batch norm in this network that could be synchronised; leave norm empty.')

@@ -71,7 +71,7 @@ class Exported(NamedTuple):
     output: str
     classes: list  # background first
 
-
+# %% ../../nbs/nets/export.ipynb #a153d14d
 def write_onnx(
     net,  # a segmentation network
     out,  # the file

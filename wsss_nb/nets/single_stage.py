@@ -51,7 +51,7 @@ def pseudo_labels(
     confident = masks > (share * masks.amax((2, 3), keepdim=True)).clamp(min=low)
     return torch.where(confident.sum(1) == 1, confident.byte().max(1).indices, 255)
 
-
+# %% ../../nbs/nets/single_stage.ipynb #0613d691
 def balanced_mask_loss(
     scores,  # [B,K+1,H,W]
     target,  # label map [B,H,W], 255 = no label

@@ -28,7 +28,7 @@ class ThinBlock(nn.Module):
     def forward(self, x):
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
-
+# %% ../../nbs/nets/tiny.ipynb #888eae78
 class Tiny(Backbone):
     "Four thin residual stages; strides 2, 4, 8, 8"
     def __init__(self, stride=8):

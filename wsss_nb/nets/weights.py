@@ -170,7 +170,7 @@ def compare(net, state):
                 dropped=[k for k in extra if k.startswith(net.heads)],
                 random=[k for k in lacks if k.startswith(net.optional)])
 
-
+# %% ../../nbs/nets/weights.ipynb #700378f2
 def check_fit(net, state, path):
     "`compare`, or an error that says what does not fit"
     found, own = compare(net, state), net.state_dict()

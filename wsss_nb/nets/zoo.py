@@ -40,14 +40,14 @@ def strides_of(name):
     from wsss_nb.nets.from_timm import timm_strides
     return timm_strides(name)
 
-
+# %% ../../nbs/nets/zoo.ipynb #ad8185aa
 def maker(name):
     "What makes the backbone of that name"
     if not name.startswith('timm:'): return BACKBONES[check_backbone(name)]
     from wsss_nb.nets.from_timm import TimmNet
     return functools.partial(TimmNet, name)
 
-
+# %% ../../nbs/nets/zoo.ipynb #cbded15b
 def build(
     name,  # one of BACKBONES, or `timm:` and a name of timm's
     weights='',  # '' (random), 'imagenet', a file, or 'file#sha256=...'

@@ -175,7 +175,7 @@ def tag_scores(self: Ccmr, s, m, valid, refined=None, present=None):
     else: y = swp(s, m * inside, refined, present, self.tau, self.min_area) if gated else ngwp(s, m * inside)
     return (y + focal_penalty(m * share))[:, 1:]
 
-
+# %% ../../nbs/papers/ccmr.ipynb #13a3cb76
 def forward(self: Ccmr, batch):
     "The losses of one step"
     image, labels, warm = batch['image'], batch['labels'], batch['progress'] < self.warmup
@@ -201,7 +201,7 @@ def raw_maps(self: Ccmr, images):
     weight = 1. if self.pooling == 'average' else m / (1 + m.sum((2, 3), keepdim=True)) * s[0, 0].numel()
     return (weight * s + focal_penalty(m)[..., None, None])[:, 1:]
 
-
+# %% ../../nbs/papers/ccmr.ipynb #4a244c8e
 @torch.no_grad()
 def score_maps(self: Ccmr, images, labels, scales=(1., .5, 1.5, 2.), flip=True, max_side=1024,
     kind='mask', cleaned=True,  # or refined: once more at the image's size; False: also classes that `labels` lack
@@ -232,7 +232,7 @@ def refine_file(job):
     m = tensors_by_piece(once, image, torch.from_numpy(maps.maps), tile_side(image.shape[:2]))
     save_maps(path, maps.keys, m.clamp(0, 1).numpy())
 
-
+# %% ../../nbs/papers/ccmr.ipynb #8dec02ae
 def write_ccmr(
     net, data,  # the network is not asked: images and maps are enough
     maps_folder, out,  # with its <image id>.npz, and for new ones

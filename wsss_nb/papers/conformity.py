@@ -129,7 +129,7 @@ def untouched(case):
         same = torch.equal(batch[k], v) if torch.is_tensor(v) else batch[k] == v
         if not same: raise case.broken(f'forward changes `{k}` of its batch; work on a copy.')
 
-
+# %% ../../nbs/papers/conformity.ipynb #102541d7
 def trains(case):
     "the gradient reaches the backbone and the method's own layers"
     grads = case.once(train_step)[1]
@@ -137,7 +137,7 @@ def trains(case):
     for inside, where in ((True, 'the backbone'), (False, 'a layer of its own')):
         if inside not in moved and not (inside and case.net().frozen_backbone): raise case.broken(f'the loss has no gradient at {where}; look for a detach, a no_grad or a factor 0.')
 
-
+# %% ../../nbs/papers/conformity.ipynb #19a4ecf9
 def repeatable(case):
     "a training step is the same twice"
     (a, grads), (b, again) = case.once(train_step), train_step(case)
@@ -198,7 +198,7 @@ def alone(case):
     single = (read_maps(case, net, [image], row[None])[0] for image, row in zip(case.images, case.labels))
     for i, own in enumerate(single): same_maps(case, [maps[i]], [own], 1e-3, f'image {i} has other maps when it is alone; normalise each image by itself.')
 
-
+# %% ../../nbs/papers/conformity.ipynb #dfa75398
 def mirror_images(case):
     "a mirror image has the mirrored maps"
     net, maps = case.once(first_reading)

@@ -33,7 +33,7 @@ def minmax_cam(
     weight = F.pad(labels.to(heat), (1, 0))[..., None, None]
     return weight * (heat - low) / torch.where(high > low, high - low + eps, torch.ones_like(low))  # Eq. 1
 
-
+# %% ../../nbs/papers/ecsnet.ipynb #938cb33f
 def erased_region(
     cam,  # [B,K+1,H,W] of minmax_cam, at the image's size
     delta=0.6,  # erased above
@@ -48,7 +48,7 @@ def reflected_indices(n, radius):
     i = torch.arange(-radius, n + radius) % max(2 * n - 2, 1)
     return torch.minimum(i, (2 * n - 2 - i) % max(2 * n - 2, 1)) if n > 1 else torch.zeros_like(i)
 
-
+# %% ../../nbs/papers/ecsnet.ipynb #391ea33c
 def blur_erase(
     image,  # [B,3,H,W]
     region,  # bool [B,H,W]
@@ -184,7 +184,7 @@ def channels_of(labels):
     if labels.device.type != 'cpu': return torch.arange(1 + labels.shape[1], device=labels.device)
     return F.pad(labels.sum(0), (1, 0), value=1.).nonzero()[:, 0]
 
-
+# %% ../../nbs/papers/ecsnet.ipynb #795e4aab
 def passes(self: EcsNet, image, labels, valid):
     "Both passes and the labels that the second has for the first"
     o, size, ids = self.o, image.shape[2:], torch.arange(256, device=image.device)
@@ -209,7 +209,7 @@ def class_loss(labels, *maps):
     "Eq. 4 for the class scores of several maps, added up"
     return sum(multilabel_loss(m[:, 1:].mean((2, 3)), labels) for m in maps)
 
-
+# %% ../../nbs/papers/ecsnet.ipynb #40f65d5c
 def forward(self: EcsNet, batch):
     "Losses of a batch (Eq. 5 to 7), and the shares of pixels that are erased and trusted"
     image, labels, o = batch['image'], batch['labels'], self.o

@@ -40,13 +40,13 @@ def among_tags(
     absent = F.pad(labels == 0, (1, 0))[..., None, None]
     return logits.masked_fill(absent, float('-inf')).softmax(1)
 
-
+# %% ../../nbs/papers/frozen.ipynb #09eb3817
 def sure_of_cells(logits, labels, sure=.8):
     "What a classifier of cells is sure of, told the tags: class ids [B,h,w], -1 = unknown"
     top, best = among_tags(logits, labels).max(1)
     return torch.where(top >= sure, best, torch.full_like(best, -1))
 
-
+# %% ../../nbs/papers/frozen.ipynb #d71d2ad3
 def cell_loss(scores, ids):
     "Cross-entropy of cells [n,K+1], a rare class counting more, by the root of its rarity; 0 where there is no cell"
     if not len(ids): return 0 * scores.sum()
@@ -117,7 +117,7 @@ def frozen_losses(self: Frozen, batch):
         out[f'lesson {k + 1}'] = cell_loss(scores[ids >= 0], ids[ids >= 0])
     return dict(loss=sum(out.values()), **out)
 
-
+# %% ../../nbs/papers/frozen.ipynb #859b62f7
 def raw_maps(self: Frozen, images, kind='cam', lesson=0):
     "The tags' maps, whose means are the scores of the tags; of cells: by how much a class is above the background"
     z = self.standard(self.features(images))
@@ -149,7 +149,7 @@ def frozen_score_maps(self: Frozen, images, labels, scales=(1.,), flip=True, max
     p = among_tags(self.cell_scores(images, scales, flip, lesson), labels.to(self.centre.device)).cpu().numpy()
     return [ScoreMaps(k, q[k]) for k, q in zip(keys, p)]
 
-
+# %% ../../nbs/papers/frozen.ipynb #d91cd308
 def predict(self: Frozen, images, scales=(1.,), flip=True, max_side=1024, fusion='mean'):
     "Probabilities [B,K+1,H,W] of the background and all classes, told nothing"
     return self.cell_scores(images, scales, flip).softmax(1)
@@ -182,7 +182,7 @@ def learn_tags(self: Frozen, features, labels):
     loss = learn_linear(self.tags, x, lambda s: multilabel_loss(s, labels), decay / self.num_classes)
     return dict(loss=loss, decay=decay)
 
-
+# %% ../../nbs/papers/frozen.ipynb #93547232
 def learn_lesson(self: Frozen, features, labels, lesson, seed, outlines=None):
     "Find the layer of lesson 0, 1, ... from the cells of which its teacher is sure, and from Outlines if there are any"
     generator = torch.Generator().manual_seed(seed)

@@ -53,7 +53,7 @@ def bottom_up_loss(
     check_shapes('bottom_up_loss', features=(features, 'B D h w'), weight=(weight, 'K D'), labels=(labels, 'B K'))
     return -class_mean(gain(directional_scores(features.detach(), weight)), labels)
 
-
+# %% ../../nbs/papers/icd.ipynb #7580ea63
 def single_class(labels, company=False):
     "The labels, without those of images of several classes but for the classes in `company` (True in [K])"
     return labels * ((labels.sum(1, keepdim=True) == 1) | torch.as_tensor(company, device=labels.device))
@@ -111,7 +111,7 @@ def refined_target(
     "The target of Eq. 6, and which of its pixels count: two [B,K,h,w]"
     return (refined > 0).to(refined), (unit_scores(refined).abs() > margin) | (margin <= 0)  # Eq. 6
 
-
+# %% ../../nbs/papers/icd.ipynb #17ed6309
 def top_down_loss(
     logits, target,  # both [B,K,h,w]: S'', and 0 or 1
     labels,  # [B,K]
@@ -123,7 +123,7 @@ def top_down_loss(
     loss = F.binary_cross_entropy_with_logits(logits, target.to(logits), reduction='none')
     return class_mean(loss if counts is None else loss * counts.to(loss), labels)
 
-
+# %% ../../nbs/papers/icd.ipynb #7e2f2612
 def warm_up(step, steps):
     "Weight of the top-down loss: e^-10 at step 0, 1 from `steps` on"
     return 1. if step >= steps else math.exp(-10 * (1 - step / steps))
@@ -184,7 +184,7 @@ def losses_of(self: Icd, cam, features, logits, batch):
         loss = loss + self.top_down * warm_up(batch['step'], self.warmup * batch['per_epoch']) * out['top_down']
     return dict(loss=loss, **out)
 
-
+# %% ../../nbs/papers/icd.ipynb #54b4f361
 def forward(self: Icd, batch):
     "Losses of a batch; everything behind the convolutions in full precision"
     cam, features, logits = self.outputs(batch['image'])
@@ -200,7 +200,7 @@ def base_features(self: Icd, image):
     "Conv5 of one image (uint8 [H,W,3]): [D,h,w], what superpixels are merged by"
     return self.backbone(as_tensor(image)[None].to(self.directions.device))[self.places[1]][0].cpu().numpy()
 
-
+# %% ../../nbs/papers/icd.ipynb #ddaa994c
 @torch.no_grad()
 def signed_scores(self: Icd, images, kind='', scales=(1., .5, 1.5, 2.), flip=True, max_side=1024, keep=slice(None)):
     "Signed scores of that kind and raw CAM, of images of one size, classes `keep` only: two [B,K,H,W]"

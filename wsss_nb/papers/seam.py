@@ -26,7 +26,7 @@ def rescaled(
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     return (x - low - eps).relu() / (high - low + eps)
 
-
+# %% ../../nbs/papers/seam.ipynb #d557824e
 def er_loss(
     large,  # [B,K+1,h,w] scaled maps of the image, background first
     small,  # [B,K+1,h',w'] of the shrunk image
@@ -43,7 +43,7 @@ def strongest(
     top = cam[:, 1:].amax(1, keepdim=True)
     return torch.cat([1 - top, torch.where(cam[:, 1:] < top, 0., cam[:, 1:])], 1)
 
-
+# %% ../../nbs/papers/seam.ipynb #60833099
 def hardest_mean(
     difference,  # [B,...]
     share=0.2,
@@ -107,7 +107,7 @@ def seam_losses(self: Seam, batch):
     loss = cls + o['er'] * er + o['ecr'] * ecr + o['floor'] * floor  # Eq. 3
     return dict(loss=loss, cls=cls, er=er, ecr=ecr, floor=floor)
 
-
+# %% ../../nbs/papers/seam.ipynb #71289f8e
 def seam_maps(self: Seam, images, kind='cam'):
     "The raw maps of the classes: H (cam) or E (refined)"
     return self.maps(images)[check_name(kind, ('cam', 'refined'), 'kind') == 'refined'][:, 1:]

@@ -203,7 +203,7 @@ def sipe_losses(self: Sipe, batch, outlined=False):
         gsc = gsc_loss(cam[:, first:], maps[:, first:], not self.paper)
     return dict(loss=classification + self.gsc * gsc, classification=classification, gsc=gsc)  # Eq. 8
 
-
+# %% ../../nbs/papers/sipe.ipynb #083949d6
 def of_outlines(self: Sipe, batch):
     "The consistency loss of outlined images, whose seeds are given"
     return self.gsc * sipe_losses(self, batch, True)['gsc'] if self.gsc else 0.
@@ -222,7 +222,7 @@ def view_maps(self: Sipe, x, labels, keep, flip, r):
     cam = self.general(cam, labels, r['bg_weight'])[:, keep]
     return self.specific(cam, features, channel_mask(labels)[:, keep], r)
 
-
+# %% ../../nbs/papers/sipe.ipynb #9790b1c7
 def reading_of(self: Sipe, reading):
     "All settings of the reading, checked, with those of the training where none is given"
     for k in reading: check_name(k, self.reading, 'reading of sipe')

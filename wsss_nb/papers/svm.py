@@ -49,7 +49,7 @@ def resize_maps(maps, size):
     return torch.nn.functional.interpolate(torch.from_numpy(maps)[None], tuple(size), mode='bilinear',
                                            align_corners=False)[0].numpy()
 
-
+# %% ../../nbs/papers/svm.ipynb #bd40a939
 def on_grid(
     maps,  # ScoreMaps of the classes in the image, with or without a background map
     size,  # (h,w) of the features
@@ -146,7 +146,7 @@ def as_score_maps(
     if 0 not in classes: classes, maps = np.append(0, classes), np.concatenate([np.zeros((1, *size), np.float16), maps])
     return ScoreMaps(np.asarray(classes, np.int64), maps.astype(np.float32))
 
-
+# %% ../../nbs/papers/svm.ipynb #dbfa1822
 def constant_maps(cls, size):
     "The score maps of an image that is `cls` everywhere"
     keys = np.unique([0, cls])

@@ -52,7 +52,7 @@ def colour_weights(
     for i, x in enumerate(shifted(around, dilations)): torch.sum((x - centre).abs_().mul_(scale), 1, out=k[:, i])
     return k.softmax(1)
 
-
+# %% ../../nbs/refine/batched.ipynb #2622b936
 def distance_weights(around, scale, dilations):
     "CCMR's weights of all neighbours [B,8*dilations,h,w], and the logarithm of their denominator [B,1,h,w]"
     r, (b, _, h, w) = max(dilations), around.shape
@@ -61,7 +61,7 @@ def distance_weights(around, scale, dilations):
     z = k.mul_(-scale).logsumexp(1, keepdim=True)
     return k.sub_(z).exp_(), z
 
-
+# %% ../../nbs/refine/batched.ipynb #7cb16e97
 def neighbour_means(alpha, maps, dilations, edge=None):
     "Each pixel becomes the weighted mean of its neighbours, for all maps [B,K,h,w] at once"
     out, around = torch.zeros_like(maps), bordered(maps, max(dilations), edge)
@@ -104,7 +104,7 @@ def pamr_at_once(image, mask, iters, dilations, valid=None):
         return m
     return at_once(work, image, mask, dilations, valid=valid)
 
-
+# %% ../../nbs/refine/batched.ipynb #f8ce6e4b
 def to_prototypes(f, m, own, scale, eps):
     "Logits [B,P,h,w] of the distance to each channel's mean colour (Eq. 1-2); -inf where a channel has none"
     weight = m / (eps + m.sum((2, 3), keepdim=True))

@@ -78,7 +78,7 @@ def crf_asked(image_u8, maps, preset, unary):
         return from_mask(ids, np.append(known, 255) if (ids == 255).any() else known)
     return unary_from_labels(check_labels(places[to_mask(maps)], n), n, confidence), read
 
-
+# %% ../../nbs/refine/chain.ipynb #6a442577
 def crf_together(images, maps, preset='psa', iters=10, backend='auto', unary='', device='auto'):
     "The maps of images of one size after a dense CRF"
     asked = [crf_asked(i, m, preset, unary) for i, m in zip(images, maps)]
@@ -119,7 +119,7 @@ def settings_known(steps=()):
     "The flat names of the settings of this page's steps, and of those that are named"
     return list(dict.fromkeys(k for s in (*STEPS, *steps) for k in (*flat_settings(s), *step_of(s).shares)))
 
-
+# %% ../../nbs/refine/chain.ipynb #85ac9cc4
 def check_steps(steps, settings=()):
     "The list of steps, each known, and no setting that no step knows"
     if steps is None or isinstance(steps, str):
@@ -149,7 +149,7 @@ def refine_together(images, maps, steps, threshold=0.25, **settings):
     for k, m in zip(asked, stepped(*of, steps, settings) if asked else ()): maps[k] = m
     return maps
 
-
+# %% ../../nbs/refine/chain.ipynb #00028b6c
 def refine(
     image_u8,  # uint8 [H,W,3], or what else as_image takes
     maps,  # ScoreMaps at the size of the image, or floats [C,H,W] with `keys`

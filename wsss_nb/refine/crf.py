@@ -103,7 +103,7 @@ def kernels(images, p):
     group = torch.arange(b, device=images.device).repeat_interleave(h * w)
     return Lattice(xy / p.gauss_sxy), Lattice(torch.cat([(xy / p.sxy).repeat(b, 1), rgb / p.srgb], 1), group)
 
-
+# %% ../../nbs/refine/crf.ipynb #49d03f8e
 @torch.no_grad()
 def infer_torch(
     images,  # [B,3,H,W] in [0,1]

@@ -39,7 +39,7 @@ def mixture(
         p = (size.log() - wide.log() - ((x - mean) / wide).square() / 2).softmax(-2)
     return [v[..., 0] for v in (size / size.sum(-2, keepdim=True), mean, wide)]
 
-
+# %% ../../nbs/refine/cuts.ipynb #a706c90b
 def gaussians(
     scores,  # [...,H,W]
     values=4096,  # so many of them, evenly spaced in their order, are fitted

@@ -128,7 +128,7 @@ def stages(backbone, image):
         if hook: hook.remove()
     return first + maps
 
-
+# %% ../../nbs/refine/irn.ipynb #843b58e7
 def lateral(cin, cout):
     "1x1 convolution and group norm"
     return nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False), nn.GroupNorm(max(1, min(16, cout // 8)), cout))

@@ -55,7 +55,7 @@ class Place(NamedTuple):
         where = f'torch on {self.device}' if self.backend == 'torch' else 'pydensecrf on the cores'
         return f'CRF: {where}' + ''.join(f', {k} {1000 * s:.1f} ms an image' for k, s in self.seconds.items())
 
-
+# %% ../../nbs/refine/place.ipynb #d55e480b
 def place_of_crf(
     backend='auto',  # or pydensecrf or torch
     device='auto',  # of the stage

@@ -62,7 +62,7 @@ def mask_of_prompt(m, image, ask, by='box', least=.25):
     if all(mask is None for _, mask in chosen): return m
     return np.max([mask * np.float32(f) for f, mask in chosen if mask is not None], axis=0).clip(0, 1)
 
-
+# %% ../../nbs/refine/prompt.ipynb #98ba2064
 def prompted(image, maps, ask, by='box', least=.25, threshold=.25):
     "The maps after a promptable segmenter `ask`: (image, boxes, points) -> bool masks [N,H,W]; background in front"
     check_name(by, HOW, 'prompt_by')
@@ -95,7 +95,7 @@ def sam_in(folder, device):
         return masks.flatten(0, 1).numpy()
     return ask
 
-
+# %% ../../nbs/refine/prompt.ipynb #e2de65e1
 def segmenter_at(model, device='cpu'):
     "What is asked, from a folder of transformers or a `file.py:name`"
     if not model: raise UserError('prompt_model: the step prompt needs a segmenter: masks.prompt_model=FOLDER (a SAM of transformers), or file.py:name, a function (image, boxes, points) -> masks.')
@@ -106,7 +106,7 @@ def segmenter_at(model, device='cpu'):
     functions = [k for k, v in there.items() if callable(v)]
     return there[check_name(name, functions, f'prompt_model: function of {path.name}')]
 
-
+# %% ../../nbs/refine/prompt.ipynb #9a07b920
 def segmenter_origin(model):
     "What is put on record of it: path, kind, digests"
     path = Path(model.partition('.py:')[0] + '.py' if '.py:' in model else model).expanduser()

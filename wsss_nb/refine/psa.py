@@ -48,7 +48,7 @@ def affinity_weights(features, radius, beta, border):
     inside[..., rows, columns] = weights[..., rows, columns]
     return inside
 
-
+# %% ../../nbs/refine/psa.ipynb #29bd5553
 def affinity_walk(
     cam,  # [C,h,w] score maps on the grid of the features; a batch [B,C,h,w] as well
     features,  # [D,h,w] or [1,D,h,w]; [B,D,h,w] with a batch

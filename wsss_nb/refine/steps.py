@@ -40,7 +40,7 @@ class Network:
     shows: str  # what that map is
     after: object = None  # (net, data) -> a line; what is measured once it is trained
 
-
+# %% ../../nbs/refine/steps.ipynb #4def7fdb
 @dataclass(frozen=True)
 class Step:
     "A step of refinement: how it makes maps of maps, what it needs, what a recipe may set"
@@ -95,7 +95,7 @@ def flat_settings(name):
     keywords = step_of(name).keywords()
     return {f'{short_name(name)}_{k}': list(v) if isinstance(v, tuple) else v for k, v in keywords.items()}
 
-
+# %% ../../nbs/refine/steps.ipynb #f3d59c98
 def given_to(name, parameters):
     "What of the parameters belongs to a step, by the names that its function has for it"
     step = step_of(name)

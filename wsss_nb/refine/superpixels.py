@@ -140,7 +140,7 @@ def superpixels(
     regions[valid] = merge_regions(regions[valid][None], region_features(features, regions), max_regions)[0]
     return pad_regions(regions, valid)
 
-
+# %% ../../nbs/refine/superpixels.ipynb #abc1b087
 def regions_of(image_u8, features_of, max_side=1024):
     "Regions merged by the features of an image; of a large one those that it has when it is made small"
     small = shown_within(image_u8, max_side) if 0 < max_side < max(image_u8.shape[:2]) else image_u8

@@ -58,7 +58,7 @@ def sam3_in(folder, device):
         return net, transformers.Sam3Processor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError) as e: raise UserError(f'model: {folder}: no SAM 3 of transformers ({str(e).splitlines()[0]}); give a folder with config.json, processor_config.json, tokenizer.json and model.safetensors.') from None
 
-
+# %% ../../nbs/refine/told.ipynb #4b5c94d6
 class Sam3:
     "(image, word) -> masks bool [N,H,W], scores [N], of a SAM 3; the picture it saw last is remembered"
     def __init__(self, folder, device='cpu'):
@@ -83,7 +83,7 @@ class Sam3:
         found, = self.processor.post_process_instance_segmentation(out, threshold=0., target_sizes=[image.shape[:2]])
         return found['masks'].bool().cpu().numpy(), found['scores'].float().cpu().numpy()
 
-
+# %% ../../nbs/refine/told.ipynb #605b4884
 def told_at(model, device='cpu'):
     "What is asked, from a folder of transformers or a `file.py:name`"
     if not model: raise UserError('model: expected a folder with a SAM 3 of transformers, or file.py:name, a function (image, word) -> masks, scores; got nothing.')

@@ -35,7 +35,7 @@ def pair_map(weight, x, radius):
     for i, d in enumerate(directions(radius)): ends(out[:, i], *d)[0].copy_(weight(*ends(x, *d)))
     return out
 
-
+# %% ../../nbs/refine/walk.ipynb #5aad1217
 def transition(
     weights,  # [B,displacements,h,w], 0 where a pair leaves the map
     radius,
@@ -66,7 +66,7 @@ def chebyshev(
     rest = list(accumulate(reversed(c)))[::-1]
     return [x for x, r in zip(c, rest) if r > tail]
 
-
+# %% ../../nbs/refine/walk.ipynb #48a48d5e
 def power(
     P,  # sparse [n,n], similar to a symmetric matrix with eigenvalues in [-1,1]
     x,  # [n,C]
@@ -146,7 +146,7 @@ def pair_labels(
     known, same = (first != 255) & (last != 255), first == last
     return known & same & (first == 0), known & same & (first > 0), known & ~same
 
-
+# %% ../../nbs/refine/walk.ipynb #22042c7e
 def mean_where(loss, where):
     "Mean of the loss over some pairs; 0, with a graph, if there are none"
     return (loss * where).sum() / count(where)

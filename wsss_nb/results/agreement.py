@@ -44,7 +44,7 @@ def most_agreeing(scores):
     means = {k: float(np.mean(v)) for k, v in scores.items()}
     return Choice(max(means, key=means.get), means)
 
-
+# %% ../../nbs/results/agreement.ipynb #26f15e9e
 def agreeing_threshold(
     triples,  # of each image keys, maps [len(keys),H,W] without a background, and regions [H,W]
     thresholds=np.arange(.05, .96, .05).round(2),
@@ -75,7 +75,7 @@ def run_agreement(
         return agreement(mask, segments(masks.data.image(i)), masks.data.records[i].tags or ())
     return {name(i): of(i) for i in Progress(some, 'agreement, image')}
 
-
+# %% ../../nbs/results/agreement.ipynb #fa0c0962
 def agreeing_run(
     those,  # runs, or name -> run or Masks
     split='', images=200, runs='',  # see run_agreement

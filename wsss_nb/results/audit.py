@@ -81,13 +81,13 @@ def audited(labels):
     n = labels.sum(0)
     return [k for k in range(labels.shape[1]) if FEW <= n[k] <= len(labels) - FEW]
 
-
+# %% ../../nbs/results/audit.ipynb #2babfa4a
 def how_doubtful(p, labels):
     "The doubt of each tag that is there or not, [N,K]"
     n, s = labels.sum(0), p.clamp(1e-6, 1 - 1e-6).logit()
     return torch.where(labels > 0, (n / (len(labels) - n)).log() - s, s).sigmoid()
 
-
+# %% ../../nbs/results/audit.ipynb #745483a7
 def doubts(
     p,  # [N,K] foretold
     labels,  # [N,K]
@@ -190,7 +190,7 @@ def doubt_figure(data, d, row):
     uri = thumbnail(data.image(i))
     return filled(DOUBTED, uri=uri, image=d.image, tags=tags, row=row, do=do, tag=d.tag, doubt=f'{d.doubt:.2f}')
 
-
+# %% ../../nbs/results/audit.ipynb #385b757b
 def class_rows(p, labels, classes, found):
     "The table of the classes: pictures, how well they are foretold, doubts"
     rows = [('class', 'pictures', 'foretold right', 'look wrong', 'look missing')]
@@ -200,7 +200,7 @@ def class_rows(p, labels, classes, found):
         rows.append((classes[k], int(labels[:, k].sum()), f'{100 * right:.0f} %', count('wrong'), count('missing')))
     return rows
 
-
+# %% ../../nbs/results/audit.ipynb #fc61751f
 def audit_page(data, p, labels, found, earlier=(), save='corrections.csv'):
     "The page as HTML"
     rows = list(csv.reader(io.StringIO(list_text(found, earlier))))
@@ -220,7 +220,7 @@ def earlier_list(root, tags=''):
     rows = [r for _, r in table_rows(path, 'corrections')] if path.is_file() else []
     return [r for r in rows if r.get('do')], path
 
-
+# %% ../../nbs/results/audit.ipynb #5b39ba34
 def audit(
     data,
     net,  # a backbone

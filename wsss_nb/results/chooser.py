@@ -59,7 +59,7 @@ def bars(counts, threshold):
     heights = np.log1p(counts) / max(np.log1p(counts).max(), 1e-9) * 78
     return filled(BARS, n=len(counts), heights=heights.round(1).tolist(), t=threshold)
 
-
+# %% ../../nbs/results/chooser.ipynb #61c8bbcc
 def sliders(run, split='', most=24, runs=''):
     "Sliders for the masks of a run, to be shown in a notebook"
     try: import ipywidgets as w

@@ -49,7 +49,7 @@ class Estimate(NamedTuple):
     def interval(self): return max(0., self.miou - self.half), min(1., self.miou + self.half)
     def of(self, k): return max(0., self.iou[k] - self.halves[k]), min(1., self.iou[k] + self.halves[k])
 
-
+# %% ../../nbs/results/estimate.ipynb #900c7093
 def totals(y, expected, w, s):
     "(totals, differences of the drawn ones) of counts y [n,K], helped by what was expected of all [N,K]"
     f, scale = expected[s], np.maximum(expected.mean(0), 1)
@@ -58,14 +58,14 @@ def totals(y, expected, w, s):
     slope = np.clip((w[:, None] * a * b).sum() / max((w[:, None] * b * b).sum(), 1e-9), 0, 1)
     return slope * expected.sum(0) + (w[:, None] * (y - slope * f)).sum(0), y - slope * f
 
-
+# %% ../../nbs/results/estimate.ipynb #c01aa8fc
 def variance_of(e, p):
     "The variance of the sum of e/p [n] or [n,K] over draws, Eq. 3"
     z, c, n = (e.T / p).T, 1 - p, len(p)
     if c.sum() < 1e-9 or n < 2: return 0 * z[0]
     return n / (n - 1) * (c @ (z - c @ z / c.sum()) ** 2)
 
-
+# %% ../../nbs/results/estimate.ipynb #44e76d3a
 def estimated(
     both, either,  # [n,K] pixels of the drawn pictures in mask and outline, and in either
     s, p,  # positions of the drawn ones; the probability of each picture [N]

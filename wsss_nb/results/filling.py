@@ -35,7 +35,7 @@ def stage_there(stages, kind):
     "The stage of that kind, if it is made"
     return next((s for s in stages if s.stage == kind and s.made), None)
 
-
+# %% ../../nbs/results/filling.ipynb #a1c88774
 def counted(stages):
     "mIoU of the masks and of the network on the last split, as far as they are counted; no oracle"
     made = stage_there(stages, 'evaluate')
@@ -43,7 +43,7 @@ def counted(stages):
     found = {n['what']: n['miou'] for n in numbers if not n['oracle'] and n['split'] == numbers[-1]['split']}
     return [found.get('masks'), found.get('network')]
 
-
+# %% ../../nbs/results/filling.ipynb #9100266a
 def progress_table(
     runs,  # run -> its stages one after the other
     masks={},  # run -> mIoU of its masks, before its last stage counts them
@@ -74,7 +74,7 @@ def strip(s, pictures=8, side=120):
     some = range(min(pictures, len(data)))
     return [as_png(small_overlay(data.image(i), read_mask(folder / f'{data.names[i]}.png'), side)) for i in some]
 
-
+# %% ../../nbs/results/filling.ipynb #f6ce4866
 def masks_miou(s):
     "mIoU of the masks of the last split, None where there is nothing to hold them against"
     split = s.params['splits'][-1]

@@ -84,7 +84,7 @@ def put_together(before, made):
     place = lambda c: (c['seed'], *(names.index(c[k]) for k, names in order.items()))
     return gathered(made['data'], sorted(cells.values(), key=place), made['options'])
 
-
+# %% ../../nbs/results/grid.ipynb #5239e973
 def save_grid(made, runs=''):
     "Write grid.json, grid.md and grid.html; returns the page"
     folder = make_folder(runs_folder(runs) / made['folder'])

@@ -25,7 +25,7 @@ def steps_in(refiner):
     "The steps of a refiner: nothing of `none`, two of psa+crf"
     return [] if refiner == 'none' else refiner.split('+')
 
-
+# %% ../../nbs/results/grid_cells.ipynb #c4eff49f
 def title(kind, name):
     "What the page calls it"
     if kind == 'refiners': return ' + '.join(title('steps', s) for s in steps_in(name)) or 'none'
@@ -78,7 +78,7 @@ def entry_on(entry, data):
     own = ('title', 'leaves', 'base', 'only', *DATA)
     return [{k: v for k, v in said.items() if k not in own} for said in (entry, entry.get(data, {}))]
 
-
+# %% ../../nbs/results/grid_cells.ipynb #8d131342
 def cell_recipe(data, cell, options=()):
     "The recipe of a cell, the options of the command line applied"
     g, steps = known('grid'), steps_in(cell.refiner)

@@ -28,7 +28,7 @@ def gain_of(cells, plain):
     both = [c['miou'] - before[c['seed']] for c in cells if c['miou'] is not None and c['seed'] in before]
     return mean(both) if both else None
 
-
+# %% ../../nbs/results/grid_page.ipynb #9e4a4a48
 def of_seeds(cells):
     "Mean, spread and number of the mIoU, and seconds, of the cells of a place"
     found = [c['miou'] for c in cells if c['miou'] is not None]
@@ -58,7 +58,7 @@ def gains(made, places):
     of = lambda r: [p[r]['gain'] for p in places.values() if r in p and p[r]['gain'] is not None]
     return {r: mean(of(r)) for r in made['refiners'] if of(r)}
 
-
+# %% ../../nbs/results/grid_page.ipynb #60dab281
 def best_of(row):
     "The highest mean of a localiser's places, None without any"
     return max((p['mean'] for p in row.values() if p['mean'] is not None), default=None)
@@ -104,7 +104,7 @@ def reasons(made):
         if c['why']: out.setdefault(f'{c["state"]}: {c["why"]}', {})[name_of(made, named)] = c
     return {why: list(cells) for why, cells in out.items()}
 
-
+# %% ../../nbs/results/grid_page.ipynb #a46875ab
 def time_text(made):
     "What sharing saved"
     if not (t := made['times'])['cells']: return 'No cell is done yet.'
@@ -113,7 +113,7 @@ def time_text(made):
     return (f'{t["cells"]} cells are done. They name {t["named"]} stages, {t["distinct"]} are different. '
             f'One by one they would have taken {alone} at least, shared they took {shared} ({by}).')
 
-
+# %% ../../nbs/results/grid_page.ipynb #70bfa19e
 def grid_markdown(made):
     "The tables of all segmenters, the reasons and the times"
     parts = [f'# {made["title"]}', made['about']]
@@ -150,7 +150,7 @@ PLACE = MACROS + """<td{% if best %} class="best"{% endif %} style="--v:{{ '%.3f
 {%- if gain %}<span{% if p.gain < 0 %} class="worse"{% endif %}>{{ gain }}</span> · {% endif %}{{ seconds }}</small>
 {%- if p.cells|length > 1 %}{{ seeds(p.cells) }}{% endif %}</td>"""
 
-
+# %% ../../nbs/results/grid_page.ipynb #3fa9bb94
 def seconds_text(s):
     "Seconds, or minutes from ten of them on"
     return f'{s:.0f} s' if s < 600 else f'{s / 60:.0f} min'
@@ -185,7 +185,7 @@ LEGEND = """<p>Each number leads to its run. Framed: the best of its localiser. 
 localiser alone, red where that is less than nothing, and the seconds of all stages that the cell stands on, shared or
 not.</p>"""
 
-
+# %% ../../nbs/results/grid_page.ipynb #40ee1ee7
 def map_html(made, segmenter):
     "The map of a segmenter: localisers down, refiners across"
     places = summaries(made)[segmenter]
@@ -222,7 +222,7 @@ def notebook_page(notebook):
         with whole_file(out, 'w') as f: f.write(executed_page(notebook))
     return out
 
-
+# %% ../../nbs/results/grid_page.ipynb #0d67cd8b
 def cell_links(cell, runs, state):
     "The executed notebooks of a cell as pages, and the one that failed"
     for stage, made_by in cell['stages'].items():
@@ -234,7 +234,7 @@ def cell_links(cell, runs, state):
     if cell['state'] == 'failed' and broken.exists():
         yield filled(NOTEBOOK, to=notebook_page(broken).name, stage=broken.stem, note='failed')
 
-
+# %% ../../nbs/results/grid_page.ipynb #ac764eb0
 def write_cell_page(
     made,  # content of grid.json
     cell,  # one of its cells

@@ -79,7 +79,7 @@ class Piece(NamedTuple):
     mask: np.ndarray  # uint8 [H,W]
     maps: ScoreMaps  # or None
 
-
+# %% ../../nbs/results/handover.ipynb #33235a0f
 def as_it_is(path):
     "Whether tools read a picture as it is: a JPEG or PNG with 8 bits, upright"
     if not path.is_file() or path.suffix.lower() not in ('.jpg', '.jpeg', '.png'): return False
@@ -113,7 +113,7 @@ class Told(Counter):
         if self['blank']:
             yield f'{self["blank"]} of {n} masks show no class; their pictures are there without annotations'
 
-
+# %% ../../nbs/results/handover.ipynb #73433c2b
 def pieces_of(masks, split, pictures, told):
     "Every picture of a split with its mask, checked; `pictures`: the folder that takes them"
     data = masks.data
@@ -166,7 +166,7 @@ def whole_folder(out):
         part.rename(out)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-
+# %% ../../nbs/results/handover.ipynb #02afa491
 def written_for(job, to, folder):
     "Write a job into a folder for a tool; returns lines that say what its users should know"
     notes = list(imported_from(FORMATS[check_name(to, FORMATS, 'to')])(job, folder))

@@ -46,7 +46,7 @@ def apart_from_cam(
     said = 'beats the CAM' if gap > half else 'is below the CAM' if gap < -half else 'cannot be told from the CAM'
     return gap, half, said
 
-
+# %% ../../nbs/results/on_parts.ipynb #ad1b4c8a
 def said_on_parts(name, number='masks/val', folder=None):
     "A sentence about a method on the set with several parts, from what is published"
     groups = {k: [*on_parts(k, number, folder).values()] for k in COMPARED}

@@ -24,7 +24,7 @@ def arrows(region):
         out.update(zip((x + dx).tolist(), (y + dy).tolist(), [d] * len(x)))
     return out
 
-
+# %% ../../nbs/results/outlines.ipynb #1ac36e03
 def loops(region, inset=.25):
     "The closed outlines of a bool mask as lists of (x, y), corners only; round holes they go the other way"
     left, out = arrows(region), []
@@ -49,7 +49,7 @@ def area_of(points):
     x, y = np.array(points).T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
 
-
+# %% ../../nbs/results/outlines.ipynb #a6e128a9
 def with_hole(outline, hole):
     "An outline that goes round a hole as well, through a cut"
     n = len(hole)
@@ -64,7 +64,7 @@ def with_hole(outline, hole):
     there, here = (float(a[k, 0]), y), (hx, y)
     return [*outline[:k + 1], there, here, *hole[i + 1:], *hole[:i + 1], here, there, *outline[k + 1:]]
 
-
+# %% ../../nbs/results/outlines.ipynb #16c4f3b2
 def polygons(region):
     "The polygons of a bool mask, one for each part that hangs together by sides, holes cut out"
     for part in connected(region, corners=False):

@@ -31,7 +31,7 @@ def areas_from(kept):
             if k in ids: both[i, ids[k]], either[i, ids[k]] = b, e
     return Areas(names, both, either)
 
-
+# %% ../../nbs/results/paired.ipynb #46c73c87
 def mean_iou(both, either):
     "The mean over the classes [...,K] that are there: [...], nan where none is"
     there = either > 0
@@ -53,7 +53,7 @@ class Gain(NamedTuple):
         gain, low, high = (f'{100 * x:+.1f}' for x in (self.gain, self.low, self.high))
         return f'{gain} ({low} to {high}), {self.gained} of {self.images}'
 
-
+# %% ../../nbs/results/paired.ipynb #87ba7a7b
 def paired_gain(
     a, b,  # Areas of the two rows, over the same images and classes
     draws=10000,  # of as many images as there are, with replacement

@@ -157,7 +157,7 @@ def finish_picture(job):
     if overlay_file: save_picture(overlay_file, small_overlay(image, made, 2048))
     if keep is not None: save_mask(mask_file, made)
 
-
+# %% ../../nbs/results/predict.ipynb #ff2b89e3
 def begin_folder(predictor, out, settings, tags):
     "Make or take up the folder of a prediction"
     out, told = make_folder(out), digest(tags) if tags else ''
@@ -183,7 +183,7 @@ def left_to_do(predictor, pictures, out, tags, overlays, settings, failed, tile=
         else: keep, made = restricted(predictor.scores(image, settings), tags.get(name))
         yield image, made, keep, settings['crf'], mask, over
 
-
+# %% ../../nbs/results/predict.ipynb #b7ab3de3
 def predict_files(
     predictor, pictures,  # {image id: path}, as `find_pictures` gives it
     out,  # the folder
@@ -213,7 +213,7 @@ def predicted(out, name, classes, overlays):
     mask, file = read_mask(out / f'masks/{name}.png'), f'masks/{name}.png'
     return figure(name, mask.shape, f'overlays/{name}.jpg' if overlays else file, file, in_words(mask, classes))
 
-
+# %% ../../nbs/results/predict.ipynb #4fd4342b
 BROKEN = '<ul>{% for text in failed.values() %}<li class="note">{{ text }}</li>{% endfor %}</ul>'
 
 

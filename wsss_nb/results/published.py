@@ -53,7 +53,7 @@ def scrubbed_field(key, value):
     if key == 'runs': return 'runs'
     return value.split()[0] if key == 'launch' and value else scrubbed(value)
 
-
+# %% ../../nbs/results/published.ipynb #4be4f798
 def private_parts(x):
     "Paths, and the machine's name, in the texts of dicts and lists"
     if isinstance(x, dict): x = list(x.values())
@@ -89,7 +89,7 @@ def output(o, limit=PICTURE):
     if 'image/png' in o.get('data', {}): data |= picture(''.join(o['data']['image/png']), limit)
     return dict(output_type='display_data', data=data, metadata={})
 
-
+# %% ../../nbs/results/published.ipynb #6bd47986
 def bare_cell(c, limit):
     "A cell without times and paths"
     tags, source = list(c['metadata'].get('tags', [])), ''.join(c['source'])
@@ -99,7 +99,7 @@ def bare_cell(c, limit):
     if c['cell_type'] != 'code': return cell
     return dict(cell, execution_count=None, outputs=[output(o, limit) for o in c['outputs']])
 
-
+# %% ../../nbs/results/published.ipynb #2e598b68
 def notebook(path, limit=PICTURE):
     "An executed notebook, as it is published"
     kernel = dict(display_name='python3', language='python', name='python3')
@@ -118,13 +118,13 @@ def beyond_runs(name):
     file = PACKAGE.parent / f'runs/measured/{name}.json'
     return load_json(file) if file.is_file() else {}
 
-
+# %% ../../nbs/results/published.ipynb #a7d57e74
 def checksums(stages):
     "File name -> SHA-256 of the weights that the stages began with; empty where the file is gone"
     files = {p for p in (Path(s['parameters'].get('weights') or '').expanduser() for s in stages.values()) if p.suffix}
     return {p.name: file_sha256(p) if p.is_file() else '' for p in sorted(files)}
 
-
+# %% ../../nbs/results/published.ipynb #7332015f
 def refuse_private(file, x):
     "Refuse what still names this machine; the code of the notebooks is the package's, and pictures are no text"
     if file.endswith('.ipynb'):
@@ -133,14 +133,14 @@ def refuse_private(file, x):
     found = private_parts(x)
     if found: raise UserError(f'publish: {file} would still hold {found[0]!r}, which belongs to this machine; write it as a relative path and run again.')
 
-
+# %% ../../nbs/results/published.ipynb #425255c0
 def in_lines(made):
     "The JSON of a grid, with a line for each of its cells"
     short = lambda x: json.dumps(x, separators=(',', ':'), ensure_ascii=False)
     head = short({k: v for k, v in made.items() if k != 'cells'})[:-1]
     return f'{head},"cells":[\n' + ',\n'.join(map(short, made['cells'])) + '\n]}\n'
 
-
+# %% ../../nbs/results/published.ipynb #1ab8a9b1
 def laid_down(files, name, folder):
     "Write the files of a published run, if nothing in them names this machine"
     if not re.fullmatch(r'[\w.+-]+', check_free_name(name, 'publish: --as')): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
@@ -176,7 +176,7 @@ def publish_run(
     if ours: files |= pages_of_stages(run, pages, limit)
     return laid_down(files, name, folder)
 
-
+# %% ../../nbs/results/published.ipynb #c0e5fe7e
 def pages_of_stages(run, pages, limit):
     "The executed notebooks that are published of a run: all, none, or some and without pictures"
     kept = {'all': [*run.stages], 'none': []}.get(pages, pages.split(','))
@@ -196,7 +196,7 @@ def publish_grid(place, name='', folder=''):
     if before.exists(): made = added(load_json(before), made, name)
     return laid_down({'grid.json': in_lines(made), 'grid.md': grid_markdown(made)}, name, folder)
 
-
+# %% ../../nbs/results/published.ipynb #d79fa060
 def added(before, made, name):
     "A published grid and another part of it, of the same settings and versions"
     from wsss_nb.results.grid import put_together
@@ -207,7 +207,7 @@ def added(before, made, name):
     both = {k: sorted({*before[k], *made[k]}) for k in ('code', 'devices')}
     return {**made, **put_together(before, made), **both, 'files': {**before['files'], **made['files']}}
 
-
+# %% ../../nbs/results/published.ipynb #37d004b8
 def publish_all(names, runs='', name='', folder='', say=print, pages='all'):
     "Publish some runs, and say what of each"
     if name and len(names) > 1: raise UserError(f'publish --as: it names one run, but {len(names)} were given.')

@@ -33,7 +33,7 @@ def points(x):
     "A difference of shares in points: +8.5"
     return short(100 * x, 1, '+')
 
-
+# %% ../../nbs/results/quoted.ipynb #e83acb39
 def field_of(n, what, field):
     "One field of a number of metrics.json"
     if what == 'pixel mAP': return {'miou': n['pixel_map']['mean'], **n['pixel_map']['classes']}[field]
@@ -183,7 +183,7 @@ def label_lines(label, width=36):
     "A label of a table without Markdown, in lines"
     return textwrap.fill(re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', label).replace('`', ''), width)
 
-
+# %% ../../nbs/results/quoted.ipynb #827c5710
 def bar_with_seeds(ax, y, seeds, high, end, tick, color, label):
     "A bar of the mean, a line from the lowest seed to the highest, the value beside them or beside a tick in its way"
     ax.barh(y, mean(seeds), .9 * high, color=color, label=label)

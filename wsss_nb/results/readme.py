@@ -26,7 +26,7 @@ def from_root(text):
     parts = re.split(r'(```.*?```)', text, flags=re.S)
     return ''.join(part if i % 2 else LINK.sub(linked, part) for i, part in enumerate(parts))
 
-
+# %% ../../nbs/results/readme.ipynb #8df0d75f
 def prose(nb):
     "The cells of text of a notebook as one"
     return '\n\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
@@ -60,7 +60,7 @@ def places():
     readme = PACKAGE.parent / 'README.md'
     return {**{path: prose(load_json(path)) for path in pages()}, readme: readme.read_text(encoding='utf-8')}
 
-
+# %% ../../nbs/results/readme.ipynb #aec7af15
 def out_of_step(texts, tables, sentences):
     "What differs between the published numbers and the texts, in lines"
     as_there = lambda path, name: (from_root if path.suffix == '.md' else str)(tables.get(name, '')) + '\n'
@@ -87,7 +87,7 @@ def write_tables(folder=''):
         with whole_file(path, 'w') as f: f.write(text)
     return out_of_step(places(), tables, sentences)
 
-
+# %% ../../nbs/results/readme.ipynb #7a8e44d9
 def compared(tables, sentences):
     "What of the pages is out of step: with the published numbers, and the README with the first page"
     texts = places()

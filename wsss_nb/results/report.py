@@ -50,7 +50,7 @@ class Runs:
         is_it = lambda r, n: r is run and (n['what'], n['split'], n['oracle']) == (what, split, False)
         return next((n['miou'] for r, n in self.numbers() if is_it(r, n)), None)
 
-
+# %% ../../nbs/results/report.ipynb #ef77cdb2
 def shown_record(run, twice=False):
     "What is on record of a run, with its numbers, and its name as it is shown"
     name = f'{run.folder.parent.name}/' * twice + worded(run.folder.name, run.recipe)
@@ -69,7 +69,7 @@ def not_counted(place):
            f'24 drawn by chance tell it to some .06: wsss estimate {run.name} --outlines 24')
     yield similar_sets()
 
-
+# %% ../../nbs/results/report.ipynb #e9d3a5dd
 def notes_of(report):
     "What is missing of the runs, and what their stages warn of, a line each"
     for r in report.runs:
@@ -80,7 +80,7 @@ def notes_of(report):
             yield from (f'{r["name"]}: {text}' for text in stage_warnings(stage_record(f)))
         yield from (f'{r["name"]}: {text}' for text in not_counted(r['place']))
 
-
+# %% ../../nbs/results/report.ipynb #640ebcf0
 def summary_of(report):
     "One row for each run, how far each is ahead of the first, and the notes"
     reached = {id(r): {} for r in report.runs}
@@ -115,7 +115,7 @@ def pages_of(run, ours, home):
         file = f'{s}.html' if ours or there(f'{s}.html') else f'{s}.ipynb'
         if there(f'{s}.ipynb') or there(file): yield way_to(run['place'] / file, home, s) + f' ({v["seconds"]:.0f} s)'
 
-
+# %% ../../nbs/results/report.ipynb #aa4850de
 def links_of(report, home=None):
     "The pages of each run, seen from the folder of the report"
     pages = lambda r: [*pages_of(r, r in report.ours(), home or report.home)] or ['no executed notebooks here']
@@ -134,7 +134,7 @@ def curves_of(report):
         history = {title(names): stage_record(f)['results']['history'] for f, names in done.items()}
         if any(history.values()): yield stage, plot_curves(history, keys=['loss'], apart=True)
 
-
+# %% ../../nbs/results/report.ipynb #d8f92198
 WENT_IN = '<details><summary>{{ name }} · {{ stage }} · {{ made.folder }}</summary><pre>{{ text }}</pre></details>'
 
 
@@ -145,7 +145,7 @@ def provenance_of(report):
     return one_after_the_other(filled(WENT_IN, name=r['name'], stage=stage, made=made, text=text(made))
                                for r in report.runs for stage, made in r['stages'].items())
 
-
+# %% ../../nbs/results/report.ipynb #5f9ed213
 class RunReport(Runs):
     "What is known of some runs, as pieces of a page"
     notes, summary, table, classes, links = notes_of, summary_of, shown_numbers, classes_of, links_of
@@ -164,7 +164,7 @@ def output_html(output, ours=True):
     if output.get('name') == 'stdout': return filled('<pre>{{ text }}</pre>', text=''.join(output.get('text', '')))
     return Markup()
 
-
+# %% ../../nbs/results/report.ipynb #6cfba815
 def cell_html(cell, ours=True):
     "A cell of an executed notebook as HTML, its code left out"
     shown = (output_html(o, ours) for o in cell.get('outputs', []))
@@ -174,7 +174,7 @@ def cell_html(cell, ours=True):
     text = MarkdownWithMath(renderer).render(''.join(cell['source']))
     return Markup(re.sub(r'<a class="anchor-link".*?</a>', '', text))
 
-
+# %% ../../nbs/results/report.ipynb #eb705eec
 def executed_page(
     notebook,
     ours=True,  # it was made just now, out of this package; else it is data, and HTML in it is text
@@ -194,7 +194,7 @@ def write_own_pages(report, run):
         if nb.exists():
             with whole_file(nb.with_suffix('.html'), 'w') as f: f.write(executed_page(nb, ours=False))
 
-
+# %% ../../nbs/results/report.ipynb #1a903b4e
 def make_report(
     names=(),  # the runs, all if not given
     runs='',  # folder with runs
@@ -228,7 +228,7 @@ def finish_table(folders, runs):
     made = make_report([f.name for f in folders], runs, folders[0].parent / folders[0].name.partition(".")[0])
     print(f'look at the masks of each row: {folders[0] / "masks/index.html"} and so on\nreport: {made}')
 
-
+# %% ../../nbs/results/report.ipynb #bcb2443e
 def standing(rows):
     "How a run stands to the published seeds, in a few words"
     outside = [r for r in rows if not r['inside']]

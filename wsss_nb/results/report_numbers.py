@@ -27,7 +27,7 @@ def expected_of(run, number):
     rows = held_against(Run(run['place']))[1]
     return next((f'{r["low"]:.3f} to {r["high"]:.3f}' for r in rows if r['number'] == number), '')
 
-
+# %% ../../nbs/results/report_numbers.ipynb #1d02b70c
 def number_row(run, n):
     "One row of the table of numbers"
     key, recipe = f'{n["what"]}/{n["split"]}', run['recipe']
@@ -38,7 +38,7 @@ def number_row(run, n):
                 paper=recipe.get('paper', {}).get(key, ''), labels='the tags' if n['use_image_labels'] else 'none',
                 threshold=threshold if n['what'] != 'network' else '', refined=refined or 'none')
 
-
+# %% ../../nbs/results/report_numbers.ipynb #aa4c2a3c
 def shown_numbers(report):
     "Every number with its origin"
     rows = [number_row(r, n) for r, n in report.numbers()]

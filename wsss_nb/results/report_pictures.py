@@ -59,7 +59,7 @@ def pictures(
                 yield from figures(self, data, split, [r for r, _ in members], [data.names[i] for i in some[k:k + ROW]])
         except UserError as e: yield f'{name}, {split}: no pictures: {e}', None
 
-
+# %% ../../nbs/results/report_pictures.ipynb #a5088282
 def figures(self, data, split, runs, names):
     "(title, figure) of some images: of one run in rows, of several in columns"
     images = [data.image(k) for k in names]
@@ -73,7 +73,7 @@ def figures(self, data, split, runs, names):
             made.setdefault(what, {})['\n'.join(title + [f'{x:.3f}' for x in [reached] if x is not None])] = over(masks)
     yield from laid_out(images, made, truth, tags, len(runs) == 1)
 
-
+# %% ../../nbs/results/report_pictures.ipynb #9f118f12
 def laid_out(images, made, truth, tags, one):
     "(title, figure) of what was made of some images"
     from wsss_nb.base.show import grid

@@ -26,7 +26,7 @@ def spread_chart(rows):
     ax.set(ylim=(len(rows) - .4, -.6))
     return fig
 
-
+# %% ../../nbs/results/report_spread.ipynb #c7895d40
 def spread_of(report):
     "Of each run that has published seeds: (title, in what it differs and how it stands, a figure)"
     for r in report.runs:

@@ -57,7 +57,7 @@ def card(data, name, folder, doubt, rank):
     caption = in_words(mask, data.classes, data.records[i].tags)
     return filled(CARD, picture=picture, name=name, rank=rank, doubt=doubt, caption=caption)
 
-
+# %% ../../nbs/results/review.ipynb #536a3123
 def write_list(path, doubts, data):
     "Every picture with its doubt, the most doubtful first, as CSV"
     with whole_file(path, 'w') as f:
@@ -67,7 +67,7 @@ def write_list(path, doubts, data):
             tags = data.records[data.index(n)].tags
             out.writerow([k, n, f'{doubts[n]:.4f}', ';'.join(data.classes[t - 1] for t in tags or ())])
 
-
+# %% ../../nbs/results/review.ipynb #2c43f424
 def write_review(
     run,  # by name or folder
     out,  # a folder that is not there yet

@@ -37,7 +37,7 @@ def box_of(region):
     x, y = int(columns[0]), int(rows[0])
     return x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1
 
-
+# %% ../../nbs/results/run_lengths.ipynb #6e835028
 def cvat_rle(region):
     "The lengths of the runs in the box around the mask, row by row, and the box"
     x, y, w, h = box = box_of(region)
@@ -69,7 +69,7 @@ def connected(region, corners=True):
     sizes = np.bincount(numbers.ravel(), minlength=n + 1)[1:]
     for k in np.argsort(-sizes, kind='stable'): yield numbers == k + 1
 
-
+# %% ../../nbs/results/run_lengths.ipynb #d2dcbc72
 def score_in(region, k, maps):
     "The mean of class k's map over a region, in 0..1; None where there is no such map"
     at = np.flatnonzero(maps.keys == k) if maps is not None else ()

@@ -89,7 +89,7 @@ class Numbers:
             out.append([filled(text, f'{row[0]}, {head}') for head, text in zip(columns, row)])
         return Sourced(out, where_from(places, '' if self.tables else ' (they are not here, but in the repository)'))
 
-
+# %% ../../nbs/results/sources.ipynb #66f892e7
 def every_seed(run, numbers):
     "A published run and what is published of its other seeds, as a place names them: X,X_seed_1"
     return ','.join(r.folder.name for r in seeds_of(run, numbers.tables.folder)) if numbers.tables else run
@@ -146,13 +146,13 @@ def apart(a, b):
     if len(a) != len(b): raise UserError(f'against_paper: expected as many seeds in all rows, got {len(a)} and {len(b)}.')
     return [x - y for x, y in zip(a, b)]
 
-
+# %% ../../nbs/results/sources.ipynb #e8bce0fd
 def best_first(rows):
     "Rows and their numbers, the best one first"
     best = sorted(((k, each_seed(v)) for k, v in rows.items()), key=lambda kv: -mean(kv[1]))
     return ' > '.join(f'{k} {with_spread("{:.1f}".format, v)}' for k, v in best)
 
-
+# %% ../../nbs/results/sources.ipynb #bfeabacc
 def pairs_of(ours, paper, rows, close):
     "Pairs of rows in the paper's order: with the same order here, with the other one, too close here"
     agree, turned, near = [], [], []
@@ -222,7 +222,7 @@ def shown_seeds(found):
     if not found: return ''
     return with_spread('{:.1f}'.format, [100 * x['value'] for x in found]) + ' (oracle)' * bool(found[0]['oracle'])
 
-
+# %% ../../nbs/results/sources.ipynb #4e243f0f
 def every_row(
     paper,  # icd, ecsnet, sipe, ccmr or svm
     also=None,  # `icd:3 top-down` -> published runs, on photos or synthetic, that are this row by another name

@@ -29,7 +29,7 @@ def tags_in(data):
     for row, r in zip(out, data.records): row[[t - 1 for t in r.tags or ()]] = True
     return out
 
-
+# %% ../../nbs/results/survey.ipynb #0ab33322
 def draw_survey(
     run, n,  # by name or folder; so many pictures
     out,  # a folder that is not there yet
@@ -69,7 +69,7 @@ def taken_back(run, path, split='', runs=''):
     drawn, chance = [m.data.index(n) for n in made['drawn']], [made['chance'][n] for n in m.data.names]
     return folder, m, data, np.array(drawn), np.array(chance)
 
-
+# %% ../../nbs/results/survey.ipynb #f1d2f10f
 def surveyed(m, data, s, p):
     "(ids of the classes in question, the Estimate) of masks whose drawn pictures are outlined"
     ids = [0, *(np.flatnonzero(tags_in(m.data).any(0)) + 1).tolist()]
@@ -100,7 +100,7 @@ def frozen_on(folder, part, runs=''):
     net.centre, net.spread = centre.float(), spread.clamp(min=1e-3).float()
     return net
 
-
+# %% ../../nbs/results/survey.ipynb #c78ced9a
 def linear_alone(folder, data, s, p, runs=''):
     "mIoU of a linear layer that learns from the drawn outlines alone; nan where the run has no localiser at hand"
     import torch
@@ -145,7 +145,7 @@ def survey_lines(folder, m, data, s, p, ids, e, linear):
         yield 'it is better than the masks: train with outlines (-p outlines=EXPORT), or on more tagged pictures'
     yield from data.notes
 
-
+# %% ../../nbs/results/survey.ipynb #41845dc3
 def survey(run, path, split='', runs=''):
     "Estimate the quality of a run's masks from outlines; returns lines, and keeps the numbers beside the run"
     folder, m, data, s, p = taken_back(run, path, split, runs)
@@ -158,7 +158,7 @@ def survey(run, path, split='', runs=''):
     save_json(file, dict(load_json(file), found=found))
     return list(survey_lines(folder, m, data, s, p, ids, e, linear))
 
-
+# %% ../../nbs/results/survey.ipynb #126d1328
 def without_outlines(run, split='', runs=''):
     "What can be said of a run's masks without a single outline"
     folder, split, m = split_in_question(run, split, runs)

@@ -93,7 +93,7 @@ def run_name(name, label, data):
     "The run of a row on these data"
     return f'{slug(name)}-{data}.{slug(label)}'
 
-
+# %% ../../nbs/results/table_recipes.ipynb #53bc6fb3
 def said_beyond(base, recipe):
     "What a recipe says that its base does not"
     new = {k: v for k, v in recipe.items() if v not in (base.get(k), {})}

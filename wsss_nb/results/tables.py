@@ -109,7 +109,7 @@ def check_table(name, data=''):
     if data not in DATA: raise UserError(f'table: there are no data {data!r}.{nearest(data, DATA)} Known: {", ".join(DATA)}.')
     if data not in data_of(name): raise UserError(f'{name}: has no rows on {DATA[data]}; run it with --data {" or ".join(data_of(name))}.')
 
-
+# %% ../../nbs/results/tables.ipynb #f07a345f
 def rows_on(name, data, options=()):
     "Row -> recipe, the options of the command line applied; checked"
     check_table(name, data)
@@ -130,7 +130,7 @@ def table_sheet(name, data='', options=(), runs='', say=print):
     recipes = {run_name(name, label, data): r for label, r in rows_on(name, data, options).items()}
     return Sheet(recipes, runs, save, show)
 
-
+# %% ../../nbs/results/tables.ipynb #b3edb33d
 def run_table(
     name,  # such as sipe:4
     data='',  # voc12, coco14, photos or synthetic; '' = the paper's

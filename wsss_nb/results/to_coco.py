@@ -17,7 +17,7 @@ def coco_annotations(piece, image, first, parts=False):
         yield dict(id=n, image_id=image, category_id=k, segmentation=coco_rle(region), area=int(region.sum()),
                    bbox=[float(x) for x in box_of(region)], iscrowd=0, **scored)
 
-
+# %% ../../nbs/results/to_coco.ipynb #99231f31
 def write_coco(job, out):
     "annotations/instances_<split>.json (default where there are no splits), and images"
     categories = [dict(id=k, name=c, supercategory='') for k, c in enumerate(job.classes, 1)]

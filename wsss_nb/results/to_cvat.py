@@ -41,7 +41,7 @@ def cvat_head(job):
                '<type>mask</type><attributes></attributes></label>')
     yield from ('    </labels>', '  </task></meta>')
 
-
+# %% ../../nbs/results/to_cvat.ipynb #38d6fbb2
 def write_cvat(job, out):
     "annotations.xml, labels.json and images"
     with whole_file(out / 'annotations.xml', 'w') as f:

@@ -22,7 +22,7 @@ def hf_row(piece, classes):
     return dict(file_name=f'images/{piece.file}', mask_file_name=f'masks/{piece.name}.png',
                 name=piece.name, labels=labels)
 
-
+# %% ../../nbs/results/to_hf.ipynb #9e4fd047
 def hf_card(job, splits):
     "README.md: what the hub shows of a data set"
     folders = [dict(split='validation' if s == 'val' else s, path=f'{s}/**') for s in splits]
@@ -32,7 +32,7 @@ def hf_card(job, splits):
     ids = '\n'.join(f'- {k}: {c}' for k, c in [(0, 'background'), *enumerate(job.classes, 1), (255, 'undecided')])
     return f'---\n{head}---\n\nPictures with masks of {job.name}. Ids in the masks:\n\n{ids}\n'
 
-
+# %% ../../nbs/results/to_hf.ipynb #ee933291
 def write_hf(job, out):
     "<split>/images, <split>/masks, <split>/metadata.jsonl, README.md and id2label.json"
     splits = {s: s or 'train' for s in job.masks}

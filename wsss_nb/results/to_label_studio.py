@@ -53,7 +53,7 @@ def studio_task(piece, job):
     return dict(data=dict(image=place + quote(piece.file)),
                 predictions=[dict(model_version=job.name, result=result, **scored)])
 
-
+# %% ../../nbs/results/to_label_studio.ipynb #2f7eca39
 def task_lines(items):
     "The text of a JSON list, an item on each line: none is held longer than it takes to write it"
     before = '['
@@ -62,7 +62,7 @@ def task_lines(items):
         before = ','
     yield '\n]\n' if before == ',' else '[]\n'
 
-
+# %% ../../nbs/results/to_label_studio.ipynb #10d044f8
 def write_label_studio(job, out):
     "tasks.json, config.xml and images"
     tasks = (studio_task(p, job) for s in job.masks for p in job.pieces(out / 'images', s))

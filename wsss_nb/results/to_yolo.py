@@ -20,14 +20,14 @@ def yolo_lines(mask):
         for points in polygons(mask == k):
             yield f'{k - 1} ' + ' '.join(f'{x / w:.6f} {y / h:.6f}' for x, y in points)
 
-
+# %% ../../nbs/results/to_yolo.ipynb #4884cf18
 def yolo_yaml(job, splits):
     "data.yaml: where the pictures are, and the names of the classes"
     folders = {k: f'images/{s}' for k, s in splits.items()}
     says = dict(path=str(job.out.resolve()), **folders, names=dict(enumerate(job.classes)))
     return yaml.safe_dump(says, sort_keys=False, allow_unicode=True)
 
-
+# %% ../../nbs/results/to_yolo.ipynb #ff1b925a
 def write_yolo(job, out):
     "images/<split>, labels/<split> and data.yaml"
     for split in job.masks:

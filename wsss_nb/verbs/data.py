@@ -37,7 +37,7 @@ def do_data_check(a):
     for problem in shared: print(f'{problem.name}: {problem.text}')
     return 1 if shared or not all(r.ok for r in reports) else 0
 
-
+# %% ../../nbs/verbs/data.ipynb #325b76d9
 @verb('data synth', 'write the embedded set in VOC layout',
       arg('--out', required=True, metavar='DIR', help='folder for the set'))
 def do_data_synth(a):

@@ -20,7 +20,7 @@ def begin_stages():
         import wsss_nb.results.report  # noqa: F401
     begin_server()
 
-
+# %% ../../nbs/verbs/runs.ipynb #d53d112e
 @verb('run', 'execute the stages of a recipe that were not made yet',
       arg('recipe', help='a YAML file, or the name of a recipe (wsss recipes)'),
       arg('--row', action='append', default=[], help='a row of a recipe that is a table, such as "SIPE CRF"; '
@@ -113,7 +113,7 @@ def do_verify(a):
     found = verify_record(a.run, a.runs) if a.as_recorded else verify_run(a.run, a.runs, options=a.p, keep=a.keep)
     return tell_verdict(found)
 
-
+# %% ../../nbs/verbs/runs.ipynb #facca165
 @verb('prune', 'show, or delete, the stages that no run stands on',
       arg('--yes', action='store_true', help='delete them'), RUNS, group='upkeep')
 def do_prune(a):

@@ -18,7 +18,7 @@ def do_recipes(a):
         if not is_row(path): print(f'{name:24} {read_recipe(path).get("about", "")}')
     print(f"and {sum(map(is_row, ours.values()))} rows of the papers' tables: wsss tables")
 
-
+# %% ../../nbs/verbs/tables.ipynb #a206f0dd
 @verb('params', 'show the parameters of the stages, and what a method or a step lets one set',
       arg('stage', nargs='?', default='',
           help='a stage, a method or a step, such as train, sipe or prompt (default: all stages)'))
@@ -45,7 +45,7 @@ def do_table(a):
     from wsss_nb.base.processes import launching
     with launching(a.launch): run_table(a.table, a.data, a.p, a.runs, a.dry_run, a.jobs, a.scheduler)
 
-
+# %% ../../nbs/verbs/tables.ipynb #96e05187
 @verb('tables', "show the papers' tables, and how many rows of each are done",
       arg('--write', action='store_true',
           help='make the recipes of their rows anew, after a change in runs/tables.yaml'),
@@ -57,7 +57,7 @@ def do_tables(a):
     from wsss_nb.results.tables import overview
     print(f'{write_recipes()} recipes written' if a.write else table(overview(a.runs)))
 
-
+# %% ../../nbs/verbs/tables.ipynb #873eb18e
 @verb('grid', 'run every localiser through every refiner, and write one page',
       arg('--data', default='synthetic', metavar='NAME', help='synthetic, photos or voc12 (default: synthetic)'),
       arg('--localisers', metavar='NAMES', help='such as cam,sipe (default: all)'),

@@ -18,7 +18,7 @@ def tell_refused(path, data):
     for line in finding_lines(findings, data): print(line)
     return 1 if any(f.refused for f in findings) else 0
 
-
+# %% ../../nbs/verbs/voc.ipynb #61d394bb
 @verb('voc-zip', 'write the zip for the VOC 2012 segmentation server',
       arg('run', help='a run that was evaluated on voc12 test, or a folder of <image id>.png'),
       arg('--out', default='submission.zip', metavar='FILE', help='the zip (default: submission.zip)'),
