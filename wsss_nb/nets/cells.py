@@ -137,7 +137,7 @@ def best_mix(
     "The share and the penalty with which images that are left out are foretold best"
     usual, other = ([(share, factor * decay) for share, factor in mixes] for mixes in (MIXES, NEARLY_ALONE))
     if len(outlines.owner.unique()) < 2: return usual[0]
-    if not all_shown(taught, outlines): other = [mix for mix in other if mix[0] < 1]
+    other = [mix for mix in other if all_shown(taught, outlines, 2 if mix[0] == 1 else 1)]
     found = {mix: left_out(taught, outlines, mix, loss_of, most) for mix in usual + other}
-    mix, bold = min(usual, key=lambda m: found[m][0]), max(other, key=lambda m: found[m][1])
+    mix, bold = min(usual, key=lambda m: found[m][0]), max(other, key=lambda m: found[m][1], default=usual[0])
     return bold if found[bold][1] >= found[mix][1] + CLEAR else mix
