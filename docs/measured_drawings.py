@@ -2,15 +2,16 @@
 
 160 drawings of the embedded set and their tags, outlines of some; 40 of `val` are counted, told their tags (the network: and told nothing). Tiny network from random weights, views of 64,
 the package's learners with what the recipes of the embedded set say otherwise: 400 steps of 8 (SIPE 800), beside the outlines in their last third, or of the outlined drawings alone. The drawings of outlines are those of docs/measured_mixes.py.
-`net` goes on with the backbone of the CAM that learnt beside the same outlines, and with its masks; of outlines alone it has the masks of these. No CRF. What is found goes to FOLDER/<kind> on drawings.json; a stopped run goes on.
+`net` has the masks that the frozen line of docs/measured_mixes.py makes beside the same outlines, told the tags; of outlines alone it has the masks of these. No CRF. What is found goes to FOLDER/<kind> on drawings.json; a stopped run goes on.
 """
 import argparse, json
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from measured_mixes import counted, drawings_outlined
+from measured_mixes import counted, drawings_outlined, line_on_drawings
 from wsss_nb.cams import with_background
 from wsss_nb.data.demo import demo_data
 from wsss_nb.data.outlined import Outlined
@@ -38,8 +39,8 @@ def told(kind, net, image, labels):
 
 
 class Measured:
-    def __init__(self):
-        self.data, self.val, self.cams = demo_data('train', 160), demo_data('val', 40), {}
+    def __init__(self, keep):
+        self.data, self.val, self.keep = demo_data('train', 160), demo_data('val', 40), keep
         self.ids, self.outlines = range(len(self.data.classes) + 1), lambda at: {self.data.names[i]: self.data.mask(i) for i in at}
 
     def localiser(self, kind, at, alone, seed):
@@ -52,19 +53,18 @@ class Measured:
 
     def masks(self, kind, net, data): return [told(kind, net, data.image(i), data.labels[i]).argmax(0).numpy().astype(np.uint8) for i in range(len(data))]
 
-    def cam(self, n, at, draw):
-        if (n, draw) not in self.cams: self.cams[n, draw] = self.localiser('cam', at, False, draw)
-        return self.cams[n, draw]
+    @cached_property
+    def line(self): return line_on_drawings(self.data, self.keep)
 
-    def network(self, n, at, kind, draw):
-        "Taught by the masks of the CAM beside the outlines, by outlines alone, or by all masks"
-        start = None
+    def network(self, at, kind, draw):
+        "Taught by the masks of the frozen line beside the outlines, by outlines alone, or by all masks"
         if kind == 'all': data = Masked(self.data, self.outlines(range(len(self.data))), [])
         elif kind == 'alone': data = Masked(self.data.subset(sorted(at)), self.outlines(at), [])
         else:
-            start = (cam := self.cam(n, at, draw)).backbone
-            data = Masked(self.data, {**dict(zip(self.data.names, self.masks('cam', cam, self.data))), **self.outlines(at)}, at)
-        learner = segmenter_learner(data, width=64, seed=draw, steps=STEPS['net'], start=start, **TINY)
+            self.line.learn(self.data.mask, at, seed=draw)
+            masks = {n: self.line.maps(self.data.size(i), i).argmax(0).numpy().astype(np.uint8) for i, n in enumerate(self.data.names)}
+            data = Masked(self.data, masks | self.outlines(at), at)
+        learner = segmenter_learner(data, width=64, seed=draw, steps=STEPS['net'], **TINY)
         learner.fit()
         return learner.raw_net.eval()
 
@@ -87,7 +87,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     Path(a.keep).mkdir(parents=True, exist_ok=True)
-    m = Measured()
+    m = Measured(a.keep)
     for kind in a.what:
         file = Path(a.keep) / f'{kind} on drawings.json'
         found = json.loads(file.read_text()) if file.exists() else {}
@@ -95,7 +95,7 @@ def main():
             for n, at in drawings_outlined(m.data, draw).items():
                 for how in ('both', *(['alone'] if n else []), *(['all'] if not n and kind == 'net' else [])):
                     if (key := f'{how} {n} {draw}') in found: continue
-                    net = m.network(n, at, how, draw) if kind == 'net' else m.cam(n, at, draw) if (kind, how) == ('cam', 'both') else m.localiser(kind, at, how == 'alone', draw)
+                    net = m.network(at, how, draw) if kind == 'net' else m.localiser(kind, at, how == 'alone', draw)
                     found[key] = m.score(kind, net)
                     file.write_text(json.dumps(found))
                     print(kind, key, found[key], flush=True)

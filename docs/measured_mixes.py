@@ -60,10 +60,13 @@ def drawings_outlined(data, draw):
     return out
 
 
+def line_on_drawings(data, keep): return Line(data, data.labels, 'timm:tf_efficientnet_lite0', f'{keep}/drawings', side=128, lessons=1, cells=12000)
+
+
 def drawings(a, found, note):
     "Key -> [mIoU told the tags, told nothing] of drawings"
     data, val = demo_data('train', 160), demo_data('val', 40)
-    line, ids = Line(data, data.labels, 'timm:tf_efficientnet_lite0', f'{a.keep}/drawings', side=128, lessons=1, cells=12000), range(len(data.classes) + 1)
+    line, ids = line_on_drawings(data, a.keep), range(len(data.classes) + 1)
     with torch.no_grad(): cells = [line.net.standard(line.net.features(as_tensor(line.net.shown([val.image(i)])[0])[None])[0]) for i in range(len(val))]
 
     def score():

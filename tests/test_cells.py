@@ -24,8 +24,7 @@ def ridge(x, y, weights, decay):
 def mixed(taught, outlined, share, decay):
     "What learn_both should find with squared errors"
     (x, y), (u, v) = taught, outlined
-    voices = 1 / np.bincount(v)[v] / len(np.unique(v)) if share < 1 else np.full(len(v), 1 / len(v))  # beside a teacher one for each class
-    each = np.r_[np.full(len(y), (1 - share) / len(y) / 3), share * voices / 3]
+    each = np.r_[np.full(len(y), (1 - share) / len(y) / 3), np.full(len(v), share / len(v) / 3)]
     return ridge(np.concatenate([x, u]), np.concatenate([y, v]), each, decay)
 
 
@@ -55,7 +54,7 @@ def test_outlines_are_silent_of_classes_that_none_of_them_shows():
     layer, share, decay = nn.Linear(3, 3), .85, .02
     learn_both(layer, tensors(taught), tensors((u, v)), share, squares, decay)
     found, heard = np.c_[layer.weight.detach(), layer.bias.detach()].T, np.full(90, (1 - share) / 90 / 3)
-    both = ridge(np.concatenate([taught[0], u]), np.concatenate([taught[1], v]), np.r_[heard, share / np.bincount(v)[v] / 2 / 2], decay)
+    both = ridge(np.concatenate([taught[0], u]), np.concatenate([taught[1], v]), np.r_[heard, np.full(len(v), share / len(v) / 2)], decay)
     alone = ridge(*taught, heard, decay)
     assert np.allclose(found[:, [0, 2]], both[:, [0, 2]], atol=2e-3) and np.allclose(found[:, 1], alone[:, 1], atol=2e-3)
     assert np.abs(both[:, 1] - alone[:, 1]).max() > .05  # with a word on it they would have changed it
