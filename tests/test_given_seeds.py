@@ -67,7 +67,7 @@ def test_projections_and_classifier_learn_from_it_beside_the_tags():
     net, batch = small(gsc=2.), some_batch()
     net.of_outlines(batch).backward()
     assert all(float(s.weight.grad.abs().sum()) > 0 for s in net.sides) and float(net.head.weight.grad.abs().sum()) > 0
-    found = Beside(net, 1)(batch)
+    found = Beside(net, 2)(batch)
     last = part(batch, 2, None)
     assert torch.allclose(found['outlines'] * WEIGHT, WEIGHT * shape_loss(net.raw_maps(last['image']), last['mask'], last['labels']) + net.of_outlines(last), atol=1e-6)
     assert torch.allclose(found['loss'], net(part(batch, 0, 2))['loss'] + WEIGHT * found['outlines'])
