@@ -27,7 +27,7 @@ class Masked(Outlined):
     def __init__(self, data, found, outlined): super().__init__(data, found); self.sure = outlined
     has_masks = True
     @property
-    def outlined(self): return self.sure if len(self.sure) < len(self) else []  # where all are, there is nothing beside which they train
+    def outlined(self): return self.sure  # none where all are: there is nothing beside which they would train
 
 
 def told(kind, net, image, labels):
