@@ -258,6 +258,7 @@ def noted(*texts, **more):
     recipes.read_recipe = lambda name: dict(stages=['train'], seed=ord(name[0]), limit=4)
 builtins.print = noted
 demo.DEMO[:] = [['a_synthetic', 'b_synthetic'], ['c_synthetic']]
+demo.begin_with = lambda name, runs: None
 import types  # the page is not the point
 sys.modules['wsss_nb.results.report'] = types.SimpleNamespace(make_report=lambda names, runs: (folder / 'index.html', say('page of', *names))[0])
 code = wsss_nb.cli.main(['demo', '--runs', str(folder / 'runs')])
@@ -301,6 +302,30 @@ def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, cores, jobs, ea
     assert [f.name for f in demo.run_demo(['cam_synthetic', 'icd_synthetic'], tmp_path)] == ['cam_synthetic', 'icd_synthetic']
     assert seen == [(n, jobs, each) if dask else (n, '2', '2', '2') for n in ('cam_synthetic', 'icd_synthetic')]
     assert ('one after the other' in capsys.readouterr().out) != dask and os.environ['OMP_NUM_THREADS'] == '7'
+
+
+@pytest.mark.parametrize('cores, ahead', [(1, ['cam_synthetic']), (4, ['cam_synthetic']), (5, []), (12, [])])
+def test_the_baseline_goes_ahead_where_cores_are_fewer_than_trainings(cores, ahead, tmp_path, monkeypatch):
+    from wsss_nb.verbs import demo
+    begun = []
+    monkeypatch.setattr(demo, 'cores', lambda: cores)
+    monkeypatch.setattr(demo, 'begin_with', lambda name, runs: begun.append(name))
+    monkeypatch.setattr(demo, 'run_demo', lambda names, runs: begun.append(names))
+    monkeypatch.setattr(demo, 'show_page', lambda path: begun.append('page'))
+    monkeypatch.setattr('wsss_nb.results.report.make_report', lambda names, runs: tmp_path)
+    demo.make_demo(names := [name for job in reversed(demo.DEMO) for name in job], tmp_path)
+    assert begun[:-2] == ahead and sorted(begun[-2]) == sorted(names) and begun[-2][0] == 'cam_synthetic' and begun[-1] == 'page'
+
+
+def test_what_goes_ahead_has_all_cores_and_makes_no_more_than_the_masks(tmp_path, monkeypatch, capsys):
+    from wsss_nb.verbs import demo
+    made = []
+    monkeypatch.setattr(demo, 'cores', lambda: 3)
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')
+    monkeypatch.setattr('wsss_nb.engine.stage.execute', lambda s: (made.append((s.stage, *(os.environ[k] for k in execute.THREADS))), s.folder.mkdir(parents=True), (s.folder / 'stage.json').write_text('{}')))
+    for k in 'ab': demo.begin_with('cam_synthetic', tmp_path)
+    assert made == [('train', '3', '3', '3'), ('masks', '3', '3', '3')] and os.environ['OMP_NUM_THREADS'] == '7'
+    assert [l.split()[0] for l in capsys.readouterr().out.splitlines()] == ['train', 'masks']
 
 
 def test_stages_on_a_cluster_are_told_by_what_they_write_into_their_folders(tmp_path):
