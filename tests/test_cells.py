@@ -42,7 +42,7 @@ def test_two_sets_of_rows_have_the_closed_form_of_a_ridge():
     taught, outlined = some_rows(0, 90, .3), some_rows(1, 30, 0)
     for share, decay in ((1 / 3, .1), (.95, .02), (1., .05)):
         layer, there = nn.Linear(3, 3), mixed(taught, outlined, share, decay)
-        learn_both(layer, tensors(taught), tensors(outlined), share, squares, decay)
+        learn_both(layer, tensors(taught), tensors(outlined), share, (squares, squares), decay)
         assert np.allclose(np.c_[layer.weight.detach(), layer.bias.detach()].T, there, atol=2e-3)
     alone = ridge(*outlined, np.full(30, 1 / 90), .05)
     assert np.allclose(there, alone)  # a share of 1: whatever is taught, the outlines alone
@@ -52,14 +52,22 @@ def test_outlines_are_silent_of_classes_that_none_of_them_shows():
     taught, (u, v) = some_rows(0, 90, .3), some_rows(1, 30, 0)
     u, v = u[v != 1], v[v != 1]  # backgrounds and a class; the other is known from the teacher alone
     layer, share, decay = nn.Linear(3, 3), .85, .02
-    learn_both(layer, tensors(taught), tensors((u, v)), share, squares, decay)
+    learn_both(layer, tensors(taught), tensors((u, v)), share, (squares, squares), decay)
     found, heard = np.c_[layer.weight.detach(), layer.bias.detach()].T, np.full(90, (1 - share) / 90 / 3)
     both = ridge(np.concatenate([taught[0], u]), np.concatenate([taught[1], v]), np.r_[heard, np.full(len(v), share / len(v) / 2)], decay)
     alone = ridge(*taught, heard, decay)
     assert np.allclose(found[:, [0, 2]], both[:, [0, 2]], atol=2e-3) and np.allclose(found[:, 1], alone[:, 1], atol=2e-3)
     assert np.abs(both[:, 1] - alone[:, 1]).max() > .05  # with a word on it they would have changed it
-    learn_both(layer, tensors(taught), tensors((u, v)), 1., squares, decay)  # alone they speak of all
+    learn_both(layer, tensors(taught), tensors((u, v)), 1., (squares, squares), decay)  # alone they speak of all
     assert np.allclose(layer.weight[1].detach(), 0, atol=1e-3) and abs(float(layer.bias[1].detach())) < 1e-3
+
+
+def test_each_kind_has_its_own_loss():
+    taught, outlined = some_rows(0, 90, .3), some_rows(1, 30, 0)
+    heard, layer = np.r_[np.full(90, (1 - .6) / 90 / 3), np.full(30, .6 * 2 / 30 / 3)], nn.Linear(3, 3)
+    learn_both(layer, tensors(taught), tensors(outlined), .6, (squares, lambda s, y: 2 * squares(s, y)), .02)
+    there = ridge(*map(np.concatenate, zip(taught, outlined)), heard, .02)
+    assert np.allclose(np.c_[layer.weight.detach(), layer.bias.detach()].T, there, atol=2e-3)
 
 
 def slow_mix(taught, outlined, owner, may, stands, decay):
@@ -90,7 +98,7 @@ def test_the_mix_is_that_of_a_slow_search():
         may[np.arange(60), outlined[1]] = True
         expected = slow_mix(taught, outlined, owner, may, stands, .01)
         o = Outlines({}, *tensors(outlined), *map(torch.from_numpy, (owner, may, stands.astype(np.float32))))
-        assert best_mix(tensors(taught), o, squares, .01) == expected
+        assert best_mix(tensors(taught), o, (squares, squares), .01) == expected
         chosen.add(expected[0])
     assert min(chosen) < .9 < max(chosen)  # it depends on the teacher
 
@@ -99,10 +107,10 @@ def test_a_teacher_who_is_always_wrong_leaves_the_outlines_alone():
     (x, y), outlined = tensors(some_rows(3, 400, 0.)), tensors(some_rows(4, 200, 0.))
     nothing = x, (y + 1) % 3
     o = Outlines({}, *outlined, torch.arange(200) // 10, torch.ones(200, 3, dtype=torch.bool), torch.ones(200))
-    share, penalty = best_mix(nothing, o, F.cross_entropy, .01)
+    share, penalty = best_mix(nothing, o, (F.cross_entropy,) * 2, .01)
     assert (share, penalty) == (1., .002)
     both, alone = nn.Linear(3, 3), nn.Linear(3, 3)
-    learn_both(both, nothing, outlined, share, F.cross_entropy, penalty)
+    learn_both(both, nothing, outlined, share, (F.cross_entropy,) * 2, penalty)
     learn_linear(alone, outlined[0], lambda s: F.cross_entropy(s, outlined[1]), penalty)
     assert torch.allclose(both.weight, alone.weight, atol=1e-3)
 
@@ -122,13 +130,13 @@ def test_cells_stand_for_those_of_their_class_and_image():
 
 def test_of_one_outlined_image_nothing_can_be_left_out():
     o = Outlines({}, *tensors(some_rows(5, 9, 0.)), torch.zeros(9).long(), torch.ones(9, 3, dtype=torch.bool), torch.ones(9))
-    assert best_mix(tensors(some_rows(6, 30, 0.)), o, squares, .1) == (MIXES[0][0], MIXES[0][1] * .1)
+    assert best_mix(tensors(some_rows(6, 30, 0.)), o, (squares, squares), .1) == (MIXES[0][0], MIXES[0][1] * .1)
 
 
 def test_lessons_of_outlines_alone_are_one_lesson(monkeypatch):
     data = synthetic('train', n=12)
     few = Outlined(data, {data.names[i]: data.mask(i) for i in (2, 5)})
-    monkeypatch.setattr('wsss_nb.papers.frozen.best_mix', lambda taught, o, loss_of, decay: (1., .2 * decay))
+    monkeypatch.setattr('wsss_nb.papers.frozen.best_mix', lambda taught, o, losses, decay: (1., .2 * decay))
     learner = localiser_learner(few, 'frozen', backbone='tiny', weights='', options=dict(side=64, lessons=2), crop=48, device='cpu')
     history, net = learner.fit(), learner.raw_net
     assert [h['share'] for h in history[1:]] == [1., 1.] and abs(history[1]['loss'] - history[2]['loss']) < 1e-3

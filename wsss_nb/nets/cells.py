@@ -85,13 +85,13 @@ CLEAR = .03  # of mean IoU, from which one of these is taken
 def learn_both(
     layer, taught, outlined,  # nn.Linear; rows [N,D] and their ids [N] of each kind
     share,  # of the loss that the outlined ones have
-    loss_of,  # (outputs, ids) -> loss
+    losses,  # of each kind, (outputs, ids) -> loss
     decay, steps=60,
 ):
     "Fit a linear layer to two sets of rows, and return its loss"
-    (x, y), (u, v) = taught, outlined
+    (x, y), (u, v), (of_taught, of_outlined) = taught, outlined, losses
     told = among_shown if share < 1 else lambda *s: s  # where nobody speaks of the other classes, outlines do
-    loss = lambda s: (1 - share) * loss_of(s[:len(y)], y) + share * loss_of(*told(s[len(y):], v))
+    loss = lambda s: (1 - share) * of_taught(s[:len(y)], y) + share * of_outlined(*told(s[len(y):], v))
     return learn_linear(layer, torch.cat([x, u]), loss, decay, steps)
 
 # %% ../../nbs/nets/cells.ipynb #434fafdd
@@ -101,14 +101,14 @@ def iou_of_told(counts):  # [K+1,K+1], a row for each true class
     return float(iou_of(counts)[counts.sum(1) > 0].mean())
 
 # %% ../../nbs/nets/cells.ipynb #cceec091
-def left_out(taught, o, mix, loss_of, most):
+def left_out(taught, o, mix, losses, most):
     "With a share and a penalty: the loss of images that are left out by turns, and their mean IoU"
     (x, y), every, images = taught, max(1, len(taught[1]) // most), o.owner.unique()
     fold, loss, counts = torch.searchsorted(images, o.owner) % min(4, len(images)), 0., 0
     for k in range(min(4, len(images))):
         out, layer = fold == k, nn.Linear(x.shape[1], o.may.shape[1]).to(x)
         own = (~out).nonzero()[:, 0][::max(1, int((~out).sum()) // most)]
-        learn_both(layer, (x[::every], y[::every]), (o.rows[own], o.ids[own]), mix[0], loss_of, mix[1], 20)
+        learn_both(layer, (x[::every], y[::every]), (o.rows[own], o.ids[own]), mix[0], losses, mix[1], 20)
         with torch.no_grad(): scores = layer(o.rows[out])
         loss, counts = loss + float(o.judge(scores, out)) * int(out.sum()), counts + o.told(scores, out)
     return loss / len(o.ids), iou_of_told(counts)
@@ -123,12 +123,12 @@ def all_shown(taught, o, times=2):
 def best_mix(
     taught,  # rows and ids
     outlines,  # an Outlines
-    loss_of, decay, most=5000,  # rows of each kind
+    losses, decay, most=5000,  # rows of each kind
 ):
     "The share and the penalty with which images that are left out are foretold best"
     usual, other = ([(share, factor * decay) for share, factor in mixes] for mixes in (MIXES, NEARLY_ALONE))
     if len(outlines.owner.unique()) < 2: return usual[0]
     other = [mix for mix in other if all_shown(taught, outlines, 2 if mix[0] == 1 else 1)]
-    found = {mix: left_out(taught, outlines, mix, loss_of, most) for mix in usual + other}
+    found = {mix: left_out(taught, outlines, mix, losses, most) for mix in usual + other}
     mix, bold = min(usual, key=lambda m: found[m][0]), max(other, key=lambda m: found[m][1], default=usual[0])
     return bold if found[bold][1] >= found[mix][1] + CLEAR else mix
