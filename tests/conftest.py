@@ -1,4 +1,5 @@
 """Who runs which test under `pytest -n 2`: a file with fixtures of its module is one piece of work, so that they are made once; what takes long comes first, so that no process waits for the other at the end."""
+import atexit
 import gc
 import os
 import shutil
@@ -33,6 +34,7 @@ def pytest_collection():
     gc.disable()
     yield
     gc.freeze(), gc.enable()
+    if 'triton' in sys.modules: atexit.register(gc.unfreeze)  # its bindings complain at the end of what is still there
 
 
 def pytest_collection_modifyitems(items): items.sort(key=lambda item: not any(name in item.nodeid for name in FIRST))

@@ -201,3 +201,11 @@ def test_papermill_finds_the_engine(tmp_path):
     nbformat.write(nb, tmp_path / 'n.ipynb')
     out = papermill.execute_notebook(str(tmp_path / 'n.ipynb'), str(tmp_path / 'out.ipynb'), dict(x=5), engine_name='wsss', progress_bar=False)
     assert out.cells[-1].outputs[0]['text'].split() == ['5', 'True']
+
+
+def test_what_was_imported_for_good_says_nothing_at_the_end():
+    "Triton's bindings list on stderr what is still there when Python ends; a network of timm imports them"
+    pytest.importorskip('triton')
+    code = 'from wsss_nb.base.basics import importing\nwith importing(): import triton'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')

@@ -7,7 +7,7 @@ __all__ = ['PACKAGE', 'SHIPPED', 'UserError', 'nearest', 'check_name', 'fails', 
            'importing', 'cores', 'shipped', 'code_version', 'check_scheduler']
 
 # %% ../../nbs/base/basics.ipynb #e71040ca
-import difflib, gc, os, re, shutil, socket, subprocess, tempfile
+import atexit, difflib, gc, os, re, shutil, socket, subprocess, sys, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,6 +77,7 @@ def importing():
     try: yield
     finally:
         gc.freeze()
+        if 'triton' in sys.modules: atexit.register(gc.unfreeze)  # it complains at the end of what is still there
         if on: gc.enable()
 
 # %% ../../nbs/base/basics.ipynb #063cc5f8
