@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SHIPPED', 'UserError', 'nearest', 'check_name', 'fails', 'slug', 'spellings', 'is_plain', 'environment',
-           'importing', 'cores', 'shipped', 'code_version', 'check_scheduler']
+           'importing', 'cores', 'shipped', 'yaml_in', 'code_version', 'check_scheduler']
 
 # %% ../../nbs/base/basics.ipynb #e71040ca
 import atexit, difflib, gc, os, re, shutil, socket, subprocess, sys, tempfile
@@ -104,6 +104,13 @@ def shipped(
     found = next((p for p in places if p.exists()), None)
     if found is None: raise UserError(f'{what} is missing: expected {places[0]}; install wsss_nb again.')
     return found
+
+# %% ../../nbs/base/basics.ipynb #7be1f0a4
+def yaml_in(text):
+    "What a text of YAML says"
+    import yaml
+    try: return yaml.load(text, getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+    except yaml.YAMLError: return yaml.safe_load(text)
 
 # %% ../../nbs/base/basics.ipynb #fbbbe66c
 def code_version():

@@ -55,13 +55,15 @@ def module_file(name):
 
 def code_modules(roots):
     "All modules of ours that are reached from `roots` by imports"
-    seen, todo = set(), [m for m in roots]
+    seen, todo, found = {*NO_NUMBERS}, [*roots], []  # most names are of functions: each is looked for once
     while todo:
         name = todo.pop()
-        if name in seen or name in NO_NUMBERS or name.startswith('results.') or not module_file(name): continue
+        if name in seen or name.startswith('results.'): continue
         seen.add(name)
-        todo += imported(module_file(name).read_text(encoding='utf-8'), name.rpartition('.')[0])
-    return sorted(seen)
+        if not (file := module_file(name)): continue
+        found.append(name)
+        todo += imported(file.read_text(encoding='utf-8'), name.rpartition('.')[0])
+    return sorted(found)
 
 # %% ../../nbs/engine/key.ipynb #984c6392
 def notebook_code(path):

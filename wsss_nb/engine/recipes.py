@@ -9,7 +9,7 @@ __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_opti
            'resolved']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
-import copy
+import copy, os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 import yaml
 
-from ..base.basics import UserError, check_name, nearest, shipped
+from ..base.basics import UserError, check_name, nearest, shipped, yaml_in
 from .domains import check_domain, check_free_name
 from .parameters import STAGES, of_type, parameters_of, typed
 from ..refine.steps import AFFINITIES, REFINERS, must_have
@@ -44,9 +44,10 @@ def recipe_file(name):
     if path.suffix in ('.yaml', '.yml'):
         if path.exists(): return path
         if path.parent != Path('.') and path.parent.name != 'recipes': raise UserError(f'{path}: no such recipe.')
-    ours = all_recipes()
-    if path.stem not in ours: raise UserError(f'recipe: unknown name {path.stem!r}.{nearest(path.stem, ours)} wsss recipes and wsss tables list all.')
-    return ours[path.stem]
+    folder = shipped('runs/recipes', 'the folder of recipes')
+    for place in (folder / 'tables', folder):
+        if f'{path.stem}.yaml' in os.listdir(place): return place / f'{path.stem}.yaml'
+    raise UserError(f'recipe: unknown name {path.stem!r}.{nearest(path.stem, all_recipes())} wsss recipes and wsss tables list all.')
 
 # %% ../../nbs/engine/recipes.ipynb #e13a3fc0
 def set_option(recipe, text):
@@ -102,7 +103,7 @@ def laid_over(recipe, more):
 # %% ../../nbs/engine/recipes.ipynb #08eb1d32
 def read_yaml(path):
     "The recipe in a file, on top of its base"
-    try: recipe = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+    try: recipe = yaml_in(path.read_text(encoding='utf-8')) or {}
     except yaml.YAMLError as e: raise UserError(f'{path}: not valid YAML ({" ".join(str(e).split())}).') from None
     if not isinstance(recipe, dict): raise UserError(f'{path}: expected `name: value` lines, got {type(recipe).__name__}.')
     base = recipe.pop('base', '')

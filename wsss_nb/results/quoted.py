@@ -10,8 +10,7 @@ __all__ = ['QUOTED', 'BRACES', 'with_spread', 'points', 'field_of', 'as_said', '
 import re, textwrap
 from statistics import mean
 
-import yaml
-
+from ..base.basics import yaml_in
 from ..base.core import UserError, load_json, nearest
 from ..base.page import short, table
 from ..engine.spread import named_runs
@@ -62,7 +61,7 @@ class PublishedRuns:
         self.folder = published_folder(folder)
         file = self.folder / 'tables.yaml'
         if not file.exists(): raise UserError(f'published: {file} is missing; it says which number stands where.')
-        self.says, self.used = yaml.safe_load(file.read_text(encoding='utf-8')), []
+        self.says, self.used = yaml_in(file.read_text(encoding='utf-8')), []
         self.names = sorted(f.parent.name for f in self.folder.glob('*/metrics.json'))
         self.grids = {f.parent.name: load_json(f) for f in sorted(self.folder.glob('*/grid.json'))}
 

@@ -12,7 +12,7 @@ import functools
 
 import yaml
 
-from ..base.basics import PACKAGE, UserError, nearest, shipped, slug
+from ..base.basics import PACKAGE, UserError, nearest, shipped, slug, yaml_in
 from ..base.core import whole_file
 from ..engine.recipes import laid_over, start_of
 
@@ -24,7 +24,7 @@ PAPERS = ('voc12', 'coco14')  # the data of the papers
 @functools.lru_cache
 def known(name):
     "`tables`, `paper_numbers` or `grid`, as the file of that name says"
-    return yaml.safe_load(shipped(f'runs/{name}.yaml', f'the file {name}.yaml').read_text(encoding='utf-8'))
+    return yaml_in(shipped(f'runs/{name}.yaml', f'the file {name}.yaml').read_text(encoding='utf-8'))
 
 # %% ../../nbs/results/table_recipes.ipynb #cbe96abd
 def all_tables():
