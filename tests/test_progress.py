@@ -258,7 +258,7 @@ def noted(*texts, **more):
     recipes.read_recipe = lambda name: dict(stages=['train'], seed=ord(name[0]), limit=4)
 builtins.print = noted
 demo.DEMO[:] = [['a_synthetic', 'b_synthetic'], ['c_synthetic']]
-demo.begin_with = lambda name, runs: None
+demo.masks_first = lambda name, runs: None
 import types  # the page is not the point
 sys.modules['wsss_nb.results.report'] = types.SimpleNamespace(make_report=lambda names, runs: (folder / 'index.html', say('page of', *names))[0])
 code = wsss_nb.cli.main(['demo', '--runs', str(folder / 'runs')])
@@ -309,7 +309,7 @@ def test_the_baseline_goes_ahead_where_cores_are_fewer_than_trainings(cores, ahe
     from wsss_nb.verbs import demo
     begun = []
     monkeypatch.setattr(demo, 'cores', lambda: cores)
-    monkeypatch.setattr(demo, 'begin_with', lambda name, runs: begun.append(name))
+    monkeypatch.setattr(demo, 'masks_first', lambda name, runs: begun.append(name))
     monkeypatch.setattr(demo, 'run_demo', lambda names, runs: begun.append(names))
     monkeypatch.setattr(demo, 'show_page', lambda path: begun.append('page'))
     monkeypatch.setattr('wsss_nb.results.report.make_report', lambda names, runs: tmp_path)
@@ -323,7 +323,7 @@ def test_what_goes_ahead_has_all_cores_and_makes_no_more_than_the_masks(tmp_path
     monkeypatch.setattr(demo, 'cores', lambda: 3)
     monkeypatch.setenv('OMP_NUM_THREADS', '7')
     monkeypatch.setattr('wsss_nb.engine.stage.execute', lambda s: (made.append((s.stage, *(os.environ[k] for k in execute.THREADS))), s.folder.mkdir(parents=True), (s.folder / 'stage.json').write_text('{}')))
-    for k in 'ab': demo.begin_with('cam_synthetic', tmp_path)
+    for k in 'ab': demo.masks_first('cam_synthetic', tmp_path)
     assert made == [('train', '3', '3', '3'), ('masks', '3', '3', '3')] and os.environ['OMP_NUM_THREADS'] == '7'
     assert [l.split()[0] for l in capsys.readouterr().out.splitlines()] == ['train', 'masks']
 
