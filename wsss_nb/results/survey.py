@@ -107,7 +107,8 @@ def linear_alone(folder, data, s, p, runs=''):
     from wsss_nb.nets.cells import outlined_cells
     from wsss_nb.nets.linear import learn_linear, of_cells
     from wsss_nb.nets.segmenter import at_size
-    from wsss_nb.papers.frozen import among_tags, cell_loss
+    from wsss_nb.nets.cells import cell_loss
+    from wsss_nb.papers.frozen import among_tags
     part = data.subset([data.names[i] for i in s])
     net = frozen_on(folder, part, runs)
     if net is None: return float('nan')
