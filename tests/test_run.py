@@ -105,6 +105,25 @@ def test_the_key_knows_what_can_change_a_number(monkeypatch):
     assert S.stage_key('train', p)[0] != key
 
 
+def test_files_are_read_for_each_key_and_what_is_drawn_once(tmp_path, monkeypatch):
+    from wsss_nb.engine import splits
+    picture = lambda grey: Image.fromarray(np.full((8, 8, 3), grey, np.uint8)).save(tmp_path / 'a.png')
+    picture(0), (tmp_path / 'tags.csv').write_text('image,tags\na.png,cat\n')
+    folder = stage_parameters(dict(data=dict(name='folder', root=str(tmp_path)), split='all', splits=['all']))['train']
+    keys = [S.stage_key('train', folder)[0]]
+    assert S.stage_key('train', folder)[0] == keys[0]
+    for change in (lambda: picture(9), lambda: (tmp_path / 'tags.csv').write_text('image,tags\na.png,dog\n')):
+        change()
+        keys.append(S.stage_key('train', folder)[0])
+    assert len(set(keys)) == 3
+    drawn = [stage_parameters(dict(data=dict(name=name), limit=limit))['train'] for name in ('synthetic', 'parts') for limit in (3, 4)]
+    found = [splits.data_fingerprints(q) for q in drawn]
+    assert found == [{'train': splits.open_split(q, 'train').fingerprint()} for q in drawn] and len({q['train'] for q in found}) == 4
+    monkeypatch.setattr(splits, 'given_fingerprint', lambda p, split: 'read')
+    assert [splits.data_fingerprints(q) for q in drawn] == found and splits.data_fingerprints(folder) == dict(all='read') == splits.data_fingerprints({**folder, 'split': 'all'})
+    assert splits.data_fingerprints({**drawn[0], 'given': str(tmp_path)}) == dict(train='read')  # masks of a folder beside it
+
+
 OWN = """from wsss_nb.papers.seam import Seam
 
 
