@@ -531,7 +531,7 @@ def test_papermill_alone_works_from_any_folder_and_is_strict_too(tmp_path):
 
 
 def test_a_stage_alone_makes_what_it_stands_on(tmp_path):
-    papermill_here(stage_notebook('evaluate'), tmp_path / 'out.ipynb', tmp_path, limit=8)
+    papermill_here(stage_notebook('evaluate'), tmp_path / 'out.ipynb', tmp_path, limit=2)
     assert sorted(p.parent.name.split('-')[0] for p in tmp_path.glob('runs/stages/*/stage.json')) == ['evaluate', 'masks', 'train']
 
 
@@ -687,7 +687,7 @@ def test_walks_are_stages_and_steps_of_a_table(small, capsys):
     """PSA and IRN from a recipe: trained once, their walks kept apart from what follows, masks of every image"""
     (small / 'walks.yaml').write_text('stages: [train, masks, evaluate]\nevaluate: {splits: [val], sweep: false}\nmasks: {splits: [val]}\n'
                                       'rows:\n  psa: {masks: {refine: [psa]}}\n  chain: {masks: {refine: [pamr, psa, crf]}}\n  irn: {masks: {refine: [irn, crf]}}\n')
-    options = [o for o in SMALL if not o.startswith('segment')] + ['psa.epochs=1', 'irn.epochs=1', 'psa.scales=[1.0]', 'irn.scales=[1.0]', 'psa.batch_size=4', 'irn.batch_size=4', 'masks.psa_log2_steps=3', 'masks.irn_log2_steps=3', 'masks.psa_border=true']
+    options = [o for o in SMALL if not o.startswith('segment')] + ['psa.limit=4', 'irn.limit=4', 'psa.epochs=1', 'irn.epochs=1', 'psa.scales=[1.0]', 'irn.scales=[1.0]', 'psa.batch_size=4', 'irn.batch_size=4', 'masks.psa_log2_steps=3', 'masks.irn_log2_steps=3', 'masks.psa_border=true']
     with inside(): assert main(['run', str(small / 'walks.yaml'), '--runs', str(small / 'runs'), *[x for o in options for x in ('-p', o)]]) == 0
     out = capsys.readouterr().out
     assert out.count('train     kept') == 3 and 'masks/val' in out  # the localiser is that of the run `small`
