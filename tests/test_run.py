@@ -105,6 +105,25 @@ def test_the_key_knows_what_can_change_a_number(monkeypatch):
     assert S.stage_key('train', p)[0] != key
 
 
+def test_files_are_read_for_each_key_and_what_is_drawn_once(tmp_path, monkeypatch):
+    from wsss_nb.engine import splits
+    picture = lambda grey: Image.fromarray(np.full((8, 8, 3), grey, np.uint8)).save(tmp_path / 'a.png')
+    picture(0), (tmp_path / 'tags.csv').write_text('image,tags\na.png,cat\n')
+    folder = stage_parameters(dict(data=dict(name='folder', root=str(tmp_path)), split='all', splits=['all']))['train']
+    keys = [S.stage_key('train', folder)[0]]
+    assert S.stage_key('train', folder)[0] == keys[0]
+    for change in (lambda: picture(9), lambda: (tmp_path / 'tags.csv').write_text('image,tags\na.png,dog\n')):
+        change()
+        keys.append(S.stage_key('train', folder)[0])
+    assert len(set(keys)) == 3
+    drawn = [stage_parameters(dict(data=dict(name=name), limit=limit))['train'] for name in ('synthetic', 'parts') for limit in (3, 4)]
+    found = [splits.data_fingerprints(q) for q in drawn]
+    assert found == [{'train': splits.open_split(q, 'train').fingerprint()} for q in drawn] and len({q['train'] for q in found}) == 4
+    monkeypatch.setattr(splits, 'given_fingerprint', lambda p, split: 'read')
+    assert [splits.data_fingerprints(q) for q in drawn] == found and splits.data_fingerprints(folder) == dict(all='read') == splits.data_fingerprints({**folder, 'split': 'all'})
+    assert splits.data_fingerprints({**drawn[0], 'given': str(tmp_path)}) == dict(train='read')  # masks of a folder beside it
+
+
 OWN = """from wsss_nb.papers.seam import Seam
 
 
@@ -512,7 +531,7 @@ def test_papermill_alone_works_from_any_folder_and_is_strict_too(tmp_path):
 
 
 def test_a_stage_alone_makes_what_it_stands_on(tmp_path):
-    papermill_here(stage_notebook('evaluate'), tmp_path / 'out.ipynb', tmp_path, limit=8)
+    papermill_here(stage_notebook('evaluate'), tmp_path / 'out.ipynb', tmp_path, limit=2)
     assert sorted(p.parent.name.split('-')[0] for p in tmp_path.glob('runs/stages/*/stage.json')) == ['evaluate', 'masks', 'train']
 
 
@@ -668,7 +687,7 @@ def test_walks_are_stages_and_steps_of_a_table(small, capsys):
     """PSA and IRN from a recipe: trained once, their walks kept apart from what follows, masks of every image"""
     (small / 'walks.yaml').write_text('stages: [train, masks, evaluate]\nevaluate: {splits: [val], sweep: false}\nmasks: {splits: [val]}\n'
                                       'rows:\n  psa: {masks: {refine: [psa]}}\n  chain: {masks: {refine: [pamr, psa, crf]}}\n  irn: {masks: {refine: [irn, crf]}}\n')
-    options = [o for o in SMALL if not o.startswith('segment')] + ['psa.epochs=1', 'irn.epochs=1', 'psa.scales=[1.0]', 'irn.scales=[1.0]', 'psa.batch_size=4', 'irn.batch_size=4', 'masks.psa_log2_steps=3', 'masks.irn_log2_steps=3', 'masks.psa_border=true']
+    options = [o for o in SMALL if not o.startswith('segment')] + ['psa.limit=4', 'irn.limit=4', 'psa.epochs=1', 'irn.epochs=1', 'psa.scales=[1.0]', 'irn.scales=[1.0]', 'psa.batch_size=4', 'irn.batch_size=4', 'masks.psa_log2_steps=3', 'masks.irn_log2_steps=3', 'masks.psa_border=true']
     with inside(): assert main(['run', str(small / 'walks.yaml'), '--runs', str(small / 'runs'), *[x for o in options for x in ('-p', o)]]) == 0
     out = capsys.readouterr().out
     assert out.count('train     kept') == 3 and 'masks/val' in out  # the localiser is that of the run `small`

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from inside import inside
 from wsss_nb.cams import CamNet, write_score_maps
 from wsss_nb.base.core import UserError
 from wsss_nb.data.catalog import open_data
@@ -96,7 +97,7 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(recipe, tmp_pa
     (root / 'tags.csv').write_text('image,tags\n' + ''.join(f'{"sub/" if i % 2 else ""}photo {i}.png,{";".join(drawn.classes[t - 1] for t in drawn[i].tags)}\n' for i in range(8)))
     assert main(['data', 'check', 'folder', '--root', str(root), '--sheet', str(tmp_path)]) == 0
     small = ['backbone=tiny', 'weights=', 'train.steps=2', 'train.batch_size=4', 'train.crop=64', 'train.long_side=[64, 96]', 'segment.steps=1', 'segment.batch_size=4', 'segment.crop=64', 'masks.scales=[1.0]', 'masks.workers=1'] if recipe == 'own_folder_trained' else ['backbone=tiny', 'weights=', 'train.options={side: 64}', 'masks.workers=1']
-    assert main(['run', recipe, '--runs', str(tmp_path / 'runs'), '-p', f'data.root={root}', *[x for o in small for x in ('-p', o)]]) == 0
+    with inside(): assert main(['run', recipe, '--runs', str(tmp_path / 'runs'), '-p', f'data.root={root}', *[x for o in small for x in ('-p', o)]]) == 0
     run = json.loads((tmp_path / f'runs/{recipe}/run.json').read_text())
     masks = tmp_path / 'runs/stages' / run['stages']['masks']['folder'] / 'all'
     assert sorted(p.relative_to(masks).as_posix() for p in masks.rglob('*.png')) == sorted(f'{"sub/" if i % 2 else ""}photo {i}.png' for i in range(8))
@@ -111,7 +112,6 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(recipe, tmp_pa
 
 
 def test_a_network_on_the_masks_of_your_own_folder_needs_no_further_setting(tmp_path):
-    from inside import inside
     from wsss_nb.data.synthetic import synthetic
     from wsss_nb.engine.run import run_recipe
     drawn, root = synthetic('train', n=4), tmp_path / 'photos'

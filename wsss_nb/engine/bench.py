@@ -190,7 +190,7 @@ def bench(
     method='cam',  # whose step is measured
     out='',  # a file for the numbers, as JSON
     say=print,
-    sizes=None,  # of views, batches and refined maps: backbone, crop, size, side; None = SIZES
+    sizes=None,  # of views, batches, refined maps and photographs: backbone, crop, size, side, picture; None = SIZES
 ):
     "Measure this machine; returns the measures and the sentence about them"
     device = pick_device(device)
@@ -199,7 +199,7 @@ def bench(
     say(f'{device_name("cpu")}, {available} cores; {device_name(device)}; torch {torch.__version__}; '
         f'{method} on {p["backbone"]}, views of {p["crop"]}, {p["size"]} in a batch')
     with tempfile.TemporaryDirectory() as folder:
-        data = jpegs(folder, max(8, (4 if gpu else 2) * p['size']))
+        data = jpegs(folder, max(8, (4 if gpu else 2) * p['size']), p.get('picture', (375, 500)))
         make = lambda: build_localiser(method, 20, p['backbone'])
         found = measured(data, make, p, device, workers, quick, f'{folder}/kept')
     said = advice_of(found, workers, available)
