@@ -109,8 +109,10 @@ def shipped(
 def yaml_in(text):
     "What a text of YAML says"
     import yaml
-    try: return yaml.load(text, getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+    loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)(text)
+    try: return loader.get_single_data()
     except yaml.YAMLError: return yaml.safe_load(text)
+    finally: loader.dispose()
 
 # %% ../../nbs/base/basics.ipynb #fbbbe66c
 def code_version():
