@@ -485,4 +485,5 @@ def test_verify_is_told_where_data_and_weights_lie_here(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_published_run_can_be_made_again(tmp_path, capsys):
     code, out = main(['verify', str(FOLDER / 'cam_synthetic'), '--runs', str(tmp_path)]), capsys.readouterr().out
-    assert code == 0 or code == 3 and re.search('differs from the record in: .* instead of .*\n(.*\n)*verdict: within the spread', out), out
+    why = '(.* instead of .*|.*that record does not name .*)'  # another machine, or one of which the record is too old to tell
+    assert code == 0 or code == 3 and re.search(f'differs from the record in: {why}\n(.*\n)*verdict: within the spread', out), out

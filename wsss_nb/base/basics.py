@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SHIPPED', 'UserError', 'nearest', 'check_name', 'fails', 'slug', 'spellings', 'is_plain', 'environment',
-           'importing', 'cores', 'shipped', 'yaml_in', 'code_version', 'check_scheduler']
+           'uncollected', 'importing', 'cores', 'shipped', 'yaml_in', 'code_version', 'check_scheduler']
 
 # %% ../../nbs/base/basics.ipynb #e71040ca
 import atexit, difflib, gc, os, re, shutil, socket, subprocess, sys, tempfile
@@ -70,15 +70,23 @@ def environment(**values):
 
 # %% ../../nbs/base/basics.ipynb #6d46b5af
 @contextmanager
-def importing():
-    "What is made meanwhile stays, and is not looked through for garbage, now or later"
+def uncollected():
+    "Look for no garbage meanwhile: what is made are very many things, and they stay"
     on = gc.isenabled()
     gc.disable()
     try: yield
     finally:
-        gc.freeze()
-        if 'triton' in sys.modules: atexit.register(gc.unfreeze)  # it complains at the end of what is still there
         if on: gc.enable()
+
+
+@contextmanager
+def importing():
+    "What is made meanwhile stays, and is not looked through for garbage, now or later"
+    with uncollected():
+        try: yield
+        finally:
+            gc.freeze()
+            if 'triton' in sys.modules: atexit.register(gc.unfreeze)  # it complains at the end of what is still there
 
 # %% ../../nbs/base/basics.ipynb #063cc5f8
 def cores():

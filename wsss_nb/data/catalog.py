@@ -9,6 +9,7 @@ __all__ = ['READERS', 'check_given', 'open_data']
 from importlib import import_module
 from pathlib import Path
 
+from ..base.basics import uncollected
 from ..base.calls import spelt
 from ..base.core import UserError, check_name
 
@@ -25,8 +26,7 @@ READERS = dict(
 def check_given(name, takes, given):
     "Raise unless the data set listens to every word that was given, and has its folder"
     extra = sorted(k for k, v in given.items() if v and k not in (*takes, 'limit'))
-    ours = name in ('synthetic', 'parts')
-    own = "; a folder of your own is open_data('folder', root=...)" if ours and 'root' in extra else ''
+    own = "; a folder of your own is open_data('folder', root=...)" if 'root' in extra else ''
     if extra: raise UserError(f'data={name}: does not take {", ".join(extra)}; leave it out, or choose another data set{own}.')
     if 'root' in takes and not given['root']: raise UserError(f'root: expected the folder of {name}, got nothing; give root=/path/to/it (to a run: -p data.root=/path/to/it).')
     limit = given['limit']
@@ -50,5 +50,5 @@ def open_data(
     given = dict(root=root, tags=tags, masks=masks, classes=classes, variant=variant, limit=limit)
     check_given(name, takes, given)
     reader = getattr(import_module(f'wsss_nb.data.{module}'), name)
-    data = reader(split=split, **{k: v for k, v in given.items() if v and k in takes})
+    with uncollected(): data = reader(split=split, **{k: v for k, v in given.items() if v and k in takes})
     return data.subset(range(min(limit, len(data)))) if limit else data

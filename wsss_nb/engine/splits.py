@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..base.core import UserError
-from ..data.catalog import open_data
+from ..data.catalog import READERS, open_data
 from ..data.outlined import with_outlines
 from ..refine.masks import WithMasks, maps_fingerprint
 from ..refine.signed import saliency_fingerprint, saliency_of
@@ -94,6 +94,6 @@ def data_fingerprints(p):
     more = {f'{s} saliency': saliency_fingerprint(*saliency_maps(p, s)) for s in named}
     if p.get('outlines'): more[f'{p["split"]} outlines'] = outlined_split(p, p['split']).fingerprint()
     given = p.get('given', '')
-    drawn = p['data_name'] in ('synthetic', 'parts') and given in ('', 'truth')
+    drawn = 'root' not in READERS[p['data_name']][1] and given in ('', 'truth')
     of = lambda s: found_once(lambda: given_fingerprint(p, s), *data_key(p, 'fingerprint', s, given), drawn=drawn)
     return {s: of(s) for s in splits_of(p)} | more
