@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import Data, Record, as_image, file_ends, image_size, load_maps, read_image, read_mask, save_maps, save_mask
@@ -17,9 +17,11 @@ from wsss_nb.data.sample import Data, Record, as_image, file_ends, image_size, l
 CLASSES = [f'class{k}' for k in range(1, 21)]
 
 
+def chunk(name, data): return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+
 def png(width, height, depth, kind, rows, *chunks):
     "A PNG file made by hand"
-    chunk = lambda name, data: struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
     return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, kind, 0, 0, 0)) + b''.join(chunk(*c) for c in chunks)
             + chunk(b'IDAT', zlib.compress(b''.join(b'\0' + r for r in rows))) + chunk(b'IEND', b''))
 
@@ -90,6 +92,29 @@ def test_exif_orientation(tmp_path, picture, orientation):
     exif[0x0112] = orientation
     Image.fromarray(picture).save(tmp_path/'a.png', exif=exif)
     assert (read_image(tmp_path/'a.png') == turn(picture)).all() and image_size(tmp_path/'a.png') == turn(picture).shape[:2]
+
+
+LYING = {  # what a PNG may say of how it lies: turned by a quarter
+    'Exif': lambda exif: chunk(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0')),
+    'hex text': lambda exif: chunk(b'tEXt', b'Raw profile type exif\0\nexif\n%8d\n' % len(exif.tobytes()) + exif.tobytes().hex().encode() + b'\n'),
+    'XMP': lambda exif: chunk(b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+    'words': lambda exif: chunk(b'tEXt', b'Comment\0it lies as it is'),
+}
+
+
+@pytest.mark.parametrize('behind', [False, True])
+@pytest.mark.parametrize('way', LYING)
+def test_the_size_of_a_png_follows_what_it_says_before_or_behind_its_pixels(tmp_path, way, behind, monkeypatch):
+    exif, file = Image.Exif(), tmp_path / 'a.png'
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 31, 3), np.uint8)).save(file)
+    raw = file.read_bytes()
+    at = raw.index(b'IEND') - 4 if behind else raw.index(b'IDAT') - 4
+    file.write_bytes(raw[:at] + LYING[way](exif) + raw[at:])
+    assert image_size(file) == read_image(file).shape[:2] == ((20, 31) if way == 'words' else (31, 20))
+    if way == 'words':  # nothing but Exif is worth decoding the pixels
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, 'load', lambda im: pytest.fail('decoded'))
+        assert image_size(file) == (20, 31)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (6000, 4000)])

@@ -111,18 +111,6 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(recipe, tmp_pa
     assert steps == (4 if recipe == 'own_folder' else 2)
 
 
-def test_a_network_on_the_masks_of_your_own_folder_needs_no_further_setting(tmp_path):
-    from wsss_nb.data.synthetic import synthetic
-    from wsss_nb.engine.run import run_recipe
-    drawn, root = synthetic('train', n=4), tmp_path / 'photos'
-    root.mkdir()
-    for i in range(4): Image.fromarray(drawn.image(i)).save(root / f'{i}.png')
-    (root / 'tags.csv').write_text('image,tags\n' + ''.join(f'{i}.png,{";".join(drawn.classes[t - 1] for t in drawn[i].tags)}\n' for i in range(4)))
-    small = ['backbone=tiny', 'weights=', 'stride=0', 'train.options={side: 64}', 'workers=1', 'segment.steps=2', 'segment.batch_size=2', 'segment.crop=32', 'device=cpu']
-    with inside(): run = json.loads((run_recipe('own_folder', [f'data.root={root}', 'stages=[train, masks, segment]', *small], tmp_path / 'runs', say=lambda text: None) / 'run.json').read_text())
-    assert run['state'] == 'done' and [*run['stages']] == ['train', 'masks', 'segment'] and run['stages']['segment']['parameters']['split'] == 'all'
-
-
 def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path):
     from wsss_nb.base.core import save_json
     from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_behind, segmenter_learner

@@ -212,7 +212,7 @@ def origin_of(masks, train):
 def of_network(segment, p):
     "What a number of a network says instead, from the record of its stage and the parameters of the evaluation"
     own = {k: segment['parameters'][k] for k in ('backbone', 'seed')}
-    shown = dict(use_image_labels=p.use_image_labels, scales=p.scales, flip=p.flip, fusion=p.fusion)
+    shown = dict(use_image_labels=p.use_image_labels, names=p.names, scales=p.scales, flip=p.flip, fusion=p.fusion)
     return dict(own, device=segment['device'], crf=p.crf, chosen_on=segment['results']['chosen_on'], **shown)
 
 

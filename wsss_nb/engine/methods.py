@@ -215,10 +215,10 @@ def load_segmenter(folder, device='cpu'):
     return load_trained(folder, 'segment', lambda p, k: segmenter_of(p, k, **UNTRAINED), device)
 
 # %% ../../nbs/engine/methods.ipynb #b3d36b7b
-def localiser_behind(masks):
-    "The folder of the train stage that stands behind a masks stage"
+def localiser_behind(masks, what='weights'):
+    "The folder of the train stage that stands behind a masks stage; `what` is to come from it"
     name = stage_record(masks)['inputs'].get('localiser')
-    if not name: raise UserError(f'weights: there is no localiser behind the masks in {masks}, they were given; name other weights.')
+    if not name: raise UserError(f'{what}: there is no localiser behind the masks in {masks}, they were given; name other {what}, or none.')
     return Path(masks).parent / name
 
 # %% ../../nbs/engine/methods.ipynb #05b90ce4

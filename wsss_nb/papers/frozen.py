@@ -20,6 +20,7 @@ from ..data.views import as_tensor, multi_scale, resize_image
 from ..engine.train import Learner
 from ..nets.cells import LOSSES, best_mix, cell_loss, learn_both, outlined_cells, some_of_each
 from ..nets.linear import Features, best_decay, learn_linear, of_cells, stacked
+from ..nets.segmenter import named
 
 # %% ../../nbs/papers/frozen.ipynb #7ef5b3e5
 def sure_of_maps(
@@ -123,11 +124,14 @@ Frozen.sure_of, Frozen.forward, Frozen.raw_maps = sure_of, frozen_losses, raw_ma
 
 # %% ../../nbs/papers/frozen.ipynb #098f3954
 @torch.no_grad()
-def cell_scores(self: Frozen, images, scales, flip, lesson=0, keep=slice(None)):
-    "Mean outputs [B,K+1,H,W] of a lesson for images (uint8, of one size), at the size of the images; `keep`: channels"
+def cell_scores(self: Frozen, images, scales, flip, lesson=0, keep=slice(None), alone=True):
+    "Mean outputs [B,K+1,H,W] of a lesson at the images' size; `keep`: channels; not `alone`: it asks the layer of tags"
     if not 0 <= lesson <= len(self.lessons): raise UserError(f'reading.lesson: expected 1 to {len(self.lessons)}, or 0 for the last, got {lesson}.')
     layer, size = self.lessons[lesson - 1], images[0].shape[:2]
-    of = lambda x: of_cells(layer, self.standard(self.features(x)))[:, keep]
+    def of(x):
+        z = self.standard(self.features(x))
+        scores = of_cells(layer, z)[:, keep]
+        return scores if alone else named(scores, self.tags(z.mean((2, 3))))
     return multi_scale(of, self.shown(images), scales, flip, self.centre.device, size) / len(scales) / (1 + flip)
 
 
@@ -144,8 +148,8 @@ def frozen_score_maps(self: Frozen, images, labels, scales=(1.,), flip=True, max
 
 # %% ../../nbs/papers/frozen.ipynb #d91cd308
 def predict(self: Frozen, images, scales=(1.,), flip=True, max_side=1024, fusion='mean'):
-    "Probabilities [B,K+1,H,W] of the background and all classes, told nothing"
-    return self.cell_scores(images, scales, flip).softmax(1)
+    "Probabilities [B,K+1,H,W] of the background and all classes, told nothing: what is there says the layer of tags"
+    return self.cell_scores(images, scales, flip, alone=False).softmax(1)
 
 
 Frozen.cell_scores, Frozen.predict, Frozen.score_maps = cell_scores, predict, any_form(frozen_score_maps)

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..cams import net_of
-from ..base.core import UserError, check_name, digest, load_json
-from ..base.core import make_folder, nearest, plain, save_json, whole_file
+from ..base.core import UserError, check_name, digest, load_json, make_folder, nearest, plain, save_json, whole_file
 from ..base.page import filled
 from ..base.workers import parallel
 from ..data.files import by_id, find_images
@@ -24,6 +23,7 @@ from ..data.tiles import TILE, tile_side
 from ..data.tags import IMAGES, ids_of, image_id
 from ..engine.in_tiles import likeliest, mask_in_tiles, restricted
 from ..engine.methods import load_localiser, load_segmenter, record_of
+from ..engine.named import NamedNet, with_names
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, small_overlay, write_gallery
@@ -127,8 +127,7 @@ class Predictor:
         "The mask of one image; a list of masks for a list, a folder or a pattern (then `tags` is a list as long)"
         if isinstance(images, (str, Path)) and not Path(images).expanduser().is_file():
             images = list(find_pictures(images).values())
-        if isinstance(images, Sample) or not isinstance(images, (list, tuple)):
-            return self.mask(images, tags, **settings)
+        if type(images) is Sample or not isinstance(images, (list, tuple)): return self.mask(images, tags, **settings)
         if tags is not None and len(tags) != len(images): raise UserError(f'tags: expected one list of tags for each of {len(images)} images, got {len(tags)}.')
         return [self.mask(im, t, **settings) for im, t in zip(images, tags or [None] * len(images))]
 
@@ -141,7 +140,8 @@ def load(run, device='auto', runs=''):
         alone = of['stage'] == 'train' and tells_alone(of['parameters'])
         net, made = load_localiser(folder, device, runs) if alone else load_segmenter(folder, device)
     except OSError as e: raise UserError(f'{folder / "checkpoint.pt"} is damaged or cut off ({e}); delete {folder} and start its run again.') from None
-    measured = record['stages'].get('evaluate', {}).get('parameters')
+    measured = record['stages'].get('evaluate', {}).get('parameters', {})
+    if not alone: net = with_names(net, measured.get('names'), folder, device, runs)
     return Predictor(net, made['results']['classes'], folder.name, measured)
 
 # %% ../../nbs/results/predict.ipynb #15a7de62
@@ -245,6 +245,6 @@ def export_onnx(
     run,  # a run or a segment stage, or a `Predictor`
     out='network.onnx', output='probabilities', runs='',  # or logits
 ):
-    "Write the network of a run as an ONNX file, compared with torch"
+    "Write the network of a run as an ONNX file, compared with torch; a localiser that it asks for names stays behind"
     p = run if isinstance(run, Predictor) else load(run, 'cpu', runs)
-    return write_onnx(p.net, out, p.classes, output, network=p.name)
+    return write_onnx(p.net.net if isinstance(p.net, NamedNet) else p.net, out, p.classes, output, network=p.name)
