@@ -35,7 +35,8 @@ def number_row(run, n):
     refined = ' + '.join(n['refine']) + (f' ({n["crf"]})' if n['crf'] else '')
     return dict(n, run=run['name'], shown='oracle ' * n['oracle'] + f'{n["miou"]:.3f}',
                 expected=expected_of(run, key),
-                paper=recipe.get('paper', {}).get(key, ''), labels='the tags' if n['use_image_labels'] else 'none',
+                paper=recipe.get('paper', {}).get(key, ''),
+                labels='the tags' if n['use_image_labels'] else n.get('names') or 'none',
                 threshold=threshold if n['what'] != 'network' else '', refined=refined or 'none')
 
 # %% ../../nbs/results/report_numbers.ipynb #aa4c2a3c

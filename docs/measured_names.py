@@ -1,0 +1,89 @@
+"""What it is worth that somebody says what a photograph shows: python docs/measured_names.py --root VOCdevkit --tags image_labels.json --keep FOLDER --run RUN
+
+All 222 of `val`, every pixel. First the frozen line (EfficientNet-Lite2, its features of measured_outlines.py in FOLDER), then the segmentation network of RUN with the scales and the CRF of its evaluation, and without the CRF; each told nothing, told by its own localiser, the network also by the line's layer of tags, and told the tags.
+Nothing is chosen. Numbers, and the differences to being told nothing image by image, go to runs/measured/names.json.
+"""
+import argparse, json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from measured import HERE, beside_seeds, ids_of
+from measured_outlines import Line
+from wsss_nb.cams import own_scores
+from wsss_nb.data.catalog import open_data
+from wsss_nb.engine.evaluate import areas_of
+from wsss_nb.engine.in_tiles import likeliest, restricted
+from wsss_nb.engine.methods import load_localiser, load_segmenter, localiser_behind
+from wsss_nb.engine.record import Run
+from wsss_nb.metrics import Confusion
+from wsss_nb.nets.linear import of_cells
+from wsss_nb.nets.segmenter import named
+
+
+def ways_of(p, data, i, tags):
+    "What is told -> (ids, probabilities) of photograph i; `tags`: who says it -> scores [K]"
+    ways = {'nothing': restricted(p), 'the tags': restricted(p, data.records[i].tags)}
+    asked = lambda t: named(torch.from_numpy(p)[None].log(), t[None].float()).softmax(1)[0].numpy()
+    return ways | {who: restricted(asked(t)) for who, t in tags.items()}
+
+
+def counted(found, name, data, i, mask):
+    "Add what a mask shares with the truth to found[name]"
+    c = Confusion(len(data.classes) + 1)
+    c.update(mask, data.mask(i))
+    found.setdefault(name, {})[data.names[i]] = areas_of(c)
+
+
+def rows_of(found, data):
+    "A row for each way of each method"
+    ids, out = ids_of(data), []
+    for (method, told), areas in found.items():
+        total = np.zeros((2, len(data.classes) + 1))
+        for of in areas.values():
+            for k, both, either in of: total[:, k] += both, either
+        row = dict(method=method, told=told, miou=float((total[0] / total[1])[ids].mean()), images=len(areas))
+        if told != 'nothing': row |= beside_seeds(areas, found[method, 'nothing'], ids)
+        out.append(row)
+    return out
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    for name in ('root', 'tags', 'keep', 'run'): p.add_argument(f'--{name}', default='')
+    p.add_argument('--images', type=int, default=0, help='only the first ones')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
+    if a.images: val = val.subset(range(a.images))
+    line = Line(data, data.labels, 'timm:tf_efficientnet_lite2', a.keep)
+    line.learn()
+    cells, found, said = line.others(val, a.keep), {}, {}
+    for i in range(len(val)):
+        with torch.no_grad():
+            z = cells(i)
+            said[i] = line.net.tags(z.mean((1, 2)))
+            scores = F.interpolate(of_cells(line.net.lessons[-1], z[None]), val.size(i), mode='bilinear', align_corners=False)
+        for told, (keep, q) in ways_of(scores.softmax(1)[0].numpy(), val, i, {'its layer of tags': said[i]}).items():
+            counted(found, ('frozen line', told), val, i, likeliest(None, keep, q))
+    if a.run:
+        run = Run(a.run)
+        test, net = run.stages['evaluate']['parameters'], load_segmenter(run.stage('segment'))[0].eval()
+        localiser = load_localiser(localiser_behind(run.stage('masks')))[0].eval()
+        for i in range(len(val)):
+            image = val.image(i)
+            with torch.no_grad():
+                q = net.predict([image], test['scales'], test['flip'])[0].numpy()
+                tags = {'its localiser': own_scores(localiser, [image])[0], 'the frozen layer of tags': said[i]}
+            for told, (keep, w) in ways_of(q, val, i, tags).items():
+                for crf in ('', test['crf']): counted(found, ('network, CRF' if crf else 'network', told), val, i, likeliest(image, keep, w, crf))
+            if i % 20 == 0: print(i, flush=True)
+    rows = rows_of(found, val)
+    for r in rows: print(r['method'], '|', r['told'], '|', round(r['miou'], 4), {k: r[k] for k in ('gain', 'low', 'high', 'gained') if k in r}, flush=True)
+    about = dict(what='names', data='voc12, six animal classes', versions=dict(torch=torch.__version__, numpy=np.__version__), device='cpu, 1 thread', rows=rows)
+    (Path(HERE) / 'names.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__': main()
