@@ -44,7 +44,7 @@ def rows_of(found, data):
         total = np.zeros((2, len(data.classes) + 1))
         for of in areas.values():
             for k, both, either in of: total[:, k] += both, either
-        row = dict(method=method, told=told, miou=float((total[0] / total[1])[ids].mean()), images=len(areas))
+        row = dict(method=method, told=told, miou=float((total[0][ids] / total[1][ids]).mean()), images=len(areas))
         if told != 'nothing': row |= beside_seeds(areas, found[method, 'nothing'], ids)
         out.append(row)
     return out
@@ -70,12 +70,12 @@ def main():
             counted(found, ('frozen line', told), val, i, likeliest(None, keep, q))
     if a.run:
         run = Run(a.run)
-        test, net = run.stages['evaluate']['parameters'], load_segmenter(run.stage('segment'))[0].eval()
+        test, net = run.recipe['evaluate'], load_segmenter(run.stage('segment'))[0].eval()
         localiser = load_localiser(localiser_behind(run.stage('masks')))[0].eval()
         for i in range(len(val)):
             image = val.image(i)
             with torch.no_grad():
-                q = net.predict([image], test['scales'], test['flip'])[0].numpy()
+                q = net.predict([image], test['scales'])[0].numpy()
                 tags = {'its localiser': own_scores(localiser, [image])[0], 'the frozen layer of tags': said[i]}
             for told, (keep, w) in ways_of(q, val, i, tags).items():
                 for crf in ('', test['crf']): counted(found, ('network, CRF' if crf else 'network', told), val, i, likeliest(image, keep, w, crf))
