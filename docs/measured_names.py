@@ -1,7 +1,7 @@
-"""What it is worth that somebody says what a photograph shows: python docs/measured_names.py --root VOCdevkit --tags image_labels.json --keep FOLDER --run RUN
+"""What it is worth that somebody says what a photograph shows: python docs/measured_names.py --root VOCdevkit --tags image_labels.json --keep FOLDER --run network=RUN
 
-All 222 of `val`, every pixel. First the frozen line (EfficientNet-Lite2, its features of measured_outlines.py in FOLDER), then the segmentation network of RUN with the scales and the CRF of its evaluation, and without the CRF; each told nothing, told by its own localiser, the network also by the line's layer of tags, and told the tags.
-Nothing is chosen. Numbers, and the differences to being told nothing image by image, go to runs/measured/names.json.
+All 222 of `val`, every pixel. First the frozen line (EfficientNet-Lite2, its features of measured_outlines.py in FOLDER), then the segmentation network of each RUN, under its name, with the scales and the CRF of its evaluation, and without the CRF; each told nothing, told by its own localiser where masks came from one, the network also by the line's layer of tags, and told the tags.
+Nothing is chosen. Numbers, and the differences to being told nothing image by image, go to runs/measured/names.json, where rows of other names are left as they are.
 """
 import argparse, json
 from pathlib import Path
@@ -12,12 +12,13 @@ import torch.nn.functional as F
 
 from measured import HERE, beside_seeds, ids_of
 from measured_outlines import Line
+from wsss_nb.base.core import UserError
 from wsss_nb.cams import own_scores
 from wsss_nb.data.catalog import open_data
 from wsss_nb.engine.evaluate import areas_of
 from wsss_nb.engine.in_tiles import likeliest, restricted
-from wsss_nb.engine.methods import load_localiser, load_segmenter, localiser_behind
-from wsss_nb.engine.record import Run
+from wsss_nb.engine.methods import load_localiser, load_segmenter
+from wsss_nb.engine.record import Run, localiser_behind
 from wsss_nb.metrics import Confusion
 from wsss_nb.nets.linear import of_cells
 from wsss_nb.nets.segmenter import named
@@ -50,9 +51,25 @@ def rows_of(found, data):
     return out
 
 
+def network_rows(found, name, run, val, said):
+    "Count the masks of a run's network, told in each way"
+    test, net = run.recipe['evaluate'], load_segmenter(run.stage('segment'))[0].eval()
+    try: localiser = load_localiser(localiser_behind(run.stage('masks')))[0].eval()
+    except UserError: localiser = None  # its masks were given
+    for i in range(len(val)):
+        image = val.image(i)
+        with torch.no_grad():
+            q = net.predict([image], test['scales'])[0].numpy()
+            tags = {'the frozen layer of tags': said[i]} | ({'its localiser': own_scores(localiser, [image])[0]} if localiser else {})
+        for told, (keep, w) in ways_of(q, val, i, tags).items():
+            for crf in ('', test['crf']): counted(found, (f'{name}, CRF' if crf else name, told), val, i, likeliest(image, keep, w, crf))
+        if i % 20 == 0: print(name, i, flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    for name in ('root', 'tags', 'keep', 'run'): p.add_argument(f'--{name}', default='')
+    for name in ('root', 'tags', 'keep'): p.add_argument(f'--{name}', default='')
+    p.add_argument('--run', action='append', default=[], help='name=folder of a run with a network')
     p.add_argument('--images', type=int, default=0, help='only the first ones')
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -68,22 +85,13 @@ def main():
             scores = F.interpolate(of_cells(line.net.lessons[-1], z[None]), val.size(i), mode='bilinear', align_corners=False)
         for told, (keep, q) in ways_of(scores.softmax(1)[0].numpy(), val, i, {'its layer of tags': said[i]}).items():
             counted(found, ('frozen line', told), val, i, likeliest(None, keep, q))
-    if a.run:
-        run = Run(a.run)
-        test, net = run.recipe['evaluate'], load_segmenter(run.stage('segment'))[0].eval()
-        localiser = load_localiser(localiser_behind(run.stage('masks')))[0].eval()
-        for i in range(len(val)):
-            image = val.image(i)
-            with torch.no_grad():
-                q = net.predict([image], test['scales'])[0].numpy()
-                tags = {'its localiser': own_scores(localiser, [image])[0], 'the frozen layer of tags': said[i]}
-            for told, (keep, w) in ways_of(q, val, i, tags).items():
-                for crf in ('', test['crf']): counted(found, ('network, CRF' if crf else 'network', told), val, i, likeliest(image, keep, w, crf))
-            if i % 20 == 0: print(i, flush=True)
+    for name, _, folder in (r.partition('=') for r in a.run): network_rows(found, name, Run(folder), val, said)
     rows = rows_of(found, val)
     for r in rows: print(r['method'], '|', r['told'], '|', round(r['miou'], 4), {k: r[k] for k in ('gain', 'low', 'high', 'gained') if k in r}, flush=True)
-    about = dict(what='names', data='voc12, six animal classes', versions=dict(torch=torch.__version__, numpy=np.__version__), device='cpu, 1 thread', rows=rows)
-    (Path(HERE) / 'names.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
+    file = Path(HERE) / 'names.json'
+    kept = [r for r in (json.loads(file.read_text()) if file.exists() else {}).get('rows', []) if r['method'] not in {m['method'] for m in rows}]
+    about = dict(what='names', data='voc12, six animal classes', versions=dict(torch=torch.__version__, numpy=np.__version__), device='cpu, 1 thread', rows=kept + rows)
+    file.write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__': main()

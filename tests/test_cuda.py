@@ -147,7 +147,7 @@ def test_a_run_of_all_stages(device, tmp_path):
 NOT_THERE = {  # what has nothing to do on a card, or must not: the reason -> the files of tests
     'it has tensors that only claim to be on a card, and runs where there is none': 'on_a_card devices',
     'it compares numbers of the CPU to the last bit: golden values, runs made again, resumed ones': 'numbers faults processes run published verify stages spread weights together until warm papers_ccmr papers_ecsnet papers_icd papers_seam papers_sipe papers_svm '
-        'audit cells named given_seeds doubt outlined paired conformity cams nets nets_deeplab from_timm refine_batched refine_irn refine_pamr refine_psa refine_superpixels saliency prompt told rollout families predict tiles scale ahead views sizes',
+        'audit line cells named given_seeds doubt outlined paired conformity cams nets nets_deeplab from_timm refine_batched refine_irn refine_pamr refine_psa refine_superpixels saliency prompt told rollout families predict tiles scale ahead views sizes',
     'it reads, writes and refuses: no tensor is computed': 'bad_files data_catalog data_check data_coco data_folder data_sample data_tags data_voc data_sources synthetic parts on_parts tags given_masks submission sources domains trust load installs make package house surface public cli '
         'page report show look handover grid tables alone lab site metrics plugs until progress workers papermill',
     'it executes whole notebooks, whose device is auto: on a card `make test` runs them there': 'notebooks browser',

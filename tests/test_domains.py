@@ -264,7 +264,7 @@ def test_readings_presets_and_thresholds_in_python(things, call, text):
     ('train.options.gsc=1', "train.options of cam: unknown name 'gsc'. Known: none."),
     ('masks.reading.kind=cma', "masks.reading.kind: unknown name 'cma'. Did you mean 'cam'? Known: cam, grad_cam, grad_cam_pp."),
     ('masks.refine=[prompt]', "masks.prompt_model: the step prompt needs it; the segmenter: a folder with a SAM of transformers, or file.py:name ['' | <folder or function>]."),
-    ('stages=[report]', "stages: unknown name 'report'. Known: train, psa, irn, masks, segment, evaluate."),
+    ('stages=[report]', "stages: unknown name 'report'. Known: train, psa, irn, masks, segment, names, evaluate."),
     ('about=3', "recipe, about: expected str (the default is ''), got int 3."),
     ('rows=3', 'recipe, rows: expected dict (the default is {}), got int 3.'),
     ('expected={masks/val: 2}', 'recipe, expected.masks/val: expected [] or a list of 2, each a number from 0 to 1, rising, got 2.'),

@@ -96,7 +96,7 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(recipe, tmp_pa
     for i in range(8): Image.fromarray(drawn.image(i)).save(root / ('sub' if i % 2 else '.') / f'photo {i}.png')
     (root / 'tags.csv').write_text('image,tags\n' + ''.join(f'{"sub/" if i % 2 else ""}photo {i}.png,{";".join(drawn.classes[t - 1] for t in drawn[i].tags)}\n' for i in range(8)))
     assert main(['data', 'check', 'folder', '--root', str(root), '--sheet', str(tmp_path)]) == 0
-    small = ['backbone=tiny', 'weights=', 'train.steps=2', 'train.batch_size=4', 'train.crop=64', 'train.long_side=[64, 96]', 'segment.steps=1', 'segment.batch_size=4', 'segment.crop=64', 'masks.scales=[1.0]', 'masks.workers=1'] if recipe == 'own_folder_trained' else ['backbone=tiny', 'weights=', 'train.options={side: 64}', 'masks.workers=1']
+    small = ['backbone=tiny', 'weights=', 'train.steps=2', 'train.batch_size=4', 'train.crop=64', 'train.long_side=[64, 96]', 'segment.steps=1', 'segment.batch_size=4', 'segment.crop=64', 'masks.scales=[1.0]', 'masks.workers=1', 'names.backbone=tiny', 'names.stride=0', 'names.options={side: 64}'] if recipe == 'own_folder_trained' else ['backbone=tiny', 'weights=', 'train.options={side: 64}', 'masks.workers=1']
     with inside(): assert main(['run', recipe, '--runs', str(tmp_path / 'runs'), '-p', f'data.root={root}', *[x for o in small for x in ('-p', o)]]) == 0
     run = json.loads((tmp_path / f'runs/{recipe}/run.json').read_text())
     masks = tmp_path / 'runs/stages' / run['stages']['masks']['folder'] / 'all'
@@ -113,7 +113,8 @@ def test_your_own_folder_without_ground_truth_from_tags_to_report(recipe, tmp_pa
 
 def test_a_segmentation_network_can_go_on_with_the_localisers_backbone(tmp_path):
     from wsss_nb.base.core import save_json
-    from wsss_nb.engine.methods import load_localiser, localiser_learner, localiser_behind, segmenter_learner
+    from wsss_nb.engine.methods import load_localiser, localiser_learner, segmenter_learner
+    from wsss_nb.engine.record import localiser_behind
     data, train, masks = synthetic('train', n=8), tmp_path / 'stages/train-a', tmp_path / 'stages/masks-a'
     learner = localiser_learner(data, 'cam', 'tiny', '', crop=48, epochs=1, batch_size=4, lr=.01, device='cpu', folder=train)
     learner.fit()

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from ..base.basics import check_name
 from ..base.plugs import imported_from, module_of
-from .parameters import STAGES, parameters_of
+from .parameters import STAGES, TWICE, parameters_of
 from ..refine.steps import REFINERS, flat_settings, step_of
 
 # %% ../../nbs/engine/listing.ipynb #d8d525c7
@@ -80,10 +80,10 @@ def lines_of(what):
 # %% ../../nbs/engine/listing.ipynb #8fc094c8
 def things_to_set(name):
     "What a stage, a method or a step lets one set: section -> name -> (default, comment)"
-    if name in STAGES or get_close_matches(name, STAGES, 1, .75): return {name: parameters_of(name)}
+    if name in (*STAGES, *TWICE) or get_close_matches(name, STAGES, 1, .75): return {name: parameters_of(name)}
     from wsss_nb.engine.methods import METHODS, method_class
     from wsss_nb.engine.options import options_of, readings_of
-    check_name(name, [*STAGES, *METHODS, *REFINERS], 'stage, method or step')
+    check_name(name, [*STAGES, *TWICE, *METHODS, *REFINERS], 'stage, method or step')
     of_masks = parameters_of('masks', [name]) if name in REFINERS else {}
     own = {k: v for k, v in of_masks.items() if k.startswith(f'{name}_')}
     if name not in METHODS: return {f'masks, for the step {name}': own}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'LEARNING', 'UNTRAINED', 'method_class', 'build_localiser', 'build_segmenter', 'localiser_of',
            'segmenter_of', 'made_of', 'views_for', 'localiser_learner', 'begin_with', 'segmenter_learner',
-           'check_network', 'record_of', 'load_trained', 'load_localiser', 'load_segmenter', 'localiser_behind',
-           'build_affinity', 'affinity_learner', 'load_affinity']
+           'check_network', 'record_of', 'load_trained', 'load_localiser', 'load_segmenter', 'build_affinity',
+           'affinity_learner', 'load_affinity']
 
 # %% ../../nbs/engine/methods.ipynb #1a9eacae
 from pathlib import Path
@@ -213,13 +213,6 @@ def load_localiser(folder, device='cpu', runs=''):
 def load_segmenter(folder, device='cpu'):
     "A trained segmentation network and its record, from the folder of a segment stage, of its run, or of a learner"
     return load_trained(folder, 'segment', lambda p, k: segmenter_of(p, k, **UNTRAINED), device)
-
-# %% ../../nbs/engine/methods.ipynb #b3d36b7b
-def localiser_behind(masks, what='weights'):
-    "The folder of the train stage that stands behind a masks stage; `what` is to come from it"
-    name = stage_record(masks)['inputs'].get('localiser')
-    if not name: raise UserError(f'{what}: there is no localiser behind the masks in {masks}, they were given; name other {what}, or none.')
-    return Path(masks).parent / name
 
 # %% ../../nbs/engine/methods.ipynb #05b90ce4
 def build_affinity(kind, localiser, weights='', normalization='', runs='', **options):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import nn
 
-from ..base.core import check_name
+from ..base.core import UserError
 from ..cams import own_scores
 from ..data.tiles import of_the_whole
-from .methods import load_localiser, localiser_behind
-from .record import stage_record
+from .methods import load_localiser
+from .record import is_made, localiser_behind, stage_record
 from ..nets.segmenter import named
 
 # %% ../../nbs/engine/named.ipynb #8611daab
@@ -37,12 +37,16 @@ class NamedNet(nn.Module):
 # %% ../../nbs/engine/named.ipynb #5b478928
 def with_names(
     net,  # a segmentation network
-    names,  # localiser: that behind its masks says what a picture shows; '' for nobody
+    names,  # who says what a picture shows: the localiser behind its masks, or the folder of one; '' for nobody
     segment,  # the folder of the network's stage
     device='cpu', runs='',
 ):
     "The network, or both as one"
     if not names: return net
-    check_name(names, ('localiser',), 'names')
-    masks = Path(segment).parent / stage_record(segment)['inputs']['masks']
-    return NamedNet(net, load_localiser(localiser_behind(masks, 'names'), device, runs)[0])
+    store = Path(segment).parent
+    if names == 'localiser': folder = localiser_behind(store / stage_record(segment)['inputs']['masks'], 'names')
+    else: folder = next((f for f in (store / Path(names).name, Path(names).expanduser()) if is_made(f)), None)
+    if not folder: raise UserError(f'names: expected localiser, or the folder of a train stage that was made, got {names!r}.')
+    who = load_localiser(folder, device, runs)[0]
+    if list(who.classes) != list(net.classes): raise UserError(f'names: {folder} has learnt other classes than the network; give a localiser of the same data.')
+    return NamedNet(net, who)

@@ -8,7 +8,7 @@ __all__ = ['steps_of_training', 'work_of', 'said_settings', 'plan_without_data',
 # %% ../../nbs/engine/plan.ipynb #c414aff5
 from .batches import Batches, few_steps, rounds
 from .methods import check_network
-from .parameters import parameters_of
+from .parameters import kind_of, parameters_of
 from .run import looked_at, takes_steps
 from .splits import once, splits_of
 from .stage import INPUTS
@@ -41,7 +41,7 @@ def said_settings(stage, p):
 def plan_without_data(recipe):
     "What can be said of a recipe without its data: stages, networks that can be built, settings; line by line"
     for stage, p in recipe.stages.items():
-        check_network(stage, p, 20)
+        check_network(kind_of(stage), p, 20)
         long = f'{p["steps"]} steps' if p.get('steps') else f'{p.get("epochs")} epochs'
         yield f'{stage}: {long}' if takes_steps(p) else stage
         yield said_settings(stage, p)
@@ -50,14 +50,14 @@ def plan_without_data(recipe):
 def stage_lines(s):
     "What a stage would do, line by line"
     data = {k: s.data(k) for k in splits_of(s.params)}
-    yield f'{s.stage}: {work_of(s, data)}'
+    yield f'{s.name}: {work_of(s, data)}'
     if takes_steps(s.params):
-        short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.stage}.epochs')
+        short = few_steps(steps_of_training(s, data), s.params['epochs'], f'{s.name}.epochs')
         if short: yield f'  {short}'
     yield from (f'  in        {d}' for d in data.values())
     yield from (f'  in        {k}: stages/{name}' for k, name in s.parts['inputs'].items())
     yield f'  out       stages/{s.folder.name}' + (', there already' if s.made else '')
-    yield said_settings(s.stage, s.params)
+    yield said_settings(s.name, s.params)
 
 
 def plan(recipe, runs=''):

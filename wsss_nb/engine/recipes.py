@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'BY_NAME', 'all_recipes', 'is_row', 'recipe_file', 'set_option', 'with_options', 'with_more', 'method_in',
            'laid_over', 'read_yaml', 'read_recipe', 'start_of', 'rows_of', 'check_names', 'check_choices', 'check_said',
-           'check_together', 'default_stages', 'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved',
-           'resolved']
+           'flat', 'at_hand', 'first_at_hand', 'stage_parameters', 'Resolved', 'resolved']
 
 # %% ../../nbs/engine/recipes.ipynb #d9cd9085
 import copy, os
@@ -19,7 +18,8 @@ import yaml
 
 from ..base.basics import UserError, check_name, nearest, shipped, yaml_in
 from .domains import check_domain, check_free_name
-from .parameters import STAGES, of_type, parameters_of, typed
+from .line import check_together, default_stages, steps_of
+from .parameters import LINE, parameters_of, typed
 from ..refine.steps import AFFINITIES, REFINERS, must_have
 
 # %% ../../nbs/engine/recipes.ipynb #e7dfe166
@@ -166,33 +166,16 @@ def check_said(recipe):
     for k, v in (recipe.get('expected') or {}).items():
         check_domain(f'recipe, expected.{k}', v, '[none | 2 of 0.0..1.0 rising]')
 
-# %% ../../nbs/engine/recipes.ipynb #fdda2e17
-def check_together(p):
-    "Raise where two stages of a recipe do not go together, and at a method or a setting of it that nobody knows"
-    masks, segment = p.get('masks'), p.get('segment')
-    if masks and segment and not segment['masks'] and segment['split'] not in masks['splits']: raise UserError(f'segment.split: {segment["split"]} is to be learnt from, and masks.splits are {masks["splits"]}; name it there too.')
-    if not any('method' in own or own.get('reading') for own in p.values()): return
-    from wsss_nb.engine.trial import check_method
-    check_method(p)
-
-# %% ../../nbs/engine/recipes.ipynb #2ea9f387
-def default_stages(recipe):
-    "All stages but the report; no localiser where masks are given; networks of affinities only where they are walked"
-    masks = recipe.get('masks') or {}
-    steps = of_type(masks.get('refine', recipe.get('refine', [])), list)
-    if masks.get('given'): return ['masks', 'segment', 'evaluate']
-    return ['train', *(s for s in AFFINITIES if isinstance(steps, list) and s in steps), 'masks', 'segment', 'evaluate']
-
 # %% ../../nbs/engine/recipes.ipynb #faa8eb81
 def flat(recipe):
     "What a recipe says of parameters: (stage or '', parameter) -> value"
     out = {}
     for key, value in recipe.items():
         if key in WORDS: continue
-        of_stage = key in ('data', *STAGES)
+        of_stage = key in ('data', *LINE, 'report')
         if of_stage and not isinstance(value or {}, dict): raise UserError(f'recipe, {key}: expected its settings, such as {key}.{"name=voc12" if key == "data" else "seed=1"}, got {value!r}.')
         if key == 'data': out.update({('', f'data_{k}'): v for k, v in (value or {}).items()})
-        elif key in STAGES: out.update({(key, k): v for k, v in (value or {}).items()})
+        elif of_stage: out.update({(key, k): v for k, v in (value or {}).items()})
         else: out['', key] = value
     return out
 
@@ -213,17 +196,16 @@ def stage_parameters(recipe):
     "Stage -> all its parameters, for the stages of a recipe; every name and type checked. `resolved` keeps them"
     check_said(recipe)
     wanted = recipe.get('stages') or default_stages(recipe)
-    for s in wanted: check_name(s, [s for s in STAGES if s != 'report'], 'stages')  # which is made of runs
-    walks = [s for s in AFFINITIES if 'masks' in wanted and s in default_stages(recipe)]
-    stages = [s for s in STAGES if s in wanted or s in walks]
-    steps = of_type((recipe.get('masks') or {}).get('refine', recipe.get('refine', [])), list)
-    known = {s: parameters_of(s, steps if isinstance(steps, list) else ()) for s in STAGES}
-    everywhere = sorted({p for s in STAGES for p in known[s]})
+    for s in wanted: check_name(s, LINE, 'stages')
+    walked = {step for s in wanted if not (recipe.get(s) or {}).get('given') for step in steps_of(recipe, s)}
+    stages = [s for s in LINE if s in wanted or s in walked and s in AFFINITIES]
+    known = {s: parameters_of(s, steps_of(recipe, s)) for s in (*LINE, 'report')}
+    everywhere = sorted({p for own in known.values() for p in own})
     out = {s: {k: copy.deepcopy(v) for k, (v, _) in known[s].items()} for s in stages}
     for (stage, name), value in sorted(flat(recipe).items(), key=lambda kv: kv[0][0] != ''):
         if name == 'backbone': value = first_at_hand(value)
         if stage: check_name(name, known[stage], f'recipe, {stage}')
-        elif name not in everywhere: raise UserError(f'recipe: unknown name {name!r}.{nearest(name, [*everywhere, *STAGES, *WORDS, "data"])}')
+        elif name not in everywhere: raise UserError(f'recipe: unknown name {name!r}.{nearest(name, [*everywhere, *LINE, *WORDS, "data"])}')
         for s in out:
             if name in known[s] and stage in ('', s): out[s][name] = typed(f'{s}.{name}', value, *known[s][name])
     for s in out: check_choices(s, out[s])

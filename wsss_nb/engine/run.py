@@ -19,6 +19,7 @@ from .gallery import is_page_of, lost_classes, odd_masks, write_masks_page
 from .domains import check_free_name
 from .loggers import check_loggers
 from .methods import METHODS, check_network, method_class
+from .parameters import kind_of
 from .recipes import read_recipe, resolved
 from .record import Run, delete_unused, is_made, list_runs, need_word, runs_folder
 from .record import stage_record, unused
@@ -49,10 +50,10 @@ def unknown_tags(ap):
     return f'warning: the network hardly knows the tags of its own images (average precision {ap:.2f}), so its maps cannot say where; train longer (train.steps), or look through the tags (wsss data check)'
 
 
-def stage_warnings(made):
-    "What one should know of a stage that was made, from its stage.json"
+def stage_warnings(made, name=''):
+    "What one should know of a stage that was made, from its stage.json; `name`: what its recipe calls it"
     results = made.get('results') or {}
-    epochs = f'{made["stage"]}.epochs'
+    epochs = f'{name or made["stage"]}.epochs'
     counted = 'steps' in results and takes_steps(made['parameters'])
     short = few_steps(results['steps'], made['parameters']['epochs'], epochs) if counted else ''
     odd = {split: odd_masks(split, counts) for split, counts in results.get('odd', {}).items()}
@@ -87,13 +88,13 @@ def where_masks(folder):
 def lined_up(recipe, runs):
     "The stages of a recipe one after the other, each knowing where those before it lie, or will lie"
     recipe, folders = resolved(recipe), {}
-    for stage in recipe.stages:
-        p = recipe.parameters(stage)
+    for name in recipe.stages:
+        p, stage = recipe.parameters(name), kind_of(name)
         p['runs'] = str(runs_folder(runs))
-        before = needed(stage, dict(p, masks=p.get('masks') or ''))
+        before = needed(stage, dict(p, masks=p.get('masks') or '')) | ({'names': 'names'} if 'names' in p else {})
         p.update({k: str(folders[b]) for k, b in before.items() if b in folders and not p[k]})
-        s = Stage(stage, p)
-        folders[stage] = s.folder
+        s = Stage(stage, p, name)
+        folders[name] = s.folder
         yield s
 
 
@@ -106,9 +107,9 @@ def check_inputs(s, line):
     "Raise where a stage was told to stand on a folder that holds no such stage"
     for name, before in INPUTS[s.stage].items():
         folder = Path(s.params[name] or '.').expanduser()
-        if not s.params[name] or folder.name in line: continue
-        if not is_made(folder): raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage that was made, got {s.params[name]}; leave it out, and the stage is made first.')
-        if (kind := stage_record(folder).get('stage')) != before: raise UserError(f'{s.stage}.{name}: expected the folder of a {before} stage, {s.params[name]} is one of {kind}.')
+        if s.params[name] in ('', 'localiser') or folder.name in line: continue
+        if not is_made(folder): raise UserError(f'{s.name}.{name}: expected the folder of a {before} stage that was made, got {s.params[name]}; leave it out, and the stage is made first.')
+        if (kind := stage_record(folder).get('stage')) != before: raise UserError(f'{s.name}.{name}: expected the folder of a {before} stage, {s.params[name]} is one of {kind}.')
         how = 'by copying it into the folder of your runs, or by naming its own as yours: --runs {home}'
         need_word(folder, stage_record(folder).get('parameters'), s.runs, how=how)
 
@@ -119,7 +120,7 @@ def check_stage(s):
     check_weights(p), check_network(s.stage, p, 20)
     if p.get('log'): check_loggers(p['log'])
     if p.get('validate'): Validation(s.data(p['validate']), p['validate_every'], p['keep'])
-    for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.stage}.measure')
+    for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.name}.measure')
 
 # %% ../../nbs/engine/run.ipynb #2e79f439
 def looked_at(recipe, runs=''):
@@ -142,15 +143,15 @@ def make_stage_of(
     try: check_time(), make(s, say)
     except TimeUp as e:
         how = 'the same command' if '.' in run.folder.name else going_on(run.folder)
-        raise TimeUp(f'run {run.folder.name} stopped in {s.stage}: {str(e).rstrip(".")}; what is done is kept, go on with: {how}') from None
+        raise TimeUp(f'run {run.folder.name} stopped in {s.name}: {str(e).rstrip(".")}; what is done is kept, go on with: {how}') from None
     except StageFailed:
-        if notebook.exists(): copy_whole(notebook, run.notebook(s.stage))
+        if notebook.exists(): copy_whole(notebook, run.notebook(s.name))
         raise
     except KeyboardInterrupt:
-        if shown: say(f'stopped in {s.stage}; go on with: {going_on(run.folder)}')
+        if shown: say(f'stopped in {s.name}; go on with: {going_on(run.folder)}')
         raise
-    say(f'{s.stage:9} {time.monotonic() - began:6.0f} s  {s.folder.name}')
-    for text in stage_warnings(stage_record(s.folder)): say(f'{"":9} {text}')
+    say(f'{s.name:9} {time.monotonic() - began:6.0f} s  {s.folder.name}')
+    for text in stage_warnings(stage_record(s.folder), s.name): say(f'{"":9} {text}')
 
 # %% ../../nbs/engine/run.ipynb #00026ac8
 def make_run(
@@ -171,14 +172,14 @@ def make_run(
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
         for f in run.folder.rglob('.*.part'): f.unlink(missing_ok=True)  # of a process that was killed
         for s in line:
-            if s.made: say(f'{s.stage:9} kept      {s.folder.name}')
+            if s.made: say(f'{s.name:9} kept      {s.folder.name}')
             else:
-                run.write(recipe.recipe, done, f'stopped in {s.stage}', name)
+                run.write(recipe.recipe, done, f'stopped in {s.name}', name)
                 make_stage_of(run, s, say, make, shown)
-            executed, new = s.folder / f'{s.stage}.ipynb', s.made and known.get(s.stage) != s.folder.name
-            if new and executed.exists(): copy_whole(executed, run.notebook(s.stage))
-            done[s.stage] = s.folder
-            if shown and s.stage == 'masks' and '.' not in name:  # pages of rows come with the report of their table
+            executed, new = s.folder / f'{s.stage}.ipynb', s.made and known.get(s.name) != s.folder.name
+            if new and executed.exists(): copy_whole(executed, run.notebook(s.name))
+            done[s.name] = s.folder
+            if shown and s.name == 'masks' and '.' not in name:  # pages of rows come with the report of their table
                 masks_page(run.folder, stage_record(s.folder))
         same = known == {k: f.name for k, f in done.items()}
         if state != 'done' or not same: run.write(recipe.recipe, done, 'done', name)

@@ -16,8 +16,9 @@ from ..base.core import pick_device, save_json, versions
 from ..base.rounding import rounding
 from .execute import StageFailed, locked, run_notebook
 from .key import code_digest, digest_of, method_code
-from .parameters import SHARED, of_kind, parameters_of, stage_notebook, typed
-from .recipes import check_choices, check_together
+from .line import check_together
+from .parameters import SHARED, TWICE, of_kind, parameters_of, stage_notebook, typed
+from .recipes import check_choices
 from .record import is_made, runs_folder, stage_record
 from .splits import data_fingerprints, given_maps, given_masks, open_split, outlined_split
 from ..refine.steps import AFFINITIES, network_of
@@ -25,9 +26,10 @@ from ..refine.steps import AFFINITIES, network_of
 # %% ../../nbs/engine/stage.ipynb #b4dfd388
 INPUTS = {  # stage -> parameter -> the stage that it names
     'train': {}, **{a: {'localiser': 'train'} for a in AFFINITIES},
-    'masks': {'localiser': 'train', **{a: a for a in AFFINITIES}},
-    'segment': {'masks': 'masks'}, 'evaluate': {'masks': 'masks', 'network': 'segment'}, 'report': {},
+    'masks': {'localiser': 'train', **{a: a for a in AFFINITIES}}, 'segment': {'masks': 'masks'},
+    'evaluate': {'masks': 'masks', 'network': 'segment', 'names': 'train'}, 'report': {},
 }
+INPUTS |= {name: INPUTS[stage] for name, stage in TWICE.items()}
 
 # %% ../../nbs/engine/stage.ipynb #fde6b87e
 NEUTRAL = {'runs', 'workers', 'data_root', 'data_tags', 'data_masks', 'data_classes', 'data_name',
@@ -39,7 +41,7 @@ def needed(stage, p):
     steps = {network_of(s) for s in p.get('refine', [])} | {'localiser'}
     if p.get('given'): return {}
     if stage == 'masks': return {k: before for k, before in INPUTS[stage].items() if k in steps}
-    return {k: before for k, before in INPUTS[stage].items() if not (k == 'network' and p['masks'])}
+    return {k: before for k, before in INPUTS[stage].items() if k != 'names' and not (k == 'network' and p['masks'])}
 
 # %% ../../nbs/engine/stage.ipynb #3435413d
 def stage_key(stage, p):
@@ -69,8 +71,8 @@ def parameters_in(
 # %% ../../nbs/engine/stage.ipynb #998dc53c
 class Stage:
     "A stage at work: its parameters `p`, its `folder`, the stages it stands on"
-    def __init__(self, stage, params):
-        self.stage, self.params, self.p = stage, params, SimpleNamespace(**params)
+    def __init__(self, stage, params, name=''):
+        self.stage, self.name, self.params, self.p = stage, name or stage, params, SimpleNamespace(**params)
         key, self.parts = stage_key(stage, params)
         self.runs = runs_folder(params.get('runs', ''))
         self.folder, self.started, self.locks, self.uses = self.runs / 'stages' / f'{stage}-{key}', time.time(), {}, []
@@ -159,7 +161,8 @@ def begin(
     for name, before in INPUTS[stage].items():  # what is needed may depend on what was made before it
         if p[name] or name not in needed(stage, p): continue
         p[name] = str(make_stage(before, {**shared(p), **same(p, before)}))
-    for name in INPUTS[stage]: p[name] = str(Path(p[name]).expanduser().resolve()) if p[name] else ''
+    for name in INPUTS[stage]:
+        if p[name] not in ('', 'localiser'): p[name] = str(Path(p[name]).expanduser().resolve())
     s = Stage(stage, p)
     s.take(s.folder)
     return s

@@ -60,9 +60,10 @@ def check_method(
     p,  # stage -> its parameters; settings that were written as text become what they mean
 ):
     "Raise at an unknown method, and at an option or a reading that it does not have or that may not be so"
-    if own := p.get('train'):
+    for stage in ('train', 'names'):
+        if not (own := p.get(stage)): continue
         known = options_of(method_class(own['method']))
-        own['options'] = check_named('train.options', own['options'], known, own['method'])
+        own['options'] = check_named(f'{stage}.options', own['options'], known, own['method'])
         check_localiser(own['method'], own['options'])
     for stage, own in p.items():
         if not own.get('reading'): continue

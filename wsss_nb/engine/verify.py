@@ -94,7 +94,7 @@ def verify_run(
     run, recipe = recorded(name, runs, options)
     place = runs_folder(runs) / 'stages' / f'verify-{run.folder.name}'
     def as_then(s, say):
-        with in_threads_of(run.stages.get(s.stage, {}).get('device', '')): execute(s, say)
+        with in_threads_of(run.stages.get(s.name, {}).get('device', '')): execute(s, say)
     try:
         with for_a_while(place, f'verify {run.folder.name}', keep):
             again = Run(make_run(run.folder.name, recipe, place, say, as_then, shown=keep))

@@ -54,6 +54,7 @@ FUSIONS = ('mean', 'max')
 
 class Segmenter(nn.Module):
     "A backbone with a head: scores of every class for every pixel"
+    classes = None  # the names of the classes, once it has been trained or loaded
     goes_on = tuple(BACKBONES)  # backbones
     strides = ()  # output strides it works at, its own first; () = any
     multipliers = (1., 1., 1., 1.)  # of the learning rate: kernels and biases of the backbone, and of the head

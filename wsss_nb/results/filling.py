@@ -33,7 +33,7 @@ def stage_cell(s):
 
 def stage_there(stages, kind):
     "The stage of that kind, if it is made"
-    return next((s for s in stages if s.stage == kind and s.made), None)
+    return next((s for s in stages if s.name == kind and s.made), None)
 
 # %% ../../nbs/results/filling.ipynb #a1c88774
 def counted(stages):
@@ -51,7 +51,7 @@ def progress_table(
     "The table of some runs"
     rows = [['', *STAGES_SHOWN, 'mIoU, masks', 'mIoU, network']]
     for run, stages in runs.items():
-        cells, (of_masks, of_network) = {s.stage: stage_cell(s) for s in stages}, counted(stages)
+        cells, (of_masks, of_network) = {s.name: stage_cell(s) for s in stages}, counted(stages)
         if of_masks is None: of_masks = masks.get(run)
         rows.append([run, *(cells.get(k, '') for k in STAGES_SHOWN), of_masks, of_network])
     return table(rows, 'html')

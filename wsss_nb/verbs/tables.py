@@ -25,12 +25,14 @@ def do_recipes(a):
 def do_params(a):
     "Print the parameters of one stage, or of all; or the settings of a method or a step"
     from wsss_nb.engine.listing import things_to_set
-    from wsss_nb.engine.parameters import STAGES
+    from wsss_nb.engine.parameters import STAGES, TWICE
     for name in [a.stage] if a.stage else STAGES:
         for section, known in things_to_set(name).items():
             print(f'\n{section}')
             for k, (v, comment) in known.items(): print(f'  {k.replace("data_", "data."):18} {v!r:28} {comment}')
     print('\nIn a recipe and after -p as they stand here; a notebook and papermill write data_name for data.name.')
+    once_more = ', '.join(f'{name} (as {stage})' for name, stage in TWICE.items())
+    if not a.stage: print(f'A recipe may have some stages once more: {once_more}.')
     if not a.stage: print('Options and reading of a method: wsss params sipe. Settings of a step: wsss params prompt.')
 
 # %% ../../nbs/verbs/tables.ipynb #d6b9c3cc
