@@ -1,6 +1,6 @@
 """What it is worth that somebody says what a photograph shows: python docs/measured_names.py --root VOCdevkit --tags image_labels.json --keep FOLDER --run network=RUN
 
-All 222 of `val`, every pixel. First the frozen line (EfficientNet-Lite2, its features of measured_outlines.py in FOLDER), then the segmentation network of each RUN, under its name, with the scales and the CRF of its evaluation, and without the CRF; each told nothing, told by its own localiser where masks came from one, the network also by the line's layer of tags, and told the tags.
+All 222 of `val`, every pixel. First the frozen line (EfficientNet-Lite2, its features of measured_outlines.py in FOLDER), then the segmentation network of each RUN, under its name, with the scales and the CRF of its evaluation, and without the CRF; each told nothing, told by its own localiser where masks came from one, the network also by the line's layer of tags, by the line pixel by pixel as well (`engine.named`), and told the tags, alone and beside the line's pixels.
 Nothing is chosen. Numbers, and the differences to being told nothing image by image, go to runs/measured/names.json, where rows of other names are left as they are.
 """
 import argparse, json
@@ -18,17 +18,21 @@ from wsss_nb.data.catalog import open_data
 from wsss_nb.engine.evaluate import areas_of
 from wsss_nb.engine.in_tiles import likeliest, restricted
 from wsss_nb.engine.methods import load_localiser, load_segmenter
+from wsss_nb.engine.named import opinion
 from wsss_nb.engine.record import Run, localiser_behind
 from wsss_nb.metrics import Confusion
 from wsss_nb.nets.linear import of_cells
-from wsss_nb.nets.segmenter import named
+from wsss_nb.nets.segmenter import agreed, named
 
 
-def ways_of(p, data, i, tags):
-    "What is told -> (ids, probabilities) of photograph i; `tags`: who says it -> scores [K]"
-    ways = {'nothing': restricted(p), 'the tags': restricted(p, data.records[i].tags)}
-    asked = lambda t: named(torch.from_numpy(p)[None].log(), t[None].float()).softmax(1)[0].numpy()
-    return ways | {who: restricted(asked(t)) for who, t in tags.items()}
+def ways_of(p, data, i, said):
+    "What is told -> (ids, probabilities) of photograph i; `said`: by whom -> scores [K] of the tags, of the pixels or None"
+    ways, p, told = {'nothing': restricted(p), 'the tags': restricted(p, data.records[i].tags)}, torch.from_numpy(p)[None], data.records[i].tags
+    for who, (tags, pixels) in said.items():
+        both = p if pixels is None else agreed(p, pixels.softmax(1))
+        ways[who] = restricted(named(both.log(), tags[None].float()).softmax(1)[0].numpy())
+        if pixels is not None: ways[f'the tags, and {who}'] = restricted(both[0].numpy(), told)
+    return ways
 
 
 def counted(found, name, data, i, mask):
@@ -51,7 +55,7 @@ def rows_of(found, data):
     return out
 
 
-def network_rows(found, name, run, val, said):
+def network_rows(found, name, run, val, line):
     "Count the masks of a run's network, told in each way"
     test, net = run.recipe['evaluate'], load_segmenter(run.stage('segment'))[0].eval()
     try: localiser = load_localiser(localiser_behind(run.stage('masks')))[0].eval()
@@ -60,8 +64,10 @@ def network_rows(found, name, run, val, said):
         image = val.image(i)
         with torch.no_grad():
             q = net.predict([image], test['scales'])[0].numpy()
-            tags = {'the frozen layer of tags': said[i]} | ({'its localiser': own_scores(localiser, [image])[0]} if localiser else {})
-        for told, (keep, w) in ways_of(q, val, i, tags).items():
+            tags, pixels = opinion(line, [image])
+            who = {'the frozen layer of tags': (tags[0], None), 'the frozen line': (tags[0], pixels)}
+            if localiser: who['its localiser'] = own_scores(localiser, [image])[0], None
+        for told, (keep, w) in ways_of(q, val, i, who).items():
             for crf in ('', test['crf']): counted(found, (f'{name}, CRF' if crf else name, told), val, i, likeliest(image, keep, w, crf))
         if i % 20 == 0: print(name, i, flush=True)
 
@@ -83,9 +89,9 @@ def main():
             z = cells(i)
             said[i] = line.net.tags(z.mean((1, 2)))
             scores = F.interpolate(of_cells(line.net.lessons[-1], z[None]), val.size(i), mode='bilinear', align_corners=False)
-        for told, (keep, q) in ways_of(scores.softmax(1)[0].numpy(), val, i, {'its layer of tags': said[i]}).items():
+        for told, (keep, q) in ways_of(scores.softmax(1)[0].numpy(), val, i, {'its layer of tags': (said[i], None)}).items():
             counted(found, ('frozen line', told), val, i, likeliest(None, keep, q))
-    for name, _, folder in (r.partition('=') for r in a.run): network_rows(found, name, Run(folder), val, said)
+    for name, _, folder in (r.partition('=') for r in a.run): network_rows(found, name, Run(folder), val, line.net)
     rows = rows_of(found, val)
     for r in rows: print(r['method'], '|', r['told'], '|', round(r['miou'], 4), {k: r[k] for k in ('gain', 'low', 'high', 'gained') if k in r}, flush=True)
     file = Path(HERE) / 'names.json'

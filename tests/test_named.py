@@ -10,16 +10,16 @@ from PIL import Image
 from inside import inside
 
 from wsss_nb.base.core import UserError, save_json
-from wsss_nb.cams import CamNet
+from wsss_nb.cams import CamNet, Localiser
 from wsss_nb.data.sample import read_mask
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.views import as_tensor
 from wsss_nb.engine.evaluate import write_predictions
 from wsss_nb.engine.in_tiles import network_mask, restricted
 from wsss_nb.engine.methods import load_localiser, load_segmenter
-from wsss_nb.engine.named import NamedNet, with_names
+from wsss_nb.engine.named import NamedNet, opinion, with_names
 from wsss_nb.nets.deeplab import make_segmenter
-from wsss_nb.nets.segmenter import named
+from wsss_nb.nets.segmenter import agreed, named
 from wsss_nb.nets.zoo import build
 from wsss_nb.papers.frozen import Frozen
 
@@ -61,7 +61,7 @@ def test_both_as_one_predict_as_their_product_does():
     images = [synthetic('val', n=2).image(0)]
     p, both = net.predict(images, scales=(1., .5)), NamedNet(net, localiser).predict(images, scales=(1., .5))
     x = as_tensor(images[0])[None]
-    with torch.no_grad(): t = (localiser.raw_maps(x).mean((2, 3)) + localiser.raw_maps(x.flip(-1)).mean((2, 3)))[0]
+    with torch.no_grad(): t = (localiser.raw_maps(x).mean((2, 3)) + localiser.raw_maps(x.flip(-1)).mean((2, 3)))[0] / 2
     expected = p[0] * torch.cat([torch.ones(1), t.sigmoid()])[:, None, None]
     assert torch.allclose(both[0], expected / expected.sum(0), atol=1e-3) and (both.argmax(1) != p.argmax(1)).any()
 
@@ -86,6 +86,68 @@ def test_the_frozen_line_asks_its_own_layer_of_tags():
         p = F.interpolate(cells, (36, 48), mode='bilinear', align_corners=False)[0].softmax(0)
         expected = p * torch.cat([torch.ones(1), net.tags(z.mean((2, 3)))[0].sigmoid()])[:, None, None]
     assert torch.allclose(found, expected / expected.sum(0), atol=1e-3) and not torch.allclose(found, p, atol=1e-3)
+
+
+def slow_agreed(p, q):
+    "p, q [K+1] of a pixel"
+    both = [(a / sum(p[1:]) * b / sum(q[1:])) ** .5 for a, b in zip(p[1:], q[1:])]
+    return [p[0], *((1 - p[0]) * x / sum(both) for x in both)]
+
+
+def test_which_thing_it_is_both_say_and_where_there_is_one_the_network():
+    torch.manual_seed(3)
+    p, q = torch.randn(2, 2, 5, 3, 4, dtype=torch.float64).mul(3).softmax(2)
+    found = agreed(p, q)
+    for b in range(2):
+        for y in range(3):
+            for x in range(4): assert np.allclose(found[b, :, y, x], slow_agreed(p[b, :, y, x].tolist(), q[b, :, y, x].tolist()), atol=1e-12)
+    assert torch.equal(found[:, 0], p[:, 0]) and torch.allclose(found.sum(1), torch.ones(2, 3, 4, dtype=torch.float64))
+    assert torch.allclose(agreed(p, p), p) and not torch.allclose(found, p)
+
+
+def test_who_is_altogether_sure_of_another_thing_or_of_none_changes_nothing():
+    p = torch.tensor([.2, .8, 0.]).view(1, 3, 1, 1)
+    for other in ([0., 0., 1.], [1., 0., 0.]): assert torch.allclose(agreed(p, torch.tensor(other).view(1, 3, 1, 1)), p)
+    nothing = torch.tensor([1., 0., 0.]).view(1, 3, 1, 1)
+    assert torch.equal(agreed(nothing, p), nothing)
+
+
+def frozen():
+    torch.manual_seed(2)
+    net = Frozen(build('tiny'), 8, side=48).eval()
+    for layer in (net.tags, net.lessons[-1]): torch.nn.init.normal_(layer.weight, std=.5)
+    return net
+
+
+class TagsAlone(Localiser):
+    "The same layer of tags, and no word about pixels"
+    def __init__(self, other):
+        super().__init__(other.backbone, other.num_classes)
+        self.other, self.shown = other, other.shown
+    def raw_maps(self, images): return self.other.raw_maps(images)
+
+
+def test_the_frozen_line_is_asked_about_tags_and_pixels_in_one_look():
+    who, images = frozen(), [np.random.default_rng(k).integers(0, 256, (36, 48, 3), np.uint8) for k in (0, 1)]
+    tags, pixels = opinion(who, images)
+    alone, none = opinion(TagsAlone(who), images)
+    assert none is None and torch.allclose(tags, alone, atol=1e-4) and torch.allclose(pixels, who.cell_scores(images, (1.,), True), atol=1e-5)
+    net, _ = nets()
+    p = net.predict(images, scales=(1.,)).detach()
+    for b in range(2):
+        for y, x in ((0, 0), (20, 31)):
+            both = slow_agreed(p[b, :, y, x].tolist(), pixels[b, :, y, x].softmax(0).tolist())
+            assert np.allclose(NamedNet(net, who).predict(images)[b, :, y, x], slow_named(both, tags[b].sigmoid().tolist()), atol=1e-4)
+
+
+def test_in_a_tile_it_is_asked_for_names_alone():
+    net, _ = nets()
+    who, large = frozen(), np.ascontiguousarray(np.tile(synthetic('val', n=1).image(0), (3, 3, 1)))
+    how = dict(tile=64, max_side=128, scales=(1.,), flip=False)
+    found, names = (network_mask(NamedNet(net, w), large, **how) for w in (who, TagsAlone(who)))
+    assert (found != names).mean() < .005
+    whole, names = (network_mask(NamedNet(net, w), large, tile=0, max_side=128, scales=(1.,), flip=False) for w in (who, TagsAlone(who)))
+    assert (whole != names).mean() > .02  # of a picture that is shown as a whole the pixels are asked
 
 
 def test_a_run_is_evaluated_with_names_and_predicts_with_them(tmp_path):

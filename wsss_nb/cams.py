@@ -192,9 +192,9 @@ class CamNet(Localiser):
 
 # %% ../nbs/cams.ipynb #103efd2b
 def own_scores(net, images, max_side=1024):
-    "Class scores [B,K] of images (uint8, of one size): the mean of the raw map, of each image and its mirror image"
+    "Class scores [B,K] of images (uint8, of one size): the mean of the raw map, over each image and its mirror image"
     images, device = net.shown(images), next(net.parameters()).device
-    of = lambda size: multi_scale(net.raw_maps, images, (1.,), True, device, size, max_side).mean((2, 3)).cpu()
+    of = lambda size: multi_scale(net.raw_maps, images, (1.,), True, device, size, max_side).mean((2, 3)).cpu() / 2
     return of(size_within(images[0].shape[:2], max_side))
 
 
