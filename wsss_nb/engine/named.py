@@ -27,9 +27,12 @@ def opinion(
 ):
     "What it says of them: scores [B,K] of the tags, and those [B,K+1,H,W] of the pixels, or None where it has none"
     if not hasattr(who, 'over_views'): return own_scores(who, images, max_side), None
-    tags = lambda z: who.tags(z.mean((2, 3)))[..., None, None].expand(-1, -1, *z.shape[2:])  # as maps, to come along
-    both = who.over_views(lambda z: torch.cat([of_cells(who.lessons[-1], z), tags(z)], 1), images, (1.,), True)
-    return both[:, -who.num_classes:, 0, 0], both[:, :-who.num_classes]
+    heard = []  # of the tags, view by view of all images
+    def of(z):
+        heard.append(who.tags(z.mean((2, 3))))
+        return of_cells(who.lessons[-1], z)
+    pixels = who.over_views(of, images, (1.,), True)
+    return torch.cat(heard).view(-1, len(images), who.num_classes).mean(0), pixels
 
 
 class NamedNet(nn.Module):
