@@ -326,7 +326,7 @@ def test_a_recorded_run_is_made_again_in_as_many_threads_as_then(small, tmp_path
     published.mkdir(parents=True)
     for name, x in (('run', run), ('metrics', dict(metrics, more=1.))): (published / f'{name}.json').write_text(json.dumps(x))
     def make_run(name, recipe, runs, say, make, shown):
-        for stage in ('train', 'masks', 'psa'): make(SimpleNamespace(stage=stage), say)
+        for stage in ('train', 'masks', 'psa'): make(SimpleNamespace(stage=stage, name=stage), say)
         return small / 'runs/small'
     monkeypatch.setattr(V, 'make_run', make_run)
     monkeypatch.setattr(V, 'execute', lambda s, say: seen.append((s.stage, os.environ.get('OMP_NUM_THREADS'), os.environ.get('MKL_NUM_THREADS'))))

@@ -20,7 +20,7 @@ from ..refine.steps import AFFINITIES, REFINERS
 # %% ../../nbs/engine/key.ipynb #ba54bc5b
 # modules that change no number; nor do those of `results`
 NO_NUMBERS = {'cli', *(f'base.{m}' for m in 'arguments basics rounding tell until show'.split()),
-              *(f'engine.{m}' for m in ('domains line options execute warm serving key splits record loggers stage run '
+              *(f'engine.{m}' for m in ('domains options execute warm serving key splits record loggers stage run '
                                         'scale sheet gallery spread verify').split())}
 
 # %% ../../nbs/engine/key.ipynb #ad5df780

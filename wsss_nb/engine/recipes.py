@@ -18,7 +18,7 @@ import yaml
 
 from ..base.basics import UserError, check_name, nearest, shipped, yaml_in
 from .domains import check_domain, check_free_name
-from .line import check_together, default_stages, steps_of
+from .line import check_together, default_stages, is_given, steps_of
 from .parameters import LINE, parameters_of, typed
 from ..refine.steps import AFFINITIES, REFINERS, must_have
 
@@ -197,7 +197,7 @@ def stage_parameters(recipe):
     check_said(recipe)
     wanted = recipe.get('stages') or default_stages(recipe)
     for s in wanted: check_name(s, LINE, 'stages')
-    walked = {step for s in wanted if not (recipe.get(s) or {}).get('given') for step in steps_of(recipe, s)}
+    walked = [] if is_given(recipe) else [step for s in wanted for step in steps_of(recipe, s)]
     stages = [s for s in LINE if s in wanted or s in walked and s in AFFINITIES]
     known = {s: parameters_of(s, steps_of(recipe, s)) for s in (*LINE, 'report')}
     everywhere = sorted({p for own in known.values() for p in own})
