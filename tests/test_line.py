@@ -3,21 +3,27 @@ import json, shutil
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from inside import inside
 
 from wsss_nb.base.core import UserError, save_json
+from wsss_nb.cli import main
 from wsss_nb.data.sample import read_mask
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.engine.in_tiles import network_mask
 from wsss_nb.engine.methods import load_localiser, load_segmenter
-from wsss_nb.engine.named import NamedNet, with_names
+from wsss_nb.engine.named import NamedNet, opinion, with_names
 from wsss_nb.engine.plan import plan
 from wsss_nb.engine.recipes import resolved, stage_parameters
-from wsss_nb.engine.record import localiser_behind
-from wsss_nb.engine.run import lined_up, run_recipe
+from wsss_nb.engine.record import Run, localiser_behind
+from wsss_nb.engine.run import lined_up, make_run, run_recipe, where_masks
 from wsss_nb.engine.scale import graph
-from wsss_nb.results.predict import load
+from wsss_nb.nets.segmenter import agreed
+from wsss_nb.results.doubt import doubts_of
+from wsss_nb.results.handover import hand_over, masks_of_run
+from wsss_nb.results.predict import find_pictures, load, predict_files
 
 ALL = ['train', 'masks', 'segment', 'names', 'evaluate']
 
@@ -55,6 +61,50 @@ def test_a_run_that_moved_still_asks_its_own_localiser(run, tmp_path):
     image, here = synthetic('val', n=1).image(0), load(run, 'cpu')
     there = load(tmp_path / 'moved/named', 'cpu')
     assert isinstance(there.net, NamedNet) and np.array_equal(here(image), there(image))
+
+
+@pytest.fixture(scope='module')
+def told(run):
+    recipe = json.loads((run / 'run.json').read_text())['recipe']
+    again = {**recipe, 'evaluate': {**recipe.get('evaluate', {}), 'use_image_labels': True, 'splits': ['val']}}
+    with inside(): return make_run('told', again, run.parent, say=lambda text: None)
+
+
+def test_told_the_tags_it_asks_which_thing_a_pixel_is_and_no_more(told):
+    stages, store, data = json.loads((told / 'run.json').read_text())['stages'], told.parent / 'stages', synthetic('val', n=6)
+    at = {s: store / v['folder'] for s, v in stages.items()}
+    net, who, ready, free = load_segmenter(at['segment'])[0].eval(), load_localiser(at['names'])[0].eval(), load(told, 'cpu'), 0
+    for i, s in enumerate(data):
+        with torch.no_grad(): p = agreed(net.predict([s.image]), opinion(who, [s.image])[1].softmax(1))[0]
+        keep = [0, *s.tags]
+        mask = np.array(keep)[p[keep].argmax(0).numpy()]
+        assert np.array_equal(mask, read_mask(at['evaluate'] / f'val/{s.name}.png')) and np.array_equal(mask, ready(s.image, s.tags)) and np.array_equal(mask, ready.mask(s.image, s.tags, 0))
+        free += not np.array_equal(mask, np.array(keep)[ready.probabilities(s.image)[keep].argmax(0)])
+    assert free  # what the localiser says of the tags would have changed some of them
+    (told / 'p').mkdir()
+    for s in data: Image.fromarray(s.image).save(told / f'p/{s.name}.png')
+    assert not predict_files(ready, find_pictures(told / 'p'), told / 'out', {s.name: s.tags for s in data}, overlays=False)
+    assert all(np.array_equal(read_mask(told / f'out/masks/{s.name}.png'), read_mask(at['evaluate'] / f'val/{s.name}.png')) for s in data)
+
+
+def test_the_masks_of_a_network_that_was_told_the_tags_are_handed_on(run, told, tmp_path, capsys):
+    stages, store = json.loads((told / 'run.json').read_text())['stages'], told.parent / 'stages'
+    network, masks = (store / stages[s]['folder'] / 'val' for s in ('evaluate', 'masks'))
+    split = stages['masks']['parameters']['splits'][0]
+    assert split != 'val' and json.loads((told / 'run.json').read_text())['masks'] == {s: f'stages/{f.parent.name}/{s}' for s, f in Run(told).masks().items()}
+    assert Run(told).masks() == {split: masks.parent / split, 'val': network} and Run(run).masks()['val'] == masks and Run(told).masks('masks')['val'] == masks
+    with inside(): assert main(['handover', str(told), '--to', 'hf', '--out', str(tmp_path / 'a')]) == 0
+    assert '12 pictures with masks of the network, told their tags (val), 8 classes' in capsys.readouterr().out
+    found = masks_of_run(told)
+    assert (found['val'].folder, found[split].folder, found[split].by) == (network, masks.parent / split, '') and found['val'].maps.is_dir() and found['val'].threshold == .25
+    doubts = {of: doubts_of(masks_of_run(told, ['val'], of)['val']) for of in ('masks', 'network')}
+    assert doubts['masks'].keys() == doubts['network'].keys() and doubts['masks'] != doubts['network']
+    assert masks_of_run(run, of='network')['val'].maps is None  # told nothing, it may show what has no map
+    pages = {k: (f / 'masks/index.html').read_text() for k, f in dict(run=run, told=told).items()}
+    assert f'{network.parent.name}/val' in pages['told'] and f'{masks.parent.name}/{split}' in pages['told'] and network.parent.name not in pages['run']
+    assert f'{network} (6 PNG, by the network)' in where_masks(told)[0] and 'by the network' not in where_masks(run)[0]
+    for source, of, text in ((told, 'nets', "unknown name 'nets'"), (tmp_path / 'a', 'masks', 'is a folder of masks, made by no stage; leave --of out')):
+        with pytest.raises(UserError, match=text): hand_over(source, 'hf', tmp_path / 'b', of=of)
 
 
 def test_what_is_there_is_kept_and_a_dry_run_names_every_stage(run):

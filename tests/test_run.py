@@ -172,7 +172,7 @@ def test_a_run_says_where_its_masks_lie_and_how_to_look_at_them(small, capsys):
         for name in synthetic(split, n=12).names: assert f'src="{split}/{name}.jpg"' in page and f'href="../../stages/{stage.name}/{split}/{name}.png"' in page and (folder / f'masks/{split}/{name}.jpg').exists()
     assert page.count('<figure>') == 24 and all((folder / 'masks' / link).exists() for link in re.findall(r'(?:href|src)="([^"]+)"', page))
     before = (folder / 'masks/index.html').stat().st_mtime_ns
-    R.masks_page(folder, json.loads((stage / 'stage.json').read_text()))
+    R.masks_page(folder, json.loads((folder / 'run.json').read_text())['stages'])
     assert before == (folder / 'masks/index.html').stat().st_mtime_ns
 
 

@@ -70,6 +70,7 @@ def write_predictions(
     check_name(fusion, FUSIONS, 'fusion'), crf and check_name(crf, PRESETS, 'crf')
     if use_image_labels: need_tags(data.records, data.where)
     todo, views = missing(data, out, '.png'), dict(scales=scales, flip=flip, max_side=max_side, fusion=fusion)
+    if use_image_labels and hasattr(net, 'localiser'): views['told'] = True
     jobs = predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views)
     keep_memory(2**31 - 1)
     if crf:

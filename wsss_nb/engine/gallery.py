@@ -174,7 +174,7 @@ def is_page_of(page, made):
 def write_masks_page(
     folder,  # for index.html and the small pictures
     run,  # name of the run
-    made,  # name of the masks stage
+    made,  # names of the stages that made them
     splits,  # split -> (Data, folder of its masks)
     above='../../stages',  # where the stages lie, seen from the page
     shown=SHOWN,
@@ -183,12 +183,13 @@ def write_masks_page(
     index, parts = Path(folder) / 'index.html', []
     if index.parent.exists(): shutil.rmtree(index.parent)
     for split, (data, masks) in splits.items():
-        n, link = min(shown, len(data)), f'{above}/{made}/{split}'
+        n, stage = min(shown, len(data)), Path(masks).parent.name
+        link = f'{above}/{stage}/{split}'
         one = lambda i: masks_figure(data, i, masks, out, link)
         out = make_folder(index.parent / split)
         with ThreadPoolExecutor(2) as pool:
             figures = list(Progress(pool.map(one, range(n)), f'page of the masks, {split}', total=n))
-        about = filled(ABOUT, n=len(data), link=link, made=made, split=split, left=len(data) - n)
+        about = filled(ABOUT, n=len(data), link=link, made=stage, split=split, left=len(data) - n)
         parts.append((split, about, figures))
     classes = next(iter(splits.values()))[0].classes
     write_gallery(index, f'Masks of {run}', classes, parts, filled('<!-- {{ made }} -->', made=made))

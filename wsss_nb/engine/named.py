@@ -42,12 +42,12 @@ class NamedNet(nn.Module):
         self.net, self.localiser = net, localiser.eval()
 
     @torch.no_grad()
-    def predict(self, images, scales=(1.,), flip=True, max_side=1024, fusion='mean'):
-        "Probabilities [B,K+1,H,W], as `Segmenter.predict`"
+    def predict(self, images, scales=(1.,), flip=True, max_side=1024, fusion='mean', told=False):
+        "Probabilities [B,K+1,H,W], as `Segmenter.predict`; `told`: the tags are known, and only pixels are asked about"
         p = self.net.predict(images, scales=scales, flip=flip, max_side=max_side, fusion=fusion)
         tags, pixels = of_the_whole('names', lambda: opinion(self.localiser, images, max_side))
         if pixels is not None and WHOLE.get() is None: p = agreed(p, pixels.to(p).softmax(1))
-        return named(p.log(), tags.to(p)).softmax(1)
+        return p if told else named(p.log(), tags.to(p)).softmax(1)
 
 # %% ../../nbs/engine/named.ipynb #5b478928
 def with_names(

@@ -21,7 +21,7 @@ from .loggers import check_loggers
 from .methods import METHODS, check_network, method_class
 from .parameters import kind_of
 from .recipes import read_recipe, resolved
-from .record import Run, delete_unused, is_made, list_runs, need_word, runs_folder
+from .record import Run, delete_unused, is_made, list_runs, masks_in, need_word, runs_folder
 from .record import stage_record, unused
 from .splits import once, open_split
 from .trial import check_weights
@@ -68,20 +68,21 @@ def going_on(folder):
     return f'wsss resume {shlex.quote(folder.name)}{elsewhere}'
 
 # %% ../../nbs/engine/run.ipynb #d20bc0dd
-def masks_page(folder, made):
-    "The page of a run's masks, made where it is not there; `made`: what is on record of its masks stage"
-    if is_page_of(folder / 'masks/index.html', made['folder']): return
-    p, masks = made['parameters'], folder.parent / 'stages' / made['folder']
-    split_masks = {s: (open_split(p, s), masks / s) for s in p['splits']}
-    write_masks_page(folder / 'masks', folder.name, made['folder'], split_masks)
+def masks_page(folder, stages):
+    "The page of a run's masks, made where it is not there; `stages`: name -> record, of the run so far"
+    found, of = masks_in(stages), {v['folder']: v['parameters'] for v in stages.values()}
+    made = ' '.join(sorted({*found.values()}))
+    if not found or is_page_of(folder / 'masks/index.html', made): return
+    split_masks = {s: (open_split(of[f], s), folder.parent / 'stages' / f / s) for s, f in found.items()}
+    write_masks_page(folder / 'masks', folder.name, made, split_masks)
 
 
 def where_masks(folder):
     "Lines that say where the masks of a run lie and how to look at them"
     run, page = Run(folder), folder / 'masks/index.html'
-    if 'masks' not in run.stages: return []
-    places = [run.stage('masks') / s for s in run.stages['masks']['parameters']['splits']]
-    lines = ['masks: ' + ', '.join(f'{p} ({sum(1 for _ in p.rglob("*.png"))} PNG)' for p in places)]
+    if not (places := run.masks()): return []
+    by = lambda p: ', by the network' * (p.parent.name == run.stages.get('evaluate', {}).get('folder'))
+    lines = ['masks: ' + ', '.join(f'{p} ({sum(1 for _ in p.rglob("*.png"))} PNG{by(p)})' for p in places.values())]
     return lines + [f'look at them: {page}'] * page.exists()
 
 # %% ../../nbs/engine/run.ipynb #121315b3
@@ -172,15 +173,15 @@ def make_run(
         state, known = run.state, {k: v['folder'] for k, v in run.stages.items()}
         for f in run.folder.rglob('.*.part'): f.unlink(missing_ok=True)  # of a process that was killed
         for s in line:
-            if s.made: say(f'{s.name:9} kept      {s.folder.name}')
+            if kept := s.made: say(f'{s.name:9} kept      {s.folder.name}')
             else:
                 run.write(recipe.recipe, done, f'stopped in {s.name}', name)
                 make_stage_of(run, s, say, make, shown)
             executed, new = s.folder / f'{s.stage}.ipynb', s.made and known.get(s.name) != s.folder.name
             if new and executed.exists(): copy_whole(executed, run.notebook(s.name))
             done[s.name] = s.folder
-            if shown and s.name == 'masks' and '.' not in name:  # pages of rows come with the report of their table
-                masks_page(run.folder, stage_record(s.folder))
+            if shown and '.' not in name and (s is line[-1] or s.name == 'masks' and not kept):  # rows: with the report
+                masks_page(run.folder, {k: stage_record(f) for k, f in done.items()})
         same = known == {k: f.name for k, f in done.items()}
         if state != 'done' or not same: run.write(recipe.recipe, done, 'done', name)
     return run.folder

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..base.core import Progress, UserError
 from ..data.sample import load_maps, read_mask
-from ..engine.record import stage_record
 from ..refine.chain import with_threshold
 
 # %% ../../nbs/results/doubt.ipynb #a39f22ee
@@ -39,10 +38,9 @@ def doubts_of(
 ):
     "Image id -> doubt, of the masks of a split"
     if not masks.maps: raise UserError(f'doubt: the masks in {masks.folder} have no score maps beside them (they were given, or the maps were pruned); run the recipe again, or draw outlines of pictures that you choose yourself.')
-    made = stage_record(masks.folder.parent)['parameters']
     f, out = expected_counts if counts else doubt, {}
     for n in Progress(masks.data.names, 'doubt, picture'):
-        out[n] = f(read_mask(masks.folder / f'{n}.png'), load_maps(masks.maps / f'{n}.npz'), made['threshold'])
+        out[n] = f(read_mask(masks.folder / f'{n}.png'), load_maps(masks.maps / f'{n}.npz'), masks.threshold)
     return out
 
 

@@ -32,7 +32,7 @@ def made_small(image, maps, side=320):
 
 def stored_maps(run, split='', most=12, side=320, runs=''):
     "(classes, threshold of the run, [(name, image, maps)]) of the first pictures of a run whose maps are in the store"
-    masks = opened_masks(run, splits=[split] if split else (), runs=runs)
+    masks = opened_masks(run, splits=[split] if split else (), runs=runs, of='masks')
     m = next(iter(masks.values()))
     if not m.maps: raise UserError(f'look: {run}: its masks were not made from score maps of the store (they were given, or the maps were pruned); run it again, or look at its masks in the report.')
     from wsss_nb.engine.record import stage_record

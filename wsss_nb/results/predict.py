@@ -80,7 +80,7 @@ class Predictor:
         own = {k: p.default for k, p in inspect.signature(net.predict).parameters.items() if p.default is not p.empty}
         self.net, self.classes, self.name = net, list(classes), name
         of_the_test, self.tile = measured or {}, (measured or {}).get('tile', TILE)  # scales, flip, max_side, crf ...
-        self.settings = {k: of_the_test.get(k, v) for k, v in dict(own, crf='').items()}
+        self.settings = {k: of_the_test.get(k, v) for k, v in dict(own, crf='').items() if k != 'told'}
 
     def chosen(self, given):
         "The settings with some of them changed; None leaves one as it is"
@@ -91,22 +91,22 @@ class Predictor:
         return s
 
     def __repr__(self):
-        classes = f'{len(self.classes)} classes: {few(self.classes, 20)}'
-        return f'Predictor {self.name}: {type(self.net).__name__}, {classes}'
+        return f'Predictor {self.name}: {type(self.net).__name__}, {len(self.classes)} classes: {few(self.classes, 20)}'
 
     def ids(self, tags):
         "Class ids of tags, given as names or ids; None stays None"
         return ids_of(tags, self.classes)
 
-    def scores(self, image, settings):
-        "What the network says, before tags and CRF"
+    def scores(self, image, settings, tags=None):
+        "What the network says, before CRF and tags, of which one that asks for names is told that they are known"
         settings = {k: v for k, v in settings.items() if k != 'crf'}
+        if tags is not None and isinstance(self.net, NamedNet): settings['told'] = True
         return self.net.predict([image], **settings)[0].float().cpu().numpy()
 
     def probabilities(self, image, tags=None, **settings):
         "float32 [K+1,H,W]; 0 for classes that the tags do not name"
         image, settings = as_image(image), self.chosen(settings)
-        keep, q = restricted(p := self.scores(image, settings), self.ids(tags))
+        keep, q = restricted(p := self.scores(image, settings, tags), self.ids(tags))
         p = np.zeros_like(p)
         p[keep] = dense_crf(image, q, preset=settings['crf']) if settings['crf'] else q
         return p
@@ -119,7 +119,7 @@ class Predictor:
         "uint8 [H,W], 0 = background; a large picture is taken in tiles"
         image, s = as_image(image), self.chosen(settings)
         if side := self.side(image.shape[:2], s, tile):
-            ask = lambda image: self.scores(image, dict(s, max_side=0))
+            ask = lambda image: self.scores(image, dict(s, max_side=0), tags)
             return mask_in_tiles(self.net, image, ask, self.ids(tags), s['crf'], side)
         return self.probabilities(image, tags, **settings).argmax(0).astype(np.uint8)
 
@@ -180,7 +180,7 @@ def left_to_do(predictor, pictures, out, tags, overlays, settings, failed, tile=
         if not fresh(mask, path) and predictor.side(image.shape[:2], settings, tile):
             save_mask(mask, predictor.mask(image, tags.get(name), tile, **settings))
         if fresh(mask, path): keep, made = None, read_mask(mask)
-        else: keep, made = restricted(predictor.scores(image, settings), tags.get(name))
+        else: keep, made = restricted(predictor.scores(image, settings, tags.get(name)), tags.get(name))
         yield image, made, keep, settings['crf'], mask, over
 
 # %% ../../nbs/results/predict.ipynb #b7ab3de3

@@ -188,7 +188,7 @@ def executed_page(
 def write_own_pages(report, run):
     "The pages of a run of this folder of runs: its masks, its executed notebooks"
     try:
-        if report.stage_folder(run, 'masks'): masks_page(run['place'], run['stages']['masks'])
+        if report.stage_folder(run, 'masks'): masks_page(run['place'], run['stages'])
     except UserError: pass  # the images are not here; the report says so where it would show them
     for nb in (run['place'] / f'{s}.ipynb' for s in run['stages']):
         if nb.exists():

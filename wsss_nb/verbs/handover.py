@@ -18,13 +18,16 @@ from ..base.arguments import RUN, RUNS, arg, names_from, verb, whole
           'masks without classes.txt'),
       arg('--split', metavar='S,S', default=[], type=names_from, more=lambda word: False,
           help='splits of the run (default: all that have masks)'),
+      arg('--of', metavar='STAGE', help="whose masks of the run: masks or network (default: the network's where it was "
+          'told the tags, else masks)'),
       arg('--parts', action='store_true', help='an annotation for each connected part, not one for each class'),
       arg('--url', metavar='PREFIX', help='Label Studio: what stands in front of the name of a picture '
           '(default: local files below the folder above DIR)'), RUNS)
 def do_handover(a):
     "Write masks for another tool and say what its users should know"
     from wsss_nb.results.handover import hand_over
-    for line in hand_over(a.source, a.to, a.out, a.images, a.classes, a.split, a.parts, a.url, a.runs): print(line)
+    lines = hand_over(a.source, a.to, a.out, a.images, a.classes, a.split, a.parts, a.url, a.runs, a.of)
+    print(*lines, sep='\n')
 
 # %% ../../nbs/verbs/handover.ipynb #fe815482
 @verb('look', "write one HTML file that shows a run's score maps under a slider for the threshold",
