@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'scrubbed_field', 'private_parts',
            'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'beyond_runs',
-           'checksums', 'refuse_private', 'in_lines', 'laid_down', 'publish_run', 'pages_of_stages', 'publish_grid',
-           'added', 'publish_all']
+           'checksums', 'refuse_private', 'in_lines', 'folded', 'laid_down', 'publish_run', 'pages_of_stages',
+           'publish_grid', 'added', 'publish_all']
 
 # %% ../../nbs/results/published.ipynb #c534d782
 import base64, io, json, platform, re
@@ -140,16 +140,30 @@ def in_lines(made):
     head = short({k: v for k, v in made.items() if k != 'cells'})[:-1]
     return f'{head},"cells":[\n' + ',\n'.join(map(short, made['cells'])) + '\n]}\n'
 
+# %% ../../nbs/results/published.ipynb #c2d6b921
+def folded(x, width=120, at=0):
+    "JSON in which what fits into a line has one, and lines are filled"
+    short = json.dumps(x, ensure_ascii=False)
+    if not isinstance(x, (dict, list)) or len(short) <= width - at: return short
+    lines = ['']
+    for k, v in x.items() if isinstance(x, dict) else ((None, v) for v in x):
+        part = ('' if k is None else json.dumps(k, ensure_ascii=False) + ': ') + folded(v, width, at + 1) + ','
+        if '\n' in part + lines[-1] or at + len(lines[-1]) + len(part) > width - 2: lines.append('')
+        lines[-1] += f' {part}'
+    inside = '\n'.join(' ' * at + line for line in lines if line)[:-1]
+    opens, closes = '{}' if isinstance(x, dict) else '[]'
+    return f'{opens}\n{inside}\n{" " * at}{closes}'
+
 # %% ../../nbs/results/published.ipynb #1ab8a9b1
 def laid_down(files, name, folder):
     "Write the files of a published run, if nothing in them names this machine"
     if not re.fullmatch(r'[\w.+-]+', check_free_name(name, 'publish: --as')): raise UserError(f'publish: {name!r} is to be the name of a folder: letters, digits and . _ + - only; give another with --as.')
     for file, x in files.items(): refuse_private(f'{name}/{file}', x)
     target = make_folder(published_folder(folder) / name)
+    text_of = lambda x: json.dumps(x, indent=1, ensure_ascii=False) if 'cells' in x else folded(x)
     for old in target.glob('*.ipynb'): old.unlink()
     for file, x in files.items():
-        text = x if isinstance(x, str) else json.dumps(x, indent=1, ensure_ascii=False) + '\n'
-        with whole_file(target / file, 'w') as f: f.write(text)
+        with whole_file(target / file, 'w') as f: f.write(x if isinstance(x, str) else text_of(x) + '\n')
     return target
 
 # %% ../../nbs/results/published.ipynb #cd97d599
