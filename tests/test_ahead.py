@@ -13,7 +13,8 @@ from wsss_nb.data.maps import load_maps, save_maps
 from wsss_nb.data.scales import resized_there
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.views import as_tensor, multi_scale, pair_views, resize_image
-from wsss_nb.metrics import threshold_sweep
+from wsss_nb.engine.evaluate import best_of_sweep, sweep_of
+from wsss_nb.metrics import Confusion, threshold_sweep
 from wsss_nb.nets.zoo import build
 
 
@@ -150,3 +151,24 @@ def test_a_sweep_counted_by_threads_is_that_of_one_image_after_the_other():
             for a, b in zip(target.ravel(), pred.ravel()):
                 if a != 255: matrix[a, b] += 1
         assert (whole.matrices[n] == matrix).all()
+
+
+def test_the_best_threshold_is_the_best_of_the_classes_that_are_measured(tmp_path):
+    "Two classes whose maps want different thresholds; the sweep of each choice of classes against masks counted one by one"
+    data, draw, grid = synthetic('val', n=12), np.random.default_rng(3), np.arange(.1, .95, .1)
+    for i, s in enumerate(data):
+        made = np.stack([(s.mask == t) * (.9 if t % 2 else .35) + .6 * (t % 2) * draw.random(s.mask.shape) * (s.mask != t) for t in s.tags])
+        save_maps(tmp_path / f'{s.name}.npz', np.array(s.tags), made.astype(np.float32))
+    found = {}
+    for measure in ([], data.classes[::2], data.classes[1::2]):
+        ids = [0, *(data.classes.index(m) + 1 for m in measure)] if measure else None
+        sweep, slow = sweep_of(data, tmp_path, grid, measure=measure), []
+        for t in grid:
+            counts = Confusion(9)
+            for s in data:
+                m = load_maps(tmp_path / f'{s.name}.npz')
+                counts.update(np.where(m.maps.max(0) > t, m.keys[m.maps.argmax(0)], 0), s.mask)
+            slow.append(counts.miou(ids))
+        assert np.allclose(sweep.miou, slow) and best_of_sweep(sweep).miou(ids) == pytest.approx(max(slow))
+        found[tuple(measure)] = sweep.best.threshold
+    assert len({*found.values()}) > 1, found

@@ -106,7 +106,7 @@ def table(tmp_path_factory):
     killer = threading.Thread(target=kill_who_trains, args=(d / 'dask', killed), daemon=True)
     killer.start()
     with pytest.raises(StageFailed) as e, redirect_stderr(io.StringIO()) as lines, pytest.MonkeyPatch.context() as m:
-        m.setattr(scale, 'Watch', Seen), m.setattr(tell.Log, 'wait', .5), m.setattr(tell.Log, 'every', .5), m.setenv('WSSS_PROGRESS', '')
+        m.setattr(scale, 'Watch', Seen), m.setattr(tell.Log, 'wait', .1), m.setattr(tell.Log, 'every', .1), m.setenv('WSSS_PROGRESS', '')
         dask = dict(scale.share(0, 2), **warm.KEEP_MEMORY)  # what a worker has in its environment
         socket = warm.server({**os.environ, **dask})  # one for both workers, and for the one that comes for the dead
         if socket: m.setenv('WSSS_WARM', socket)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GIVEN', 'write_prediction', 'predicted_jobs', 'write_predictions', 'counted_each', 'count_masks', 'areas_of',
-           'count_and_keep', 'keep_areas', 'sweep_of', 'Validation', 'lineage', 'number_with_origin', 'threshold_of',
-           'origin_of', 'of_network', 'best_of_sweep', 'numbers_of']
+           'count_and_keep', 'ids_over', 'keep_areas', 'sweep_of', 'Validation', 'lineage', 'number_with_origin',
+           'threshold_of', 'origin_of', 'of_network', 'best_of_sweep', 'numbers_of']
 
 # %% ../../nbs/engine/evaluate.ipynb #34612f10
 import json
@@ -23,7 +23,7 @@ from ..data.sample import load_maps, missing, need_data, need_tags, read_mask, s
 from ..data.tiles import TILE, tile_side
 from ..data.views import batches_to_show
 from .in_tiles import likeliest, network_mask, restricted
-from ..metrics import Confusion, threshold_sweep
+from ..metrics import Confusion, iou_of, mean_of, threshold_sweep
 from ..nets.segmenter import FUSIONS
 from ..refine.crf import PRESETS
 from ..refine.place import place_of_crf
@@ -114,10 +114,15 @@ def count_and_keep(data, folder):
     return total, kept
 
 
+def ids_over(data, measure=()):
+    "The ids over which a mean goes: the background and these classes, or all"
+    return [0, *(data.classes.index(m) + 1 for m in measure)] if measure else [*range(len(data.classes) + 1)]
+
+
 def keep_areas(folder, kept, data_of, measure=()):
     "Write what `count_and_keep` kept of (what, split), and over which classes the mean goes, to images.json"
-    ids = lambda d: [0, *(d.classes.index(m) + 1 for m in measure)] if measure else [*range(len(d.classes) + 1)]
-    made = {f'{what}/{split}': dict(classes=ids(data_of[split]), images=a) for (what, split), a in kept.items()}
+    over = {split: ids_over(data, measure) for split, data in data_of.items()}
+    made = {f'{what}/{split}': dict(classes=over[split], images=a) for (what, split), a in kept.items()}
     with whole_file(Path(folder) / 'images.json', 'w') as f: json.dump(made, f, separators=(',', ':'))
 
 # %% ../../nbs/engine/evaluate.ipynb #93400f3f
@@ -126,6 +131,7 @@ def sweep_of(
     folder,  # with score maps
     thresholds=np.arange(.02, 1, .02),
     own=False,  # let the threshold take the place of a background that the maps bring
+    measure=(),  # the mean over the background and these classes, () for all
 ):
     "mIoU of score maps over the threshold of the background; None where the maps bring a background of their own"
     maps_of = lambda name: load_maps(Path(folder) / f'{name}.npz')
@@ -133,7 +139,8 @@ def sweep_of(
     def pair(i):
         m = maps_of(data.names[i])
         return m.keys[m.keys < 255], m.maps[m.keys < 255], data.mask(i)
-    return threshold_sweep(ahead(pair, range(len(data)), cores()), thresholds, len(data.classes) + 1)
+    sweep = threshold_sweep(ahead(pair, range(len(data)), cores()), thresholds, len(data.classes) + 1)
+    return sweep._replace(miou=np.array([mean_of(iou) for iou in iou_of(sweep.matrices)[:, ids_over(data, measure)]]))
 
 # %% ../../nbs/engine/evaluate.ipynb #da734146
 class Validation:
@@ -186,7 +193,7 @@ def lineage(stage):
 
 def number_with_origin(what, split, counts, data, measure, **origin):
     "One number, and where it is from"
-    classes = [0, *(data.classes.index(m) + 1 for m in measure)] if measure else None
+    classes = ids_over(data, measure)
     iou = dict(zip(['background', *data.classes], counts.iou()))
     return dict(what=what, split=split, miou=counts.miou(classes), decided=counts.decided().miou(classes),
                 classes=f'bg+{len(measure) or len(data.classes)}', images=len(data), data=data.name,

@@ -7,7 +7,7 @@ __all__ = ['is_given', 'default_stages', 'steps_of', 'check_together']
 
 # %% ../../nbs/engine/line.ipynb #b09253e1
 from ..base.basics import UserError
-from .parameters import kind_of, of_type
+from .parameters import of_type
 
 # %% ../../nbs/engine/line.ipynb #9e00f36a
 def is_given(recipe):
@@ -25,7 +25,7 @@ def steps_of(recipe, stage):
     "The steps of refinement that a recipe asks for in this stage"
     own = recipe.get(stage)
     steps = of_type((own if isinstance(own, dict) else {}).get('refine', recipe.get('refine', [])), list)
-    return steps if kind_of(stage) == 'masks' and isinstance(steps, list) else []
+    return steps if stage == 'masks' and isinstance(steps, list) else []
 
 # %% ../../nbs/engine/line.ipynb #74e411d9
 def check_together(p):
