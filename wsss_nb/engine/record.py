@@ -71,7 +71,7 @@ def masks_in(
 ):
     "split -> the folder of the stage with its masks, in the store"
     p, taken = stages.get('evaluate', {}).get('parameters', {}), ['masks'] if of != 'network' else []
-    if p.get('network') and (of == 'network' or not of and p['use_image_labels']): taken.append('evaluate')
+    if p.get('network') and (of == 'network' or not of and p.get('use_image_labels')): taken.append('evaluate')
     return {split: stages[k]['folder'] for k in taken if k in stages for split in stages[k]['parameters']['splits']}
 
 # %% ../../nbs/engine/record.ipynb #6a24c771
