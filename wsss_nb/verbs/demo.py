@@ -16,8 +16,8 @@ from ..base.tell import at_work
 from .runs import begin_stages
 
 # %% ../../nbs/verbs/demo.ipynb #466c1c81
-# the longest first; together, what shares a network
-DEMO = [['sipe_synthetic', 'svm_synthetic'], ['icd_synthetic'], ['ecsnet_synthetic'], ['ccmr_synthetic'],
+# together, what shares a network, and first, for something waits for it; then the longest first
+DEMO = [['sipe_synthetic', 'svm_synthetic'], ['ecsnet_synthetic'], ['icd_synthetic'], ['ccmr_synthetic'],
         ['cam_synthetic']]
 
 
