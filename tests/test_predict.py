@@ -120,7 +120,7 @@ def test_many_pictures_a_page_and_one_that_cannot_be_read(net, photos, tmp_path)
 def test_finished_pictures_are_kept_and_changed_ones_made_anew(net, photos, tmp_path, monkeypatch):
     pictures, out, asked = find_pictures(photos), tmp_path / 'out', []
     scores = Predictor.scores
-    monkeypatch.setattr(Predictor, 'scores', lambda self, image, s: asked.append(image.shape) or scores(self, image, s))
+    monkeypatch.setattr(Predictor, 'scores', lambda self, image, *more: asked.append(image.shape) or scores(self, image, *more))
     predict_files(net, pictures, out, overlays=False)
     assert len(asked) == 5 and not (out / 'overlays').exists() and all((out / p).is_file() for p in Page((out / 'index.html').read_text()).pictures)
     predict_files(net, pictures, out, overlays=False)
