@@ -16,7 +16,7 @@ from wsss_nb.base.core import rng
 from wsss_nb.data.resize import resize_mask
 from wsss_nb.data.sample import ScoreMaps
 from wsss_nb.data.views import as_tensor, resize_image
-from wsss_nb.engine.evaluate import areas_of
+from wsss_nb.engine.evaluate import areas_of, ids_over
 from wsss_nb.engine.methods import load_localiser
 from wsss_nb.metrics import Confusion, PixelAP
 from wsss_nb.nets.linear import Features, best_decay, learn_linear, multilabel, of_cells
@@ -34,14 +34,14 @@ from wsss_nb.refine.cuts import gaussians, otsu
 from wsss_nb.refine.pamr import pamr
 from wsss_nb.refine.superpixels import segments
 from wsss_nb.results.agreement import agreement
-from wsss_nb.results.paired import areas_from, paired_gain
+from wsss_nb.results.paired import areas_from, mean_iou, paired_gain
 
 SIX = 'cat', 'cow', 'dog', 'horse', 'person', 'sheep'
 HERE = Path(__file__).resolve().parents[1] / 'runs/measured'
 
 
 def opened(a, split='val'): return open_data('voc12', split, root=a.root, tags=a.tags)
-def ids_of(data): return [0, *(data.classes.index(c) + 1 for c in SIX)]
+def ids_of(data): return ids_over(data, SIX)
 def tagged_of(data, i): return data.labels[i].nonzero()[:, 0]
 
 
@@ -426,6 +426,12 @@ def measure_svm(a):
         if count % 10 == 9: print(count + 1, {' '.join(map(str, k)): round(c.miou(ids_of(data)), 3) for k, c in counts.items()}, flush=True)
     beside = lambda k, n, l: beside_seeds(each[k, n, l], each[k, None, ''], ids_of(data)) if n else {}
     return dict(images=len(images), per_class=1000, rows=[dict(seeds=f'lesson {k}' if k != 'CAM' else k, network=n or '', layer=l, miou=c.miou(ids_of(data)), **beside(k, n, l)) for (k, n, l), c in counts.items()])
+
+
+def miou_of(areas, classes):
+    "The mIoU of a row of areas, image by image"
+    a = areas_from(dict(classes=classes, images=areas))
+    return float(mean_iou(a.both.sum(0), a.either.sum(0)))
 
 
 def beside_seeds(a, b, classes):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from measured import HERE, beside_seeds, ids_of
+from measured import HERE, beside_seeds, ids_of, miou_of
 from wsss_nb.engine.evaluate import areas_of, counted_each
 from wsss_nb.engine.record import find_run
 from wsss_nb.results.doubt import doubts_of, most_doubtful
@@ -24,12 +24,10 @@ def iou_of_one(areas):
 def row_of(split, masks, data, beside=None):
     "(areas image by image, the row of some masks of a split)"
     areas = {n: areas_of(c) for n, c in zip(data.names, counted_each(data, masks.folder))}
-    ids, total = ids_of(data), np.zeros((2, len(data.classes) + 1))
-    for of in areas.values():
-        for k, both, either in of: total[:, k] += both, either
+    ids = ids_of(data)
     doubts, each = doubts_of(masks._replace(data=data)), {n: iou_of_one(a) for n, a in areas.items()}
     worst = most_doubtful(doubts)[:24]
-    row = dict(split=split, masks='of the network' if masks.by else 'that it learnt from', images=len(data), miou=float((total[0][ids] / total[1][ids]).mean()),
+    row = dict(split=split, masks='of the network' if masks.by else 'that it learnt from', images=len(data), miou=miou_of(areas, ids),
                rank=float(spearmanr([-doubts[n] for n in data.names], [each[n] for n in data.names])[0]),
                each=float(np.mean([*each.values()])), doubtful=float(np.mean([each[n] for n in worst])))
     if beside: row |= beside_seeds(areas, beside, ids)

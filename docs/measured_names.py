@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from measured import HERE, beside_seeds, ids_of
+from measured import HERE, beside_seeds, ids_of, miou_of
 from measured_outlines import Line
 from wsss_nb.base.core import UserError
 from wsss_nb.cams import own_scores
@@ -46,10 +46,7 @@ def rows_of(found, data):
     "A row for each way of each method"
     ids, out = ids_of(data), []
     for (method, told), areas in found.items():
-        total = np.zeros((2, len(data.classes) + 1))
-        for of in areas.values():
-            for k, both, either in of: total[:, k] += both, either
-        row = dict(method=method, told=told, miou=float((total[0][ids] / total[1][ids]).mean()), images=len(areas))
+        row = dict(method=method, told=told, miou=miou_of(areas, ids), images=len(areas))
         if told != 'nothing': row |= beside_seeds(areas, found[method, 'nothing'], ids)
         out.append(row)
     return out

@@ -19,6 +19,7 @@ from wsss_nb.data.catalog import open_data
 from wsss_nb.data.views import as_tensor
 from wsss_nb.engine import batches
 from wsss_nb.engine.train import Learner
+from wsss_nb.engine.evaluate import ids_over
 from wsss_nb.metrics import Confusion
 from wsss_nb.nets.backbone import Backbone
 from wsss_nb.nets.deeplab import LightDeepLab
@@ -97,7 +98,7 @@ def told(net, x, labels):
 def scored(net, data, maps, every):
     "[mIoU told the tags, told nothing or None] of every photograph, or every second, every fourth pixel of each side"
     net.eval()
-    counts, ids = (Confusion(21), Confusion(21)), [0, *(data.classes.index(c) + 1 for c in SIX)]
+    counts, ids = (Confusion(21), Confusion(21)), ids_over(data, SIX)
     for i in range(0, len(data), every):
         mask = data.mask(i)
         for scores, count in zip(told(net, maps[i:i + 1, 0], data.labels[i:i + 1]), counts):
@@ -156,7 +157,7 @@ class Line:
 def measure_line(a):
     "The frozen line itself, [told the tags, told nothing] on `val`"
     data, val = (open_data('voc12', s, root=a.root, tags=a.tags) for s in ('train_aug', 'val'))
-    line, ids = Line(data, data.labels, 'timm:tf_efficientnet_lite2', a.keep), [0, *(data.classes.index(c) + 1 for c in SIX)]
+    line, ids = Line(data, data.labels, 'timm:tf_efficientnet_lite2', a.keep), ids_over(data, SIX)
     cells, anything = line.others(val, a.keep), torch.ones_like(val.labels[0])
     file = Path(a.keep) / 'line.json'
     found = json.loads(file.read_text()) if file.exists() else {}

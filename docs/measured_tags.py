@@ -14,6 +14,7 @@ from measured_outlines import FIRST, MAPS, NETS, SIX, Kept, Tail, kept_maps, tol
 from wsss_nb.base.core import rng
 from wsss_nb.data.catalog import open_data
 from wsss_nb.data.sample import ScoreMaps
+from wsss_nb.engine.evaluate import ids_over
 from wsss_nb.metrics import Confusion
 from wsss_nb.papers.svm import svm_maps
 
@@ -32,7 +33,7 @@ def disturbed(labels, share, draw, classes):
 
 class Counted:
     "mIoU of background and six classes of masks that are told the true tags"
-    def __init__(self, data): self.data, self.matrix, self.ids = data, Confusion(21), [0, *(data.classes.index(c) + 1 for c in SIX)]
+    def __init__(self, data): self.data, self.matrix, self.ids = data, Confusion(21), ids_over(data, SIX)
 
     def count(self, i, scores, keys=np.arange(21)):  # [1,C,h,w]
         mask = self.data.mask(i)

@@ -23,6 +23,7 @@ from ..data.sample import load_maps, missing, need_data, need_tags, read_mask, s
 from ..data.tiles import TILE, tile_side
 from ..data.views import batches_to_show
 from .in_tiles import likeliest, network_mask, restricted
+from .named import told_tags
 from ..metrics import Confusion, iou_of, mean_of, threshold_sweep
 from ..nets.segmenter import FUSIONS
 from ..refine.crf import PRESETS
@@ -65,12 +66,11 @@ def write_predictions(
     tile=1024,  # side of the tiles, 0 = shrink large images instead
 ):
     "Write the prediction of every image that has none yet"
-    net, data = net_of(net, 'predict'), need_data(data)
+    net, data = told_tags(net_of(net, 'predict'), use_image_labels), need_data(data)
     check_arguments(locals(), scales='some of >0.0..16.0', batch_size='1..', max_side='0..', workers='0..')
     check_name(fusion, FUSIONS, 'fusion'), crf and check_name(crf, PRESETS, 'crf')
     if use_image_labels: need_tags(data.records, data.where)
     todo, views = missing(data, out, '.png'), dict(scales=scales, flip=flip, max_side=max_side, fusion=fusion)
-    if use_image_labels and hasattr(net, 'localiser'): views['told'] = True
     jobs = predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views)
     keep_memory(2**31 - 1)
     if crf:

@@ -54,7 +54,8 @@ def masks_of_run(folder, splits=(), of=''):
     for s in splits or found:
         place = found[s].parent
         if not is_made(place): raise UserError(f'handover: run {run.name}: {place} is not there any more; make it again with: wsss resume {run.name}')
-        p, network = stage_record(place)['parameters'], stage_record(place)['stage'] == 'evaluate'
+        record = stage_record(place)
+        p, network = record['parameters'], record['stage'] == 'evaluate'
         told = not network or p.get('use_image_labels', False)  # as the maps are
         by = (' of the network' + ', told their tags' * told) * network
         made[s] = Masks(open_split(p, s), found[s], *(maps_beside(run, s) if told else (None, None)), by)

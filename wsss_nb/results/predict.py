@@ -23,7 +23,7 @@ from ..data.tiles import TILE, tile_side
 from ..data.tags import IMAGES, ids_of, image_id
 from ..engine.in_tiles import likeliest, mask_in_tiles, restricted
 from ..engine.methods import load_localiser, load_segmenter, record_of
-from ..engine.named import NamedNet, with_names
+from ..engine.named import NamedNet, told_tags, with_names
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, small_overlay, write_gallery
@@ -80,7 +80,7 @@ class Predictor:
         own = {k: p.default for k, p in inspect.signature(net.predict).parameters.items() if p.default is not p.empty}
         self.net, self.classes, self.name = net, list(classes), name
         of_the_test, self.tile = measured or {}, (measured or {}).get('tile', TILE)  # scales, flip, max_side, crf ...
-        self.settings = {k: of_the_test.get(k, v) for k, v in dict(own, crf='').items() if k != 'told'}
+        self.settings = {k: of_the_test.get(k, v) for k, v in dict(own, crf='').items()}
 
     def chosen(self, given):
         "The settings with some of them changed; None leaves one as it is"
@@ -98,10 +98,9 @@ class Predictor:
         return ids_of(tags, self.classes)
 
     def scores(self, image, settings, tags=None):
-        "What the network says, before CRF and tags, of which one that asks for names is told that they are known"
-        settings = {k: v for k, v in settings.items() if k != 'crf'}
-        if tags is not None and isinstance(self.net, NamedNet): settings['told'] = True
-        return self.net.predict([image], **settings)[0].float().cpu().numpy()
+        "What the network says, before CRF and tags"
+        net, views = told_tags(self.net, tags is not None), {k: v for k, v in settings.items() if k != 'crf'}
+        return net.predict([image], **views)[0].float().cpu().numpy()
 
     def probabilities(self, image, tags=None, **settings):
         "float32 [K+1,H,W]; 0 for classes that the tags do not name"
