@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WHOLE', 'INSIDE', 'HOME', 'PICTURE', 'last_name', 'host', 'scrubbed', 'scrubbed_field', 'private_parts',
            'in_64_colours', 'picture', 'output', 'bare_cell', 'notebook', 'published_folder', 'beyond_runs',
-           'checksums', 'refuse_private', 'in_lines', 'folded', 'laid_down', 'publish_run', 'pages_of_stages',
-           'publish_grid', 'added', 'publish_all']
+           'checksums', 'said_once', 'refuse_private', 'in_lines', 'folded', 'laid_down', 'publish_run',
+           'pages_of_stages', 'publish_grid', 'added', 'publish_all']
 
 # %% ../../nbs/results/published.ipynb #c534d782
 import base64, io, json, platform, re
@@ -124,6 +124,12 @@ def checksums(stages):
     files = {p for p in (Path(s['parameters'].get('weights') or '').expanduser() for s in stages.values()) if p.suffix}
     return {p.name: file_sha256(p) if p.is_file() else '' for p in sorted(files)}
 
+# %% ../../nbs/results/published.ipynb #6853ab36
+def said_once(made):
+    "The stages of a record; the versions of its run are not repeated in them"
+    of_run = 'versions', made.get('versions')
+    return {name: {k: v for k, v in s.items() if (k, v) != of_run} for name, s in made['stages'].items()}
+
 # %% ../../nbs/results/published.ipynb #7332015f
 def refuse_private(file, x):
     "Refuse what still names this machine; the code of the notebooks is the package's, and pictures are no text"
@@ -184,7 +190,7 @@ def publish_run(
     if made['state'] != 'done': raise UserError(f'publish: {place.name}: {made["state"]}; only a run that is done can be published: wsss resume {place.name}.')
     if not numbers_in(metrics): raise UserError(f'publish: {place.name} has no numbers; its data have no ground truth, or it ends before evaluate.')
     ours = all(s['parameters'].get('data_name') == 'synthetic' for s in made['stages'].values())
-    record = dict(scrubbed(made), name=name, files=checksums(made['stages']))
+    record = dict(scrubbed(dict(made, stages=said_once(made))), name=name, files=checksums(made['stages']))
     files = {'run.json': record, 'metrics.json': scrubbed(metrics)}
     if run.images: files['images.json'] = json.dumps(run.images, separators=(',', ':')) + '\n'
     if ours: files |= pages_of_stages(run, pages, limit)

@@ -142,7 +142,8 @@ def provenance_of(report):
     "Everything that went into each run, folded"
     keys = ('folder', 'device', 'seconds', 'code', 'data', 'parameters', 'versions')
     text = lambda made: json.dumps({k: made.get(k) for k in keys}, indent=1, ensure_ascii=False)
-    return one_after_the_other(filled(WENT_IN, name=r['name'], stage=stage, made=made, text=text(made))
+    return one_after_the_other(filled(WENT_IN, name=r['name'], stage=stage, made=made,
+                                      text=text({'versions': r['versions'], **made}))
                                for r in report.runs for stage, made in r['stages'].items())
 
 # %% ../../nbs/results/report.ipynb #5f9ed213
