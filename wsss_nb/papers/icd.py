@@ -21,6 +21,7 @@ from ..base.core import UserError, check_name, check_shapes
 from ..data.views import as_tensor, multi_scale
 from ..base.processes import everyones
 from ..nets.top_down import TwoBranches, sized_as
+from ..refine.cuts import cut_at
 from ..refine.signed import MODES, keep_regions, seed_maps, seeds, superpixel_mean, superpixel_vote, unit_scores
 from ..refine.superpixels import region_mean, regions_of
 
@@ -133,7 +134,7 @@ class Icd(TwoBranches, Localiser):
     "CAM branch and intra-class discriminator, trained together"
     reading = dict(kind='',  # '' for the best there is ['' | icd | bottom_up | superpixels | signed_cam | cam]
                    mode='official', threshold=0.,  # of the signs; of scores [official | paper] [0.0..<1.0]
-                   cut='')  # taken from the scores first: nothing, or where two sides part ['' | otsu | gaussians]
+                   cut='')  # first taken from the scores: nothing, or a cut ['' | otsu | gaussians | share]
     kinds = ('icd', 'bottom_up', 'superpixels', 'signed_cam', 'cam')
 
     def __init__(self, backbone, num_classes,
@@ -141,6 +142,7 @@ class Icd(TwoBranches, Localiser):
         structure='c',  # of the top-down branch, Tab. 6 [a | b | c | d | 'none']
         kind='square',  # of the bottom-up loss, Tab. 4 [square | abs | sigmoid]
         refine='mean',  # of the target, over superpixels, Tab. 3 [mean | vote | 'none']
+        cut='',  # of the scores that the target is made of, zero if not given ['' | otsu | gaussians | share]
         mode='official',  # signs and margin [official | paper]
         margin=.2,  # of the target, in official mode [0.0..<1.0]
         weight=5.,  # of the bottom-up loss [0.0..]
@@ -151,7 +153,7 @@ class Icd(TwoBranches, Localiser):
         super().__init__(backbone, num_classes)
         check_name(kind, KINDS, 'kind'), check_name(refine, ('mean', 'vote', 'none'), 'refine')
         self.add_branches(num_classes, features, structure)
-        self.kind, self.refine, self.margin = kind, refine, margin if mode == 'official' else 0.
+        self.kind, self.refine, self.cut, self.margin = kind, refine, cut, margin if mode == 'official' else 0.
         self.weight, self.top_down, self.warmup, self.single = weight, top_down, warmup, single
         self.aligner = SignAligner(num_classes, mode=mode)
         self.register_buffer('company', torch.zeros(num_classes).bool(), persistent=False)  # never alone, see `prepare`
@@ -166,9 +168,6 @@ def target(self: Icd, scores, batch):
     if self.refine == 'vote': scores = superpixel_vote(scores, batch['regions'], batch['labels'], 256)
     return refined_target(scores, self.margin)
 
-
-Icd.target = target
-
 # %% ../../nbs/papers/icd.ipynb #55bc0105
 def losses_of(self: Icd, cam, features, logits, batch):
     "The losses cam, bottom_up and top_down from the outputs of the network, Eq. 13"
@@ -177,9 +176,10 @@ def losses_of(self: Icd, cam, features, logits, batch):
     out = dict(cam=self.num_classes * multilabel_loss(cam.mean((2, 3)), labels),
                bottom_up=bottom_up_loss(features, self.directions, y, self.kind))
     loss = out['cam'] + self.weight * out['bottom_up']
-    s = self.aligner(directional_scores(features, self.directions.detach()), sized_as(cam.detach(), features), labels)
+    seen = sized_as(cam.detach(), features)
+    s = self.aligner(directional_scores(features, self.directions.detach()), seen, labels)
     if logits is not None:
-        target, counts = self.target(sized_as(s, logits), batch)
+        target, counts = self.target(sized_as(cut_at(s, self.cut, seen), logits), batch)
         out['top_down'] = top_down_loss(logits, target, labels, counts)
         loss = loss + self.top_down * warm_up(batch['step'], self.warmup * batch['per_epoch']) * out['top_down']
     return dict(loss=loss, **out)
@@ -192,7 +192,7 @@ def forward(self: Icd, batch):
         return self.losses(cam.float(), features.detach().float(), None if logits is None else logits.float(), batch)
 
 
-Icd.losses, Icd.forward = losses_of, forward
+Icd.target, Icd.losses, Icd.forward = target, losses_of, forward
 
 # %% ../../nbs/papers/icd.ipynb #44e86bc0
 @torch.no_grad()

@@ -153,7 +153,7 @@ def seeds(
 def seed_maps(icd, cam, present, mode='official', threshold=0., cut=''):
     "The seed as ScoreMaps, background first, whose argmax it is; with a last key 255 where pixels are undecided"
     if not len(present): return ScoreMaps(np.zeros(1, np.int64), np.ones((1, *icd.shape[1:]), np.float32))
-    icd = cut_at(icd, cut)
+    icd = cut_at(icd, cut, cam)
     seed, ids = seeds(icd, cam, present, mode, threshold), torch.as_tensor(present, device=icd.device).view(-1, 1, 1)
     p, undecided = .5 + .498 * F.softsign(icd) + .001 * icd.sign(), (seed == 255)[None]
     winner = torch.where(seed == ids, p, 0).amax(0)
