@@ -254,7 +254,7 @@ def test_warm_up_scales_the_top_down_loss():
     close(out['loss'], out['cam'] + 5 * out['bottom_up'] + np.exp(-10) * out['top_down'], 1e-5)
 
 
-@pytest.mark.parametrize('options', [dict(structure=s) for s in T.STRUCTURES] + [dict(features=f) for f in T.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper')])
+@pytest.mark.parametrize('options', [dict(structure=s) for s in T.STRUCTURES] + [dict(features=f) for f in T.FEATURES] + [dict(kind='abs'), dict(refine='vote'), dict(refine='none'), dict(mode='paper'), dict(cut='share'), dict(cut='otsu')])
 def test_every_option_trains_and_reads(options):
     net, batch = icd(**options), batch_of([[1, 0, 0], [0, 1, 1]], (41, 33))
     net(batch)['loss'].backward()
@@ -466,11 +466,42 @@ def test_two_gaussians_are_cut_where_another_fit_has_both_alike():
     assert C.gaussians(torch.full((2, 3, 3), 7.)).tolist() == [7, 7]
 
 
+def slow_share(x, c):
+    "The middle between the lowest value that no more pixels lie above than the CAM has, and the next"
+    most, values = int((c > .25 * max(float(c.max()), 0)).sum()), sorted({float(v) for v in x.flatten()})
+    low = min(v for v in values if int((x > v).sum()) <= most and v >= values[0])
+    return (low + values[values.index(low) + 1]) / 2 if low < values[-1] else low + 1
+
+
+def test_a_share_is_the_lowest_cut_that_leaves_no_more_than_the_cam_has():
+    for seed in range(8):
+        g = torch.Generator().manual_seed(seed)
+        maps, cam = (torch.randn(2, 3, 6, 7, generator=g).round(decimals=seed % 3) for _ in range(2))  # with ties
+        slow = [[slow_share(x, c) for x, c in zip(*of)] for of in zip(maps, cam)]
+        assert torch.allclose(C.share(maps, cam), torch.tensor(slow)) and not (maps == C.share(maps, cam)[..., None, None]).any()
+    assert torch.equal(C.share(maps, cam), C.share(maps, 3 * cam)) and not torch.equal(C.share(maps, cam), C.share(maps, cam, .6))
+    assert (C.share(maps, -maps.abs() - 1) > maps.amax((2, 3))).all()  # a CAM below zero sees nothing
+
+
+def test_the_target_is_cut_where_the_cam_says(monkeypatch):
+    seen, batch = {}, batch_of([[1, 0, 0], [0, 1, 1]])
+    for cut in ('', 'share'):
+        net = icd(refine='none', cut=cut)
+        kept = lambda s, b, cut=cut: (seen.update({cut: s}), I.refined_target(s))[1]
+        monkeypatch.setattr(net, 'target', kept)
+        net(batch)
+    with torch.no_grad(): cam, features, _ = icd(refine='none').outputs(batch['image'])
+    cuts = [[slow_share(x, c) for x, c in zip(*of)] for of in zip(seen[''], T.sized_as(cam, features))]
+    close(seen['share'], seen[''] - torch.tensor(cuts)[:, :, None, None], 1e-4)
+
+
 def test_scores_are_cut_before_anything_else():
     icd, cam = torch.tensor([[[9., 8, 3, 2, 1]]]), torch.ones(1, 1, 5)
     assert S.seed_maps(icd, cam, [4]).maps.argmax(0).tolist() == [[1] * 5]  # all of it above zero
     cut = S.seed_maps(icd, cam, [4], cut='otsu')
     assert cut.maps.argmax(0).tolist() == [[1, 1, 0, 0, 0]] and np.array_equal(cut.maps, S.seed_maps(icd - 5.5, cam, [4]).maps)
+    some = torch.tensor([[[0., 2, 9, 3, 0]]])
+    assert S.seed_maps(icd, some, [4], cut='share').maps.argmax(0).tolist() == [[1, 1, 0, 0, 0]]  # as many as the CAM has
     with pytest.raises(UserError, match="cut: unknown name 'half'"): S.seed_maps(icd, cam, [4], cut='half')
 
 

@@ -63,9 +63,11 @@ def share(
     above=.25,  # of the largest value of each map
 ):
     "The cut of each map above which as many pixels lie as its CAM has, Eq. 3: [...]"
-    c, order = cam.flatten(-2), scores.flatten(-2).sort(-1, descending=True).values
-    n = (c > above * c.amax(-1, keepdim=True).clamp(min=0)).sum(-1, keepdim=True)
-    return order.gather(-1, n.clamp(max=order.shape[-1] - 1))[..., 0]
+    c, x = cam.flatten(-2), scores.flatten(-2)
+    n = (c > above * c.amax(-1, keepdim=True).clamp(min=0)).sum(-1, keepdim=True).clamp(max=x.shape[-1] - 1)
+    low = x.sort(-1, descending=True).values.gather(-1, n)  # the first value that is too many,
+    high = torch.where(x > low, x, torch.inf).amin(-1, keepdim=True)  # and the last that is not
+    return torch.where(high.isinf(), low + 1, (low + high) / 2)[..., 0]
 
 # %% ../../nbs/refine/cuts.ipynb #ffdadfd1
 CUTS = {'': None, 'otsu': lambda s, cam: otsu(s), 'gaussians': lambda s, cam: gaussians(s), 'share': share}
