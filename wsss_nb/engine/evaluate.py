@@ -22,8 +22,7 @@ from ..base.workers import cores, keep_memory, parallel, trim_memory
 from ..data.sample import load_maps, missing, need_data, need_tags, read_mask, save_mask
 from ..data.tiles import TILE, tile_side
 from ..data.views import batches_to_show
-from .in_tiles import likeliest, network_mask, restricted
-from .named import told_tags
+from .in_tiles import likeliest, network_mask, restricted, told_tags
 from ..metrics import Confusion, iou_of, mean_of, threshold_sweep
 from ..nets.segmenter import FUSIONS
 from ..refine.crf import PRESETS

@@ -21,9 +21,9 @@ from ..data.files import by_id, find_images
 from ..data.sample import Sample, as_image, few, read_image, read_mask, save_mask
 from ..data.tiles import TILE, tile_side
 from ..data.tags import IMAGES, ids_of, image_id
-from ..engine.in_tiles import likeliest, mask_in_tiles, restricted
+from ..engine.in_tiles import likeliest, mask_in_tiles, restricted, told_tags
 from ..engine.methods import load_localiser, load_segmenter, record_of
-from ..engine.named import NamedNet, told_tags, with_names
+from ..engine.named import NamedNet, with_names
 from ..nets.export import write_onnx
 from ..refine.crf import PRESETS, dense_crf
 from ..engine.gallery import figure, in_words, save_picture, small_overlay, write_gallery
