@@ -478,9 +478,9 @@ def test_a_share_is_the_lowest_cut_that_leaves_no_more_than_the_cam_has():
         g = torch.Generator().manual_seed(seed)
         maps, cam = (torch.randn(2, 3, 6, 7, generator=g).round(decimals=seed % 3) for _ in range(2))  # with ties
         slow = [[slow_share(x, c) for x, c in zip(*of)] for of in zip(maps, cam)]
-        assert torch.allclose(C.share(maps, cam), torch.tensor(slow)) and not (maps == C.share(maps, cam)[..., None, None]).any()
-    assert torch.equal(C.share(maps, cam), C.share(maps, 3 * cam)) and not torch.equal(C.share(maps, cam), C.share(maps, cam, .6))
-    assert (C.share(maps, -maps.abs() - 1) > maps.amax((2, 3))).all()  # a CAM below zero sees nothing
+        assert torch.allclose(C.cut_by_share(maps, cam), torch.tensor(slow)) and not (maps == C.cut_by_share(maps, cam)[..., None, None]).any()
+    assert torch.equal(C.cut_by_share(maps, cam), C.cut_by_share(maps, 3 * cam)) and not torch.equal(C.cut_by_share(maps, cam), C.cut_by_share(maps, cam, .6))
+    assert (C.cut_by_share(maps, -maps.abs() - 1) > maps.amax((2, 3))).all()  # a CAM below zero sees nothing
 
 
 def test_the_target_is_cut_where_the_cam_says(monkeypatch):

@@ -24,7 +24,7 @@ def restricted(p, ids=None):
     return keep, p[keep] / np.maximum(p[keep].sum(0), 1e-12)
 
 
-def told_tags(net, known=True):
+def told_tags(net, known):
     "A network as it is asked where the tags of a picture are known, or not; one that asks for names has two ways"
     return getattr(net, 'told', net) if known else net
 
