@@ -10,17 +10,19 @@ import pytest
 from matplotlib import pyplot
 
 from wsss_nb.base.basics import environment
-from wsss_nb.base.core import whole_file
+from wsss_nb.base.core import disk_error
 from wsss_nb.base.until import TimeUp
 from wsss_nb.engine import stage, warm
-from wsss_nb.engine.execute import StageFailed
+from wsss_nb.engine.execute import StageFailed, put_out, running_in
 from wsss_nb.engine.key import notebook_code
 from wsss_nb.engine.parameters import notebook_parameters
 
 
 def execute(path, out, parameters, what, progress):
     names = {**{k: v for k, (v, _) in notebook_parameters(path).items()}, **parameters}
-    with whole_file(out) as f: f.write(path.read_bytes())
+    try: running_in(out).write_bytes(path.read_bytes())
+    except OSError as e: raise disk_error(e, out) from e
+    put_out(running_in(out), out)  # without the lock, as papermill: the kernel that has it clears what ends in .part
     try:
         for cell in notebook_code(path): exec(compile('\n'.join(l for l in cell.splitlines() if not l.startswith('%')), path.name, 'exec'), names)
     except TimeUp: raise
@@ -55,7 +57,7 @@ def kernel_of_one_server():
 def execute_page(nb, kernel, **settings):
     "Execute the cells of a notebook in a kernel of that name"
     from nbclient import NotebookClient
-    NotebookClient(nb, timeout=300, kernel_name=kernel, kernel_manager_class=warm.prompt_manager(), **settings).execute()
+    with warm.private_sockets() as sockets: NotebookClient(nb, timeout=300, kernel_name=kernel, **sockets, **settings).execute()
 
 
 def in_kernels(*codes):

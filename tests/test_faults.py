@@ -94,6 +94,21 @@ def test_an_executed_notebook_has_its_name_only_when_it_is_whole(tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ['out.ipynb']
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='forks')
+def test_two_processes_that_execute_one_notebook_leave_each_other_theirs(tmp_path, monkeypatch):
+    import papermill
+    from faults import forked
+    out, this = tmp_path / 'out.ipynb', os.getpid()
+    def execute(source, target, parameters, **settings):
+        Path(target).write_text(f'{{"cells": [{os.getpid() == this}]}}'.lower())
+        if os.getpid() != this: return
+        assert forked(lambda: run_notebook(tmp_path / 'in.ipynb', out, {}, 'n', tmp_path / '.progress')) == dict(made=None)
+        assert load_json(out) == dict(cells=[False]) and load_json(target) == dict(cells=[True])
+    monkeypatch.setattr(papermill, 'execute_notebook', execute)
+    run_notebook(tmp_path / 'in.ipynb', out, {}, 'n', tmp_path / '.progress')
+    assert load_json(out) == dict(cells=[True]) and [p.name for p in tmp_path.iterdir()] == ['out.ipynb']
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     "A run of one tiny stage"
