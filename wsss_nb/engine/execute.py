@@ -95,7 +95,7 @@ def hidden(module):
 # %% ../../nbs/engine/execute.ipynb #59878b85
 def running_in(out):
     "Where this process writes an executed notebook until it is whole: another may execute the same"
-    return Path(out).with_name(f'.{Path(out).name}.{os.getpid()}')
+    return Path(out).with_name(f'.{os.getpid()}.{Path(out).name}')
 
 
 def put_out(running, out):
