@@ -231,10 +231,11 @@ def test_pictures_drawn_in_memory_and_masks_of_others_go_through(tmp_path):
 
 
 def test_as_many_workers_as_the_step_needs():
-    assert enough_workers(.12, .15, 500, 1, False) == 0  # one core
-    assert enough_workers(.5, .04, 500, 16, False) == 15 and enough_workers(.08, .04, 500, 16, False) == 3
-    assert enough_workers(.12, 3., 500, 2, True) == 0 and enough_workers(.12, .3, 500, 2, True) == 1
-    assert enough_workers(.12, .15, 50, 16, False) == 0  # over before they have started
+    assert enough_workers(.12, .15, 500, 1) == 0  # one core
+    assert enough_workers(.5, .04, 500, 16) == 15 and enough_workers(.08, .04, 500, 16) == 3
+    assert enough_workers(.12, 3., 500, 2, threads=1) == 0 and enough_workers(.12, .3, 500, 2, threads=1) == 1
+    assert enough_workers(.12, .3, 500, 2, threads=2) == 0 and enough_workers(.5, .1, 500, 16, threads=12) == 4  # what the step leaves
+    assert enough_workers(.12, .15, 50, 16) == 0  # over before they have started
 
 
 @pytest.mark.parametrize('may', [True, False])
@@ -247,7 +248,7 @@ def test_the_first_steps_choose_and_every_batch_comes_once(may, monkeypatch):
             time.sleep(.02)
             yield k
     seen = []
-    for batch in probed(loader, 1000, lambda: None, False, chosen.append, may=lambda: may):
+    for batch in probed(loader, 1000, lambda: None, 0, chosen.append, may=lambda: may):
         seen.append(batch)
         at[0] += 1
     assert seen == list(range(12)) and asked == [0, *chosen] and (chosen[0] > 0) == may

@@ -115,18 +115,19 @@ def enough_workers(
     views, step,  # seconds of a batch: its views on one core, and the rest
     steps,  # that are left
     cores,  # that may be used
-    on_cpu,  # the step as well
+    threads=0,  # of the step, where it computes on them as well
 ):
-    "How many processes have the views ready in time"
-    if cores < 2 or views * steps < 10 or on_cpu and views < .1 * step: return 0
-    return min(cores - 1, math.ceil(1.25 * views / max(step, 1e-6)))
+    "How many processes have the views ready in time, on the cores that the step leaves"
+    free = cores - max(1, threads)
+    if free < 1 or views * steps < 10 or threads and views < .1 * step: return 0
+    return min(free, math.ceil(1.25 * views / max(step, 1e-6)))
 
 # %% ../../nbs/engine/batches.ipynb #aaf70f0b
 def probed(
     loader,  # of so many processes, from the step on at which the training is -> batches
     left,  # steps
     wait,  # until the device has done its work
-    on_cpu,
+    threads,  # of the step on the CPU, 0 on a card
     chosen,  # gets the number
     share=1,  # processes of the training on this machine
     may=lambda: True,  # whether there can be others at all
@@ -141,7 +142,7 @@ def probed(
         last = perf_counter()
     if left <= PROBED: return chosen(0)
     views, step = (sorted(t)[len(t) // 2] for t in zip(*clocked[1:]))
-    n = enough_workers(views, step, left - PROBED, cores() // share, on_cpu)
+    n = enough_workers(views, step, left - PROBED, cores() // share, threads)
     chosen(n := n if n and may() else 0)
     yield from loader(n)
 
@@ -168,10 +169,10 @@ def loader_of(learner, workers=0):
 def batches_of(learner):
     "The batches from the learner's step on, by its workers, whose number the first steps may have to show"
     if learner.workers != 'auto': return loader_of(learner, learner.workers)
-    on_cpu, share = learner.device.type == 'cpu', learner.accelerator.num_processes
+    threads, share = torch.get_num_threads() * (learner.device.type == 'cpu'), learner.accelerator.num_processes
     wait = lambda: learner.device.type == 'cuda' and torch.cuda.synchronize(learner.device)
     chosen = lambda n: setattr(learner, 'workers', n)
-    return probed(lambda n: loader_of(learner, n), learner.steps - learner.step, wait, on_cpu, chosen,
+    return probed(lambda n: loader_of(learner, n), learner.steps - learner.step, wait, threads, chosen,
                   share, learner.views.travel)
 
 
