@@ -124,6 +124,24 @@ def test_what_counts_at_the_start_has_a_server_of_its_own(monkeypatch, tmp_path)
     assert warm.setting({}) != key and before <= set(warm.SERVERS)
 
 
+COMPUTED = """
+import numpy as np, torch, threadpoolctl, sklearn.svm
+draw, net = torch.Generator().manual_seed(5), torch.nn.Conv2d(16, 32, 3)
+for p in net.parameters(): p.data = torch.randn(p.shape, generator=draw)
+net(torch.randn(8, 16, 64, 64, generator=draw)).square().sum().backward()
+a = np.random.default_rng(0).standard_normal((400, 300))
+[torch.get_num_threads(), sorted({p['num_threads'] for p in threadpoolctl.threadpool_info()}), net.weight.grad.sum().item(), net.weight.grad.abs().sum().item(), float((a @ a.T).sum()), float(np.linalg.svd(a)[1].sum())]
+"""
+
+
+def test_so_many_threads_in_all_libraries_are_taken_after_the_fork():
+    def computed(n, w): return answer(COMPUTED, WSSS_WARM=w, **dict.fromkeys(warm.THREADS, str(n)))
+    one, before = computed(1, '1'), set(warm.SERVERS)
+    two, again = computed(2, '1'), computed(1, '1')
+    assert set(warm.SERVERS) == before and one[:2] == again[:2] == [1, [1]] and two[:2] == [2, [2]]
+    assert one == again and two == computed(2, '0')  # to the bit
+
+
 NESTED = '''
 import sys, nbformat
 from nbclient import NotebookClient

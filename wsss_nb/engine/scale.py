@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from ..base.basics import UserError, check_scheduler
 from ..base.core import make_folder, not_installed
-from .execute import THREADS, is_locked
+from .execute import is_locked
 from .record import runs_folder
 from .run import looked_at, make_run
+from .serving import THREADS
 from .stage import INPUTS, Stage, execute
 from ..base.tell import at_work, written
 from .warm import KEEP_MEMORY, with_server

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import wsss_nb
 from ..base.tell import LINE
-from .serving import SOME, serve_in_fork
+from .serving import SOME, THREADS, serve_in_fork, threads_asked
 
 # %% ../../nbs/engine/warm.ipynb #9bcd157c
 CLIENT = '''
@@ -50,7 +50,8 @@ SERVERS = {}  # what counts at the start -> (process, its socket)
 def setting(env):
     "What a kernel with this environment must have in common with the process that it is forked from"
     files = [(str(p), p.stat().st_mtime_ns) for p in sorted(Path(wsss_nb.__file__).parent.rglob('*.py'))]
-    counts = sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in BY_LIBRARIES)
+    own = (*BY_LIBRARIES, *(THREADS if threads_asked(env) else ()))  # so many threads are taken after the fork
+    counts = sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in own)
     return sha256(repr((counts, files)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/engine/warm.ipynb #d9c91b66

@@ -37,7 +37,7 @@ def jobs_and_threads():
 
 def run_demo(names, runs=''):
     "Execute recipes side by side, in the threads that each would have if all were at work"
-    from wsss_nb.engine.execute import THREADS
+    from wsss_nb.engine.serving import THREADS
     from wsss_nb.engine.recipes import read_recipe
     from wsss_nb.engine.sheet import Sheet
     jobs, threads = jobs_and_threads()
@@ -49,7 +49,7 @@ def run_demo(names, runs=''):
 # %% ../../nbs/verbs/demo.ipynb #d8f3b2c4
 def masks_first(name, runs=''):
     "The masks of a run, in all cores: nothing else is at work until they can be looked at"
-    from wsss_nb.engine.execute import THREADS
+    from wsss_nb.engine.serving import THREADS
     from wsss_nb.engine.recipes import read_recipe
     from wsss_nb.engine.run import looked_at
     from wsss_nb.engine.stage import execute
@@ -81,7 +81,7 @@ def do_demo(a):
     print(f'demo: {len(names)} methods on the embedded set, a page at the end; some minutes on a few cores; '
           'what is done already is kept', flush=True)
     from wsss_nb.data.synthetic import draw_ahead
-    from wsss_nb.engine.execute import THREADS
+    from wsss_nb.engine.serving import THREADS
     threads = str(jobs_and_threads()[1])
     with draw_ahead(), environment(**dict.fromkeys(THREADS, threads)):  # torch looks for them when it is imported
         begin_stages()
