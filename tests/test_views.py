@@ -254,6 +254,21 @@ def test_the_first_steps_choose_and_every_batch_comes_once(may, monkeypatch):
     assert seen == list(range(12)) and asked == [0, *chosen] and (chosen[0] > 0) == may
 
 
+def test_a_batch_is_cut_in_threads_where_views_are_large_and_is_the_same(monkeypatch):
+    import threading
+    from wsss_nb.engine import batches
+    views, keys, by = Views(synthetic('train', n=4), TrainingViews(90, long_side=(80, 200)), 1), [(e, i) for e in range(3) for i in range(4)], []
+    cut = views.cut
+    views.cut = lambda key: by.append(threading.get_ident()) or cut(key)
+    def all_cut(threads, small):
+        by.clear()
+        monkeypatch.setattr(batches, 'SMALL_VIEW', small)
+        return batches.AsTheyTravel(views, threads).__getitems__(keys), {*by}
+    (alone, one), (small, still), (large, several) = all_cut(1, 0.), all_cut(3, 60.), all_cut(3, 0.)
+    assert one == still == {threading.get_ident()} and len(several) > 1 and [v['name'] for v in large] == [views.data.names[i] for _, i in keys]
+    assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for a, b, c in zip(alone, small, large) for k in ('pixels', 'window', 'labels'))
+
+
 def test_views_that_cannot_travel_stay_here():
     import threading
     data = synthetic('train', n=2)
