@@ -20,10 +20,9 @@ from ..base.core import make_folder, not_installed
 from .execute import is_locked
 from .record import runs_folder
 from .run import looked_at, make_run
-from .serving import THREADS
 from .stage import INPUTS, Stage, execute
 from ..base.tell import at_work, written
-from .warm import KEEP_MEMORY, with_server
+from .warm import KEEP_MEMORY, THREADS, with_server
 from ..base.workers import cores, no_script
 
 # %% ../../nbs/engine/scale.ipynb #1716bb52
