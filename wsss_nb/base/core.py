@@ -62,7 +62,8 @@ def seed_everything(seed):
 def rng(*key):
     "A NumPy generator that depends on nothing but `key` (any mix of integers and strings)"
     import numpy as np
-    return np.random.default_rng(list(hashlib.sha256(repr(key).encode()).digest()))
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, np.uint8).astype(np.uint32))  # as a list of its bytes, sooner
 
 # %% ../../nbs/base/core.ipynb #76ed99ee
 def random_state():

@@ -93,7 +93,9 @@ def padded(image, window, colour):
     valid = torch.zeros_like(image[:, 0], dtype=torch.bool)
     for x, v, (top, left, h, w) in zip(image, valid, window.tolist()):
         v[top:top + h, left:left + w] = True
-        for border in (x[:, :top], x[:, top + h:], x[..., :left], x[..., left + w:]): border[:] = colour
+        above_and_below = (x[:, :top], x[:, top + h:]) if h < x.shape[1] else ()
+        beside = (x[..., :left], x[..., left + w:]) if w < x.shape[2] else ()
+        for border in (*above_and_below, *beside): border[:] = colour
     return image, valid
 
 
@@ -123,9 +125,9 @@ def training_view(
 # %% ../../nbs/data/views.ipynb #91078eee
 def multi_hot(tags, num_classes):
     "Tags (ids 1..K) as a float vector [K]"
-    out = torch.zeros(num_classes)
+    out = np.zeros(num_classes, np.float32)
     out[[t - 1 for t in tags]] = 1
-    return out
+    return torch.from_numpy(out)
 
 # %% ../../nbs/data/views.ipynb #9e8ab36f
 class TrainingViews:
