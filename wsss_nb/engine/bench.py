@@ -137,7 +137,9 @@ def compiled_steps(data, make, crop, size, device, rounds=15):
     return [Measure('compiled steps', 'images/s', size / fast, size / usual, 'our bare step')]
 
 # %% ../../nbs/engine/bench.ipynb #caae6fc8
-def advice(views, bare, end_to_end, workers, available):
+def advice(views, bare, end_to_end, workers,
+    available,  # cores that views may have: beside a step on the CPU those without a thread of it
+):
     "The bottleneck of training in a sentence, from images a second: one core's views, the bare step, the whole"
     wanted, share = max(1, round(bare / views + .49)), min(1., end_to_end / bare)
     said = f'Training: the device works {share:.0%} of the time. '
@@ -145,7 +147,7 @@ def advice(views, bare, end_to_end, workers, available):
         said += (f'The step is the limit (workers={min(wanted, workers)} is enough); a smaller crop, '
                  'a larger stride, or precision=bf16 on a GPU, make it quicker.')
     elif wanted > available:
-        said += (f'The views are the limit: {wanted} cores would feed it, {available} are here; '
+        said += (f'The views are the limit: {wanted} cores would feed it, {available} are free; '
                  'store the photographs smaller (long side about twice the crop).')
     elif wanted > workers: said += f'The views are the limit: set workers={wanted}.'
     else:
@@ -202,7 +204,7 @@ def bench(
         data = jpegs(folder, max(8, (4 if gpu else 2) * p['size']), p.get('picture', (375, 500)))
         make = lambda: build_localiser(method, 20, p['backbone'])
         found = measured(data, make, p, device, workers, quick, f'{folder}/kept')
-    said = advice_of(found, workers, available)
+    said = advice_of(found, workers, available if gpu else max(0, available - torch.get_num_threads()))
     say(f'{measures_table(found)}\n{said}')
     rows = [m._asdict() | dict(times=m.times) for m in found]
     about = dict(machine=device_name('cpu'), cores=available, device=str(device), versions=versions(), quick=quick)
