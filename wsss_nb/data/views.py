@@ -93,9 +93,8 @@ def padded(image, window, colour):
     valid = torch.zeros_like(image[:, 0], dtype=torch.bool)
     for x, v, (top, left, h, w) in zip(image, valid, window.tolist()):
         v[top:top + h, left:left + w] = True
-        above_and_below = (x[:, :top], x[:, top + h:]) if h < x.shape[1] else ()
-        beside = (x[..., :left], x[..., left + w:]) if w < x.shape[2] else ()
-        for border in (*above_and_below, *beside): border[:] = colour
+        if v.shape == (h, w): continue
+        for border in (x[:, :top], x[:, top + h:], x[..., :left], x[..., left + w:]): border[:] = colour
     return image, valid
 
 
@@ -155,8 +154,7 @@ class TrainingViews:
         return finish_views(batch, self.fill)
 
     def __call__(self, data, i, rng):
-        view = self.cut(data, i, rng)
-        return {k: v[0] for k, v in self.finish({k: v[None] for k, v in view.items()}).items()}
+        return {k: v[0] for k, v in self.finish({k: v[None] for k, v in self.cut(data, i, rng).items()}).items()}
 
 # %% ../../nbs/data/views.ipynb #e3ac7637
 def size_within(size, max_side):

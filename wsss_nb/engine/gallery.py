@@ -187,7 +187,7 @@ def write_masks_page(
         link = f'{above}/{stage}/{split}'
         one = lambda i: masks_figure(data, i, masks, out, link)
         out = make_folder(index.parent / split)
-        large = n and max(data.size(0)) >= SIDE  # a small picture is mostly Python, in which threads wait for each other
+        large = n and max(data.size(0)) >= SIDE  # small pictures are mostly Python, where threads wait for each other
         with ThreadPoolExecutor(1 + large) as pool:
             figures = list(Progress(pool.map(one, range(n)), f'page of the masks, {split}', total=n))
         about = filled(ABOUT, n=len(data), link=link, made=stage, split=split, left=len(data) - n)
