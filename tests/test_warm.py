@@ -140,6 +140,8 @@ def test_so_many_threads_in_all_libraries_are_taken_after_the_fork():
     two, again = computed(2, '1'), computed(1, '1')
     assert set(warm.SERVERS) == before and one[:2] == again[:2] == [1, [1]] and two[:2] == [2, [2]]
     assert one == again and two == computed(2, '0')  # to the bit
+    bare = {k: v for k, v in os.environ.items() if k not in warm.THREADS}  # as many as there are cores: another server
+    assert warm.setting(dict(bare, **dict.fromkeys(warm.THREADS, '1'))) == warm.setting(dict(bare, **dict.fromkeys(warm.THREADS, '3'))) != warm.setting(bare)
 
 
 NESTED = '''

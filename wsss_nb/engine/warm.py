@@ -50,9 +50,10 @@ SERVERS = {}  # what counts at the start -> (process, its socket)
 def setting(env):
     "What a kernel with this environment must have in common with the process that it is forked from"
     files = [(str(p), p.stat().st_mtime_ns) for p in sorted(Path(wsss_nb.__file__).parent.rglob('*.py'))]
-    own = (*BY_LIBRARIES, *(THREADS if threads_asked(env) else ()))  # so many threads are taken after the fork
+    told = threads_asked(env) is not None  # how many, is set after the fork
+    own = (*BY_LIBRARIES, *(THREADS if told else ()))
     counts = sorted((k, v) for k, v in env.items() if k.startswith(AT_START) and k not in own)
-    return sha256(repr((counts, files)).encode()).hexdigest()[:16]
+    return sha256(repr((counts, told, files)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/engine/warm.ipynb #d9c91b66
 def _listening(key):
