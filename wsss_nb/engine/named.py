@@ -52,7 +52,7 @@ class NamedNet(nn.Module):
     @property
     def told(self):
         "The same, asked about pictures whose tags are known"
-        return NamedNet(self.net, self.localiser, True)
+        return NamedNet(self.net, self.localiser, known=True)
 
 # %% ../../nbs/engine/named.ipynb #5b478928
 def with_names(
