@@ -89,7 +89,7 @@ def _become(request, files, connection, minder):
     before = threads_asked(os.environ)
     os.environ.clear()
     os.environ.update(request['env'], JPY_PARENT_PID=str(minder))
-    if (n := threads_asked(os.environ)) != before: _compute_in(n)
+    if (n := threads_asked(os.environ)) not in (None, before): _compute_in(n)
     if 'debugpy' in sys.modules: os.environ['PYDEVD_USE_FRAME_EVAL'] = 'NO'  # as it says when it is imported
     random.seed(); np.random.seed(); torch.default_generator.seed()
     matplotlib.rcParams['backend'] = os.environ.setdefault('MPLBACKEND', 'module://matplotlib_inline.backend_inline')
