@@ -144,10 +144,12 @@ def test_so_many_threads_in_all_libraries_are_taken_after_the_fork():
     assert warm.setting(dict(bare, **dict.fromkeys(warm.THREADS, '1'))) == warm.setting(dict(bare, **dict.fromkeys(warm.THREADS, '3'))) != warm.setting(bare)
 
 
-def test_threads_that_libraries_are_told_differently_after_all_are_those_of_the_server():
+def test_threads_that_libraries_are_told_differently_after_all_are_those_of_the_server(monkeypatch):
+    monkeypatch.setattr(warm, 'SERVERS', {})  # one of its own, with one thread
     nb = cells('import torch\ntorch.get_num_threads()')
     with environment(**dict.fromkeys(warm.THREADS, '1')), kernel_of_one_server() as name, environment(OMP_NUM_THREADS='3'): NotebookClient(nb, kernel_name=name).execute()
     assert nb.cells[0].outputs[-1]['data']['text/plain'] == '1'
+    warm._close_servers()
 
 
 NESTED = '''
