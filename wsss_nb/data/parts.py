@@ -20,6 +20,7 @@ from . import draw
 from .draw import Dice, hsv, mix, noise
 from .figures import FIGURES, Figure, put_figure
 from .grounds import COMPANIONS, PLAIN, clutter
+from .maps import read_arrays
 from .synthetic import SHAPES, SPLITS, SyntheticData, camera, seen, synthetic, tags_of
 
 # %% ../../nbs/data/parts.ipynb #62f70fb8
@@ -108,8 +109,8 @@ def pixels(seed, split, i):
     "(image, mask, signs) of image `i`; those of the embedded set are kept on the disk, if it lets us"
     kept = not seed and i < SPLITS[split][1] and __name__ != '__main__'
     try:
-        with np.load(parts_folder() / f'{split}_{i:04d}.npz' if kept else '') as f:
-            three = f['image'], f['mask'], f['parts']
+        f = read_arrays(parts_folder() / f'{split}_{i:04d}.npz' if kept else '')
+        three = f['image'], f['mask'], f['parts']
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         three = (s := draw_parts(seed, split, i)).image, s.mask, s.parts
         if kept: keep(parts_folder() / f'{split}_{i:04d}.npz', *three)

@@ -23,6 +23,7 @@ from ..base.core import UserError, check_name, digest, make_folder, whole_file
 from . import draw
 from .draw import Dice
 from .grounds import clutter, companions_of, scenery
+from .maps import read_arrays
 from .sample import Data, Record, save_mask
 from .things import CLASSES, Thing, put
 
@@ -128,7 +129,8 @@ def drawn(seed, split, i):
     if seed or i >= SPLITS[split][1] or __name__ == '__main__': return draw_scene(seed, split, i)
     file, tags = drawings() / f'{split}_{i:04d}.npz', tags_of(seed, split, i)
     try:
-        with np.load(file) as f: return Scene(f['image'], f['mask'], tags, f['parts'], f['companions'].tolist())
+        f = read_arrays(file)
+        return Scene(f['image'], f['mask'], tags, f['parts'], f['companions'].tolist())
     except (OSError, ValueError, KeyError, EOFError, BadZipFile): s = draw_scene(seed, split, i)
     kept = {**s._asdict(), 'companions': np.array(s.companions, str)}
     try:

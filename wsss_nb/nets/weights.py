@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..base.core import UserError, file_sha256, nearest
+from ..data.maps import read_arrays
 from .resnet38 import read_params
 
 # %% ../../nbs/nets/weights.ipynb #5459339a
@@ -114,7 +115,7 @@ def read_torch(path):
 def read_npz(path):
     "The arrays of an .npz; pickled objects are refused"
     try:
-        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in z.files}
+        return read_arrays(path)
     except Exception as e: raise UserError(f'weights: {path} is not a readable .npz of plain arrays ({e}).') from None
 
 
