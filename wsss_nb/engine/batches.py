@@ -9,7 +9,6 @@ __all__ = ['LATE', 'THREADS_OF_VIEWS', 'SMALL_VIEW', 'PROBED', 'FEW', 'epoch_ord
 
 # %% ../../nbs/engine/batches.ipynb #f13b2d9b
 import math, pickle
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from time import perf_counter
@@ -17,6 +16,7 @@ from time import perf_counter
 import torch
 from torch.utils.data import DataLoader
 
+from ..base.ahead import ahead
 from ..base.core import UserError, rng
 from ..base.workers import FOR_MEMORY, by_value, cores, worker_context
 from ..data.decoded import Decoded
@@ -120,7 +120,7 @@ class AsTheyTravel(torch.utils.data.Dataset):
     def __getitems__(self, keys):
         began, first = perf_counter(), self[keys[0]]
         if self.threads < 2 or perf_counter() - began < SMALL_VIEW: return [first, *map(self.__getitem__, keys[1:])]
-        with ThreadPoolExecutor(self.threads) as pool: return [first, *pool.map(self.__getitem__, keys[1:])]
+        return [first, *ahead(self.__getitem__, keys[1:], self.threads)]
 
 # %% ../../nbs/engine/batches.ipynb #3c5d31ac
 PROBED = 4  # steps

@@ -9,12 +9,12 @@ __all__ = ['SWATCH', 'FIGURE', 'STYLE', 'GALLERY', 'FULL', 'MANY', 'LOST', 'ADVI
 
 # %% ../../nbs/engine/gallery.ipynb #f078f123
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..base.ahead import ahead
 from ..base.core import Progress, disk_error, make_folder, whole_file
 from ..base.page import filled, one_after_the_other, page
 from ..data.sample import few, read_mask
@@ -188,8 +188,7 @@ def write_masks_page(
         one = lambda i: masks_figure(data, i, masks, out, link)
         out = make_folder(index.parent / split)
         large = n and max(data.size(0)) >= SIDE  # small pictures are mostly Python, where threads wait for each other
-        with ThreadPoolExecutor(1 + large) as pool:
-            figures = list(Progress(pool.map(one, range(n)), f'page of the masks, {split}', total=n))
+        figures = list(Progress(ahead(one, range(n), 1 + large), f'page of the masks, {split}', total=n))
         about = filled(ABOUT, n=len(data), link=link, made=stage, split=split, left=len(data) - n)
         parts.append((split, about, figures))
     classes = next(iter(splits.values()))[0].classes
