@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from wsss_nb.engine import execute
 from wsss_nb.base import tell
@@ -302,6 +303,19 @@ def test_each_job_of_the_demo_has_its_share_of_the_threads(dask, cores, jobs, ea
     assert [f.name for f in demo.run_demo(['cam_synthetic', 'icd_synthetic'], tmp_path)] == ['cam_synthetic', 'icd_synthetic']
     assert seen == [(n, jobs, each) if dask else (n, '2', '2', '2') for n in ('cam_synthetic', 'icd_synthetic')]
     assert ('one after the other' in capsys.readouterr().out) != dask and os.environ['OMP_NUM_THREADS'] == '7'
+
+
+@pytest.mark.parametrize('tiles, gpu, precision', [(True, False, 'bf16'), (False, False, None), (True, True, None)])
+def test_the_demo_trains_in_bf16_where_the_cpu_is_made_for_it(tiles, gpu, precision, monkeypatch):
+    "but for the localiser of SIPE, which the SVM shares; elsewhere its recipes are as they are"
+    from wsss_nb.engine.recipes import read_recipe
+    from wsss_nb.verbs import demo
+    monkeypatch.setattr('torch.cpu._is_amx_tile_supported', lambda: tiles)
+    monkeypatch.setattr('wsss_nb.base.core.pick_device', lambda asked: torch.device('cuda' if gpu else 'cpu'))
+    for name in (name for job in demo.DEMO for name in job):
+        got, own = demo.demo_recipe(name), read_recipe(name)
+        asked = {stage: got[stage].pop('precision', None) for stage in ('train', 'segment')}
+        assert got == own and asked == dict(train=None if name in ('sipe_synthetic', 'svm_synthetic') else precision, segment=precision)
 
 
 @pytest.mark.parametrize('cores, ahead', [(1, ['cam_synthetic']), (4, ['cam_synthetic']), (5, []), (12, [])])
