@@ -317,32 +317,32 @@ def measure_sipe(a):
 def measure_ecsnet(a):
     "Of the labels that the erased image gives: how many are right, and how much of the things they cover"
     data, d = opened(a), tags_layer(a.root, a.tags, a.features, a.weights)
-    net, images = build('mobilenet_v2', a.weights or 'imagenet', stride=16).eval(), np.linspace(0, len(data) - 1, a.images or 40).astype(int)
+    nets, images = {stride: build('mobilenet_v2', a.weights or 'imagenet', stride=stride).eval() for stride in (16, 8)}, np.linspace(0, len(data) - 1, a.images or 40).astype(int)
     @torch.no_grad()
-    def heat(x):
-        z = (net(x)[-1] - d.centre[:, None, None]) / d.wide[:, None, None]
+    def heat(x, stride):
+        z = (nets[stride](x)[-1] - d.centre[:, None, None]) / d.wide[:, None, None]
         return F.pad(of_cells(d.tags, z), (0, 0, 0, 0, 1, 0))
     rows = {}
     for i in images:
         labels, truth = data.labels[i][None], torch.tensor(data.mask(i))
-        for side in (161, 257, 449):
+        for side, stride in ((161, 16), (257, 16), (449, 16), (449, 8)):
             size = [round(n * side / max(truth.shape)) for n in truth.shape]
             x, small = as_tensor(resize_image(data.image(i), size))[None], torch.tensor(resize_mask(truth.numpy(), size)).long()
-            cams = lambda h: fit_size(minmax_cam(h.relu(), labels), size)
+            cams = lambda x: fit_size(minmax_cam(heat(x, stride).relu(), labels), size)
             for beta in (1., .5):
-                first = cams(heat(F.interpolate(x, [round(n * beta) for n in size], mode='bilinear', antialias=True)))
+                first = cams(F.interpolate(x, [round(n * beta) for n in size], mode='bilinear', antialias=True))
                 region = erased_region(first, .6)
                 unit = side / 448
-                second = cams(heat(blur_erase(x, region, 10 * unit, max(1, round(25 * unit)))))
+                second = cams(blur_erase(x, region, 10 * unit, max(1, round(25 * unit))))
                 found = {('first map', .6): reliable_labels(first, torch.zeros_like(region), .6)}
                 found |= {('second', t): reliable_labels(second, region, t) for t in (.6, .7, .8, .9)}
                 found |= {('second, nothing left out', t): reliable_labels(second, torch.zeros_like(region), t) for t in (.6, .8)}
                 for (what, theta), y in found.items():
                     given, thing = (y[0] != 255) & (small != 255), (small != 255) & (small > 0)
                     now = [int((given & (y[0] == small)).sum()), int(given.sum()), int((given & (y[0] == small)).sum()), int(thing.sum())]
-                    rows.setdefault((side, beta, what, theta), np.zeros(4, np.int64))
-                    rows[side, beta, what, theta] += now
-    out = [dict(zip(('side', 'beta', 'what', 'theta'), k), right=float(r[0] / max(r[1], 1)), cover=float(r[2] / r[3])) for k, r in rows.items()]
+                    rows.setdefault((side, stride, beta, what, theta), np.zeros(4, np.int64))
+                    rows[side, stride, beta, what, theta] += now
+    out = [dict(zip(('side', 'stride', 'beta', 'what', 'theta'), k), right=float(r[0] / max(r[1], 1)), cover=float(r[2] / r[3])) for k, r in rows.items()]
     for r in out: print(r)
     return dict(images=len(images), delta=.6, rows=out)
 
