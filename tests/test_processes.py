@@ -105,7 +105,8 @@ def test_two_processes_train_what_one_trains(pair, name):
     assert len(alone['losses']) == 4 and all(sorted(w) == sorted(a + b) and len(a) == len(b) == 2 for w, a, b in zip(alone['names'], first['names'], second['names']))
     normed = any(k.endswith('running_mean') for k in alone['net'])  # a transformer normalises each token for itself
     assert first['shared'] == normed == (name != 'rollout') and not alone['shared'] and first['losses'] == second['losses'] and largest(first['net'], second['net']) == 0
-    assert np.allclose(alone['losses'], first['losses'], rtol=1e-4, atol=1e-5) and largest(alone['net'], first['net']) < 1e-4
+    assert np.allclose(alone['losses'], first['losses'], rtol=1e-4, atol=1e-5)
+    for x, y in zip(alone['net'].values(), first['net'].values()): assert torch.allclose(x.double(), y.double(), rtol=1e-4, atol=1e-4)  # statistics are above 1
 
 
 def test_a_batch_that_cannot_be_shared_is_told():
