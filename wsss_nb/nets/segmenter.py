@@ -16,6 +16,7 @@ from torch import nn
 
 from ..base.core import check_name
 from ..data.views import multi_scale
+from .stretch import stretched
 from .zoo import BACKBONES
 from ..base.processes import count
 
@@ -72,7 +73,7 @@ class Segmenter(nn.Module):
     def compare(self, logits, mask):
         "The loss of scores of any size"
         if self.thins_labels: return mask_loss(logits, labels_at(mask, logits.shape[2:]), self.loss)
-        return mask_loss(at_size(logits, mask.shape[1:]), mask, self.loss)
+        return mask_loss(stretched(logits, mask.shape[1:]), mask, self.loss)
 
     def background(self, logits, mask):
         "The share of background among the predictions at labelled pixels"
