@@ -39,7 +39,7 @@ def test_parts_of_a_batch_do_not_show(monkeypatch):
     whole = B.pamr_at_once(image, mask, 3, (1, 2)), B.ccmr_at_once(image, mask, present, 3, 20., (1, 2), True, 1e-6)
     sizes, real = [], B.bordered
     monkeypatch.setattr(B, 'bordered', lambda x, *args: sizes.append(len(x)) or real(x, *args))
-    monkeypatch.setattr(B, 'NUMBERS', 2 * 16 * 13 * 17 + 1)
+    monkeypatch.setitem(B.NUMBERS, 'cpu', 2 * 16 * 13 * 17 + 1)
     parts = B.pamr_at_once(image, mask, 3, (1, 2)), B.ccmr_at_once(image, mask, present, 3, 20., (1, 2), True, 1e-6)
     assert set(sizes) == {2, 1} and all(torch.equal(a, b) for a, b in zip(whole, parts))
 
@@ -65,7 +65,12 @@ def test_views_are_refined_within_their_rectangles(how):
     valid[0, 9:], valid[1, :, :4] = False, False
     net = SimpleNamespace(refinement=how, iters=3, scale=20., dilations=(1, 3))
     net.refine = lambda *args: Ccmr.refine(net, *args)
-    assert torch.allclose(net.refine(image, mask, present, valid), Ccmr.refine_views(net, image, mask, valid, present), atol=1e-12)
+    got = Ccmr.refine_views(net, image, mask, valid, present)
+    for i, (y, x) in enumerate(((slice(9), slice(17)), (slice(13), slice(4, 17)), (slice(13), slice(17)))):
+        at = slice(i, i + 1), slice(None), y, x
+        assert torch.allclose(got[at], net.refine(image[at], mask[at], present[i:i + 1]), atol=1e-12)
+    assert (got * ~valid[:, None] == 0).all()
+    for most in (2, 5): assert torch.equal(Ccmr.refine_views(net, image, mask, valid, present, most), got)  # two are there at most
 
 
 def test_a_gpu_takes_the_batch_and_a_cpu_does_not(monkeypatch):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LATE', 'THREADS_OF_VIEWS', 'SMALL_VIEW', 'PROBED', 'FEW', 'epoch_order', 'more_of', 'Batches', 'Views',
-           'AsTheyTravel', 'enough_workers', 'probed', 'few_steps', 'loader_of', 'batches_of', 'loaders_alive',
-           'rounds']
+           'AsTheyTravel', 'most_tags', 'enough_workers', 'probed', 'few_steps', 'loader_of', 'batches_of',
+           'loaders_alive', 'rounds']
 
 # %% ../../nbs/engine/batches.ipynb #f13b2d9b
 import math, pickle
@@ -121,6 +121,15 @@ class AsTheyTravel(torch.utils.data.Dataset):
         began, first = perf_counter(), self[keys[0]]
         if self.threads < 2 or perf_counter() - began < SMALL_VIEW: return [first, *map(self.__getitem__, keys[1:])]
         return [first, *ahead(self.__getitem__, keys[1:], self.threads)]
+
+# %% ../../nbs/engine/batches.ipynb #48ba5771
+def most_tags(
+    batch,  # as it travels: with labels [B,K], or without
+):
+    "The batch with `most_tags`, those of its fullest image, where the labels are at hand"
+    labels = batch.get('labels')
+    at_hand = torch.is_tensor(labels) and labels.ndim == 2 and len(labels) and labels.device.type == 'cpu'
+    return dict(batch, most_tags=int((labels > 0).sum(1).max())) if at_hand else batch
 
 # %% ../../nbs/engine/batches.ipynb #3c5d31ac
 PROBED = 4  # steps

@@ -19,7 +19,7 @@ from ..base.processes import fit_in, share_norms
 from ..base.until import TimeUp
 from ..data.sample import as_images
 from .arithmetic import Arithmetic, choose_again, same_form, update
-from .batches import Batches, Views, batches_of, few_steps, loaders_alive, rounds
+from .batches import Batches, Views, batches_of, few_steps, loaders_alive, most_tags, rounds
 from .beside import Beside
 from .loggers import Loggers
 from .options import check_call
@@ -143,7 +143,8 @@ def one_step(self: Learner, batch):
     "Forward, backward and, at the end of an accumulation, an update; returns the losses"
     factor, how = self.schedule(self.step, self.steps), self.arithmetic
     for g in self.optimizer.param_groups: g['lr'] = g['base_lr'] * factor
-    batch = {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+    moved = lambda v: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v
+    batch = {k: moved(v) for k, v in most_tags(batch).items()}
     batch = self.views.finish(batch)
     batch['image'] = batch['image'].contiguous(memory_format=how.layout)
     batch.update(progress=self.step / self.steps, step=self.step, per_epoch=self.per_epoch)

@@ -6,7 +6,7 @@ Araslanov and Roth, *Single-stage semantic segmentation from image labels*, CVPR
 
 # %% auto #0
 __all__ = ['HEADS', 'ngwp', 'focal_penalty', 'pseudo_labels', 'balanced_mask_loss', 'resize', 'ConvHead', 'SingleStageHead',
-           'within', 'MaskNet']
+           'MaskNet']
 
 # %% ../../nbs/nets/single_stage.ipynb #142766c4
 import torch
@@ -59,8 +59,8 @@ def balanced_mask_loss(
 ):
     "Balanced cross-entropy of each image, 0 where its labels miss a class or the background: [B]"
     (b, c), known = scores.shape[:2], target != 255
-    of_image = c * torch.arange(b, device=target.device).view(-1, 1, 1)
-    counts = torch.bincount((target + of_image)[known], minlength=b * c).view(b, c)
+    ids = target.where(known, c).flatten(1)  # those of unknown pixels are counted, and left out
+    counts = ids.new_zeros(b, c + 1).scatter_add_(1, ids, torch.ones_like(ids))[:, :c]
     n = counts.sum(1, keepdim=True)
     weight = ((n - counts) / (1 + n)).to(scores).gather(1, target.where(known, 0).flatten(1))
     loss = F.cross_entropy(scores, target, ignore_index=255, reduction='none').flatten(1)
@@ -111,12 +111,6 @@ class SingleStageHead(nn.Module):
 
 
 HEADS = dict(convs=ConvHead, single_stage=SingleStageHead)
-
-# %% ../../nbs/nets/single_stage.ipynb #c24cdaed
-def within(valid):
-    "Rows and columns of the rectangle of true values in [h,w]"
-    return tuple(slice(int(a.nonzero()[0]), int(a.nonzero()[-1]) + 1) if a.any() else slice(0)
-                 for a in (valid.any(1), valid.any(0)))
 
 # %% ../../nbs/nets/single_stage.ipynb #73317232
 class MaskNet:

@@ -20,7 +20,8 @@ from ..base.core import UserError, check_name, check_shapes
 from ..data.sample import ScoreMaps, load_maps, missing, save_maps
 from ..data.tiles import tensors_by_piece, tile_here, tile_side
 from ..data.views import as_tensor
-from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize, within
+from ..nets.single_stage import MaskNet, balanced_mask_loss, focal_penalty, ngwp, pseudo_labels, resize
+from ..nets.stretch import stretched
 from ..refine.chain import probabilities, with_threshold
 from ..refine.batched import ccmr_at_once, pamr_at_once
 from ..refine.pamr import bands, one_thread, pad, pamr, propagate, shifted
@@ -141,26 +142,21 @@ class Ccmr(MaskNet, Localiser):
         self.warmup, self.mask_weight = warmup, mask_weight
 
 # %% ../../nbs/papers/ccmr.ipynb #cfd77b47
-def refine_masks(self: Ccmr, image, mask, present, valid=None):
+def refine_masks(self: Ccmr, image, mask, present, valid=None, most=None):
     "The chosen refinement of masks [B,K+1,h,w] by images of their size; absent classes become zero"
     mask = mask * present[..., None, None].to(mask)
-    how, rest = self.refinement, (self.iters, self.scale, self.dilations, self.refinement == 'ccmr', 1e-6, valid)
+    how, rest = self.refinement, (self.iters, self.scale, self.dilations, self.refinement == 'ccmr', 1e-6, valid, most)
     if how == 'none': return mask if valid is None else mask * valid[:, None].to(mask)
-    if valid is not None and how == 'pamr': return pamr_at_once(image, mask, self.iters, self.dilations, valid)
+    if valid is not None and how == 'pamr': return pamr_at_once(image, mask, self.iters, self.dilations, valid, most)
     if valid is not None: return ccmr_at_once(image, mask, present, *rest)
     if self.refinement == 'pamr': return pamr(image, mask, self.iters, self.dilations)
     return ccmr(image, mask, present, self.iters, self.scale, self.dilations, self.refinement == 'ccmr')
 
 
 @torch.no_grad()
-def refine_views(self: Ccmr, image, mask, valid, present):
-    "`refine` at the masks' size, each within its image's rectangle"
-    image, out = resize(image.to(mask), mask.shape[2:]), torch.zeros_like(mask)
-    if mask.is_cuda: return self.refine(image, mask, present, valid)
-    for i, v in enumerate(valid):
-        at = slice(i, i + 1), slice(None), *within(v)
-        if v.any(): out[at] = self.refine(image[at], mask[at], present[i:i + 1])
-    return out
+def refine_views(self: Ccmr, image, mask, valid, present, most=None):
+    "`refine` at the masks' size, each within its image's rectangle; `most`: channels that are present, where known"
+    return self.refine(resize(image.to(mask), mask.shape[2:]), mask, present, valid, most)
 
 
 Ccmr.refine, Ccmr.refine_views = refine_masks, refine_views
@@ -182,11 +178,12 @@ def forward(self: Ccmr, batch):
     s = self.scores(image)
     m, valid = s.softmax(1), F.adaptive_max_pool2d(batch['valid'].to(s), s.shape[2:]) > 0
     present = F.pad(labels, (1, 0), value=1) > 0
-    refined = None if warm else self.refine_views(image, m.detach(), valid, present)
+    most = 1 + batch['most_tags'] if 'most_tags' in batch else None
+    refined = None if warm else self.refine_views(image, m.detach(), valid, present, most)
     classes = multilabel_loss(self.tag_scores(s, m, valid, refined, present), labels)
     if warm: return dict(loss=classes, classes=classes)
     target = pseudo_labels(resize(refined, image.shape[2:])).where(batch['valid'], 255)
-    masks = balanced_mask_loss(resize(s, image.shape[2:]), target, labels)
+    masks = balanced_mask_loss(stretched(s, image.shape[2:], corners=True), target, labels)
     return dict(loss=classes + self.mask_weight * masks.mean(), classes=classes, masks=masks.mean(),
                 taught=(masks > 0).float().mean(), labelled=(target != 255).sum() / batch['valid'].sum().clamp(min=1))
 

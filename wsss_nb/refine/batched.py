@@ -57,8 +57,8 @@ def distance_weights(around, scale, dilations):
     "CCMR's weights of all neighbours [B,8*dilations,h,w], and the logarithm of their denominator [B,1,h,w]"
     r, (b, _, h, w) = max(dilations), around.shape
     centre, k = around[..., r:-r, r:-r], around.new_empty(b, 8 * len(dilations), h - 2 * r, w - 2 * r)
-    for i, x in enumerate(shifted(around, dilations)): k[:, i] = torch.linalg.vector_norm(x - centre, dim=1)
-    z = k.mul_(-scale).logsumexp(1, keepdim=True)
+    for i, x in enumerate(shifted(around, dilations)): torch.sum((x - centre).square_(), 1, out=k[:, i])
+    z = k.sqrt_().mul_(-scale).logsumexp(1, keepdim=True)
     return k.sub_(z).exp_(), z
 
 # %% ../../nbs/refine/batched.ipynb #7cb16e97
@@ -69,7 +69,7 @@ def neighbour_means(alpha, maps, dilations, edge=None):
     return out
 
 # %% ../../nbs/refine/batched.ipynb #37ce791e
-NUMBERS = 2**28  # weights at a time: 1 GiB of float32
+NUMBERS = dict(cpu=2**20, cuda=2**28)  # weights at a time: 4 MiB of float32, and 1 GiB
 
 
 def at_once(
@@ -78,14 +78,17 @@ def at_once(
     dilations,
     present=None,  # [B,K] channels that take part though they are zero
     valid=None,  # [B,h,w] the rectangle of each image in the square; None = all of it
+    most=None,  # so many channels are there at most; None = count them, for which a GPU is waited for
 ):
     "The maps after `work` on the channels that are there, each image within its rectangle: [B,K,h,w]"
-    out, n = torch.zeros_like(mask), max(1, NUMBERS // (8 * len(dilations) * mask[0, 0].numel()))
+    weights, room = 8 * len(dilations) * mask[0, 0].numel(), NUMBERS['cpu' if mask.device.type == 'cpu' else 'cuda']
+    out, n = torch.zeros_like(mask), max(1, room // weights)
     if present is None: present = torch.zeros(mask.shape[:2], dtype=torch.bool, device=mask.device)
     inside = None if valid is None else valid[:, None].to(mask)
     mask = mask if valid is None else mask * inside
     used = present | (mask != 0).flatten(2).any(2)
-    places = used.byte().argsort(dim=1, descending=True, stable=True)[:, :int(used.sum(1).max())]
+    if most is None: most = int(used.sum(1).max())
+    places = used.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
     for at in (slice(i, i + n) for i in range(0, len(mask), n) if places.shape[1]):
         p = places[at]
         channels = p[..., None, None].expand(-1, -1, *mask.shape[2:])
@@ -96,13 +99,13 @@ def at_once(
     return out
 
 # %% ../../nbs/refine/batched.ipynb #16b1b09f
-def pamr_at_once(image, mask, iters, dilations, valid=None):
+def pamr_at_once(image, mask, iters, dilations, valid=None, most=None):
     "PAMR of a whole batch; the mask has the size of the image"
     def work(f, m, own, edge, inside):
         alpha = colour_weights(bordered(f, max(dilations), edge), dilations)
         for _ in range(iters): m = neighbour_means(alpha, m, dilations, edge) * inside
         return m
-    return at_once(work, image, mask, dilations, valid=valid)
+    return at_once(work, image, mask, dilations, valid=valid, most=most)
 
 # %% ../../nbs/refine/batched.ipynb #f8ce6e4b
 def to_prototypes(f, m, own, scale, eps):
@@ -114,7 +117,7 @@ def to_prototypes(f, m, own, scale, eps):
 
 
 @torch.no_grad()
-def ccmr_at_once(image, mask, present, iters, scale, dilations, neighbours, eps, valid=None):
+def ccmr_at_once(image, mask, present, iters, scale, dilations, neighbours, eps, valid=None, most=None):
     "CCMR's refinement of a whole batch (Eq. 1-6)"
     def work(f, m, own, edge, inside):
         near = neighbours and distance_weights(bordered(f, max(dilations), edge), scale, dilations)
@@ -125,4 +128,4 @@ def ccmr_at_once(image, mask, present, iters, scale, dilations, neighbours, eps,
             m = weight[:, -1:] * neighbour_means(near[0], m, dilations, edge) + weight[:, :-1] if near else weight
             m = m * inside
         return m
-    return at_once(work, image, mask, dilations, present.bool(), valid)
+    return at_once(work, image, mask, dilations, present.bool(), valid, most)
