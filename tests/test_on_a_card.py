@@ -11,7 +11,9 @@ from wsss_nb.cams import CamNet
 from wsss_nb.data.synthetic import synthetic
 from wsss_nb.data.views import TrainingViews, finish_views
 from wsss_nb.engine.arithmetic import Arithmetic, precision_on, same_form
+from wsss_nb.engine.batches import most_tags
 from wsss_nb.engine.methods import METHODS, build_localiser, build_segmenter, localiser_learner, method_class
+from wsss_nb.engine.rates import make_optimizer
 from wsss_nb.engine.reading import Callback, Losses, Reads, read
 from wsss_nb.engine.train import Learner
 from wsss_nb.nets.zoo import build
@@ -41,8 +43,8 @@ def on_a_card(net, batch):
 @pytest.mark.parametrize('name', NETS)
 def test_no_method_waits_for_a_card_or_leaves_a_tensor_behind(name):
     net = NETS[name]()
-    batch = dict(training_batch(net, random_labels(4, 3)), mask=torch.randint(0, 4, (4, 64, 64)))
-    for progress, step in {'icd': ((0., 0), (.5, 5)), 'ccmr': ((0., 0),)}.get(name, ((.5, 5),)):  # CCMR's refinement reads one number
+    batch = most_tags(dict(training_batch(net, random_labels(4, 3)), mask=torch.randint(0, 4, (4, 64, 64))))
+    for progress, step in ((0., 0), (.5, 5)):  # ICD and CCMR begin with a warm-up
         with FakeTensorMode():  # a number that is read, or two devices in one operation, is an error
             fake, shown = on_a_card(net, dict(batch, progress=progress, step=step))
             losses = fake(shown)
@@ -242,6 +244,22 @@ def test_the_checkpoint_of_a_card_goes_on_elsewhere():
     here.load_state_dict(same_form(card.state_dict(), here))
     assert not here.param_groups[0]['fused'] and here.state[w]['step'] == 1
     here.step()
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_a_fused_optimiser_takes_the_same_steps_on_a_cpu(name):
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        optimizer = make_optimizer([dict(params=list(net.parameters()), lr=.1, weight_decay=.01)], name, .9, fused)
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(torch.ones(2, 3)).square().mean().backward()
+            optimizer.step()
+        ends.append(torch.cat([p.flatten() for p in net.parameters()]))
+    assert torch.allclose(*ends, atol=1e-6)
+    assert Arithmetic(torch.device('cpu'), 'bf16').said['fused'] and not Arithmetic(torch.device('cpu'), 'fp32').said['fused']
 
 
 def test_a_training_on_a_cpu_after_one_on_a_card():

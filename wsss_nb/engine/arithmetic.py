@@ -53,7 +53,8 @@ class Arithmetic:
         self.half = HALF.get(self.precision)
         last = asked_for(channels_last, cuda, 'channels_last')
         self.layout = torch.channels_last if last else torch.contiguous_format
-        self.fused, self.tf32 = cuda, capability(device)[0] >= 8 and precision != 'fp32'
+        self.fused = cuda or self.precision == 'bf16'
+        self.tf32 = capability(device)[0] >= 8 and precision != 'fp32'
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == 'fp16')
 
     def autocast(self):
