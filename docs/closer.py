@@ -13,7 +13,7 @@ import torch
 from wsss_nb.base.core import load_json, save_json, versions
 from wsss_nb.base.rounding import rounding
 from wsss_nb.data.catalog import open_data
-from wsss_nb.data.views import batches_of_one_size
+from wsss_nb.data.together import batches_of_one_size
 from wsss_nb.engine.methods import load_localiser, localiser_learner, segmenter_learner
 from wsss_nb.engine.record import Run
 from wsss_nb.metrics import Confusion

@@ -22,10 +22,11 @@ from .base.ahead import ahead, telling
 from .base.calls import check_keywords, keywords_of, spelt
 from .base.core import Progress, UserError, check_name, check_shapes
 from .base.workers import keep_memory, trim_memory
-from .data.sample import ScoreMaps, as_images, missing, need_data, need_tags, save_maps
+from .data.sample import ScoreMaps, as_images, missing, need_data, need_tags
 from .data.tagged import label_matrix
 from .data.tiles import maps_asked_of
-from .data.views import batches_of_one_size, batches_to_show, size_within, multi_hot, multi_scale
+from .data.together import batches_of_one_size, batches_to_show, device_of, save_own
+from .data.views import size_within, multi_hot, multi_scale
 from .metrics import pixel_ap
 from .engine.domains import check_arguments, check_reading
 
@@ -203,10 +204,10 @@ def predicted_labels(net, images, max_side=1024):
     return (own_scores(net, images, max_side) > 0).float()
 
 
-def labels_of(net, batch, use_image_labels, max_side):
+def labels_of(net, batch, images, use_image_labels, max_side):
     "Whose word is taken for what is in these samples: their tags', or the network's"
-    if not use_image_labels: return predicted_labels(net, [s.image for s in batch], max_side)
-    return torch.stack([multi_hot(s.tags, net.num_classes) for s in batch])
+    tagged = lambda: torch.stack([multi_hot(s.tags, net.num_classes) for s in batch])
+    return tagged() if use_image_labels else predicted_labels(net, images, max_side)
 
 # %% ../nbs/cams.ipynb #22ef9b5b
 @spelt
@@ -216,7 +217,7 @@ def write_score_maps(
     data,  # a Data
     folder,  # one <image id>.npz each
     scales=(1., .5, 1.5, 2.), flip=True,
-    batch_size=8,  # images of one size at a time; a CPU is shown large ones alone
+    batch_size=8,  # images at a time: on a CPU of one size, and large ones alone; on a GPU of near sizes
     use_image_labels=True,  # maps of the tagged classes; otherwise of the classes that the network sees
     max_side=1024, reading=None,  # the longest side of a view; settings of the method at test time, by name
     tile=1024,  # side of the tiles that larger images are taken in, 0 = shrink them instead
@@ -230,21 +231,20 @@ def write_score_maps(
     todo, bar = missing(data, folder, '.npz'), Progress([], 'score maps, image', total=len(data))
     bar.start_at(len(data) - len(todo)), keep_memory(2**31 - 1)
     def made():
-        for batch in batches_to_show(data, todo, batch_size, tile, max_side, next(net.parameters()).device):
-            images, labels = [s.image for s in batch], labels_of(net, batch, use_image_labels, max_side)
+        for batch, images in batches_to_show(data, todo, batch_size, tile, max_side, device_of(net)):
+            labels = labels_of(net, batch, images, use_image_labels, max_side)
             with telling('score maps', [s.name for s in batch]): found = maps_asked_of(net, tile, images, labels, **how)
-            yield from ((Path(folder) / f'{s.name}.npz', *maps) for s, maps in zip(batch, found))
+            yield from zip(batch, found)
             trim_memory()
-    for _ in ahead(lambda job: save_maps(*job), made()): bar.step(1)
+    for _ in ahead(lambda job: save_own(folder, *job), made()): bar.step(1)
     bar.close()
 
 # %% ../nbs/cams.ipynb #26fa21eb
 @torch.no_grad()
 def tag_ap(net, data, batch_size=8):
     "Mean average precision of the image tags over the classes that occur"
-    net, scores, tags = net_of(net).eval(), [], []
-    for batch in batches_of_one_size(data, batch_size):
-        scores.append(own_scores(net, [s.image for s in batch]))
-        tags.append(labels_of(net, batch, True, 0).bool())
-    scores, tags = torch.cat(scores).T, torch.cat(tags).T
+    net = net_of(net).eval()
+    both = [(own_scores(net, [s.image for s in batch]), labels_of(net, batch, None, True, 0).bool())
+            for batch in batches_of_one_size(data, batch_size)]
+    scores, tags = (torch.cat(x).T for x in zip(*both))
     return float(np.mean([pixel_ap(s, t) for s, t in zip(scores, tags) if t.any()] or [float('nan')]))

@@ -21,7 +21,7 @@ from ..base.core import Progress, UserError, check_name, whole_file
 from ..base.workers import cores, keep_memory, parallel, trim_memory
 from ..data.sample import load_maps, missing, need_data, need_tags, read_mask, save_mask
 from ..data.tiles import TILE, tile_side
-from ..data.views import batches_to_show
+from ..data.together import at_own_size, batches_to_show, device_of
 from .in_tiles import likeliest, network_mask, restricted, told_tags
 from ..metrics import Confusion, iou_of, mean_of, threshold_sweep
 from ..nets.segmenter import FUSIONS
@@ -38,14 +38,15 @@ def write_prediction(job):
 # %% ../../nbs/engine/evaluate.ipynb #b7dd5839
 def predicted_jobs(net, data, todo, out, batch_size, crf, use_image_labels, tile, **views):
     "What `write_prediction` is given, image by image; of a large one its mask, made a row of tiles at a time"
-    for batch in batches_to_show(data, todo, batch_size, tile, views['max_side']):
+    for batch, images in batches_to_show(data, todo, batch_size, tile, views['max_side'], device_of(net)):
         told = [s.tags if use_image_labels else None for s in batch]
         files = [Path(out) / f'{s.name}.png' for s in batch]
         if tile_side(batch[0].image.shape[:2], tile, views['max_side']):
             yield network_mask(net, batch[0].image, told[0], crf, tile, **views), files[0]
             continue
-        maps = net.predict([s.image for s in batch], **views).cpu().numpy()
-        for s, ids, p, file in zip(batch, told, maps, files): yield s.image, *restricted(p, ids), crf, file
+        for s, ids, p, file in zip(batch, told, net.predict(images, **views), files):
+            p = at_own_size(p, s.image.shape[:2]).cpu().numpy()
+            yield s.image, *restricted(p, ids), crf, file
         trim_memory()
 
 
@@ -56,7 +57,7 @@ def write_predictions(
     out,  # folder for <image id>.png
     scales=(1.,),
     flip=True,
-    batch_size=8,  # images of one size at a time
+    batch_size=8,  # images at a time: on a CPU of one size, and large ones alone; on a GPU of near sizes
     crf='',  # preset of a CRF, '' = none
     workers=0,  # processes for the CRF
     max_side=1024,  # images with a longer side are taken in tiles, or shown with this one
@@ -156,10 +157,11 @@ class Validation:
     def miou(self, net):
         counts = Confusion(len(self.data.classes) + 1)
         net.eval()
-        for batch in batches_to_show(self.data, range(len(self.data)), 8, TILE, 1024):
+        for batch, images in batches_to_show(self.data, range(len(self.data)), 8, TILE, 1024, device_of(net)):
             large = tile_side(batch[0].image.shape[:2])
             if large: masks = [network_mask(net, batch[0].image, flip=False)]
-            else: masks = net.predict([s.image for s in batch], flip=False).argmax(1).cpu().numpy()
+            else: masks = [at_own_size(p, s.image.shape[:2]).argmax(0).cpu().numpy()
+                           for p, s in zip(net.predict(images, flip=False), batch)]
             for s, p in zip(batch, masks): counts.update(p, s.mask)
         net.train()
         return counts.miou()

@@ -20,7 +20,8 @@ from torch import nn
 from ..base.core import Progress, UserError
 from ..data.sample import ScoreMaps
 from ..data.tiles import of_the_whole
-from ..data.views import as_tensor, batches_of_one_size, shown_within
+from ..data.together import batches_of_one_size
+from ..data.views import as_tensor, shown_within
 from .crf import check_image, check_maps, crf_from_labels
 from .steps import Network, Step
 from .walk import at_sources, batched, directions, ends, from_grid, mean_where, pair_labels, to_grid, walk
@@ -203,11 +204,10 @@ class IRNet(nn.Module):
 @torch.no_grad()
 def mean_shift(net, data, batch_size=8):
     "Measure the field's mean over the images of `data`, which the network subtracts from now on, and say it"
-    total, device = 0, net.eval().mean_displacement.device
-    bar = Progress([], 'mean displacement, image', total=len(data))
+    total, device, bar = 0, net.eval().mean_displacement.device, Progress([], 'mean displacement, image', len(data))
     for batch in batches_of_one_size(data, batch_size):
-        images = torch.stack([as_tensor(shown_within(s.image)) for s in batch]).to(device)
-        total = total + net.heads(images)[1].mean((2, 3)).sum(0)
+        images = torch.stack([as_tensor(shown_within(s.image)) for s in batch])
+        total = total + net.heads(images.to(device))[1].mean((2, 3)).sum(0)
         bar.step(len(batch))
     bar.close()
     net.mean_displacement.copy_((total / len(data)).view(1, 2, 1, 1))

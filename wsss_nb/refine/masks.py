@@ -19,7 +19,7 @@ from ..base.workers import parallel
 from ..data.sample import Data, as_image, file_ends, load_maps, maps_with_keys, missing, need_data
 from ..data.sample import read_mask, save_maps, save_mask
 from ..data.tiles import TILE, piece_by_piece, tile_side
-from ..data.views import batches_to_show
+from ..data.together import batches_to_show
 from .chain import check_steps, from_mask, refine, refine_together, settings_known, to_mask
 from ..engine.domains import check_arguments
 
@@ -74,9 +74,9 @@ def need_maps(folder):
 def masks_together(data, todo, maps_folder, out, n, tile, max_side, steps=(), threshold=.25, **settings):
     "Write masks of up to n images of one size at a time in this process, while threads read and write"
     place = lambda folder, s, end: Path(folder) / f'{s.name}{end}'
-    def read(batch): return batch, [load_maps(place(maps_folder, s, '.npz')) for s in batch]
+    def read(shown): return shown[0], [load_maps(place(maps_folder, s, '.npz')) for s in shown[0]]
     def made():
-        for batch, maps in ahead(read, batches_to_show(data, todo, n, tile, max_side), waiting=2):
+        for batch, maps in ahead(read, batches_to_show(data, todo, n, tile, max_side, 'cuda', near=False), waiting=2):
             images = [s.image for s in batch]
             if tile_side(images[0].shape[:2], tile, max_side):
                 how = dict(settings, steps=steps, threshold=threshold, tile=tile, max_side=max_side)
