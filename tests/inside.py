@@ -35,12 +35,14 @@ def execute(path, out, parameters, what, progress):
 @contextmanager
 def inside():
     "Runs are executed in this process; yields the stages that were: (stage, name of its folder)"
-    made = []
-    def noted(path, out, parameters, what, progress):
-        made.append((what, out.parent.name))
-        execute(path, out, parameters, what, progress)
+    made, real = [], stage.execute_in
+    def noted(folder, name, parameters):
+        made.append((name, folder.name))
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr('wsss_nb.engine.execute.run_notebook', execute)
+            real(folder, name, parameters)
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(stage, 'run_notebook', noted)
+        m.setattr(stage, 'execute_in', noted)
         yield made
 
 

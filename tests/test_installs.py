@@ -45,7 +45,7 @@ def test_every_advice_names_packages_that_an_index_has():
 
 def test_what_is_missing_belongs_to_the_extra_that_is_advised():
     calls = [(p, n.args) for p, n in found(ast.Call) if getattr(n.func, 'id', '') == 'not_installed' and p.startswith('wsss_nb/')]
-    assert {p for p, _ in calls} == {f'wsss_nb/{m}.py' for m in ('engine/execute', 'base/workers', 'engine/scale', 'nets/export', 'nets/from_timm', 'refine/crf', 'refine/prompt', 'refine/told', 'engine/loggers', 'results/chooser')}
+    assert {p for p, _ in calls} == {f'wsss_nb/{m}.py' for m in ('engine/execute', 'base/workers', 'engine/worker', 'nets/export', 'nets/from_timm', 'refine/crf', 'refine/prompt', 'refine/told', 'engine/loggers', 'results/chooser')}
     for p, (package, extra, what) in calls: assert extra.value in EXTRAS and (not isinstance(package, ast.Constant) or package.value in EXTRAS[extra.value]), p
 
 

@@ -14,7 +14,7 @@ from inside import inside
 from wsss_nb.base.core import UserError
 from wsss_nb.data.sample import load_maps
 from wsss_nb.data.synthetic import synthetic
-from wsss_nb.engine import key, parameters, recipes, refining, stage
+from wsss_nb.engine import execute, key, parameters, recipes, refining, stage
 from wsss_nb.engine.methods import check_network, load_segmenter, segmenter_learner, segmenter_of
 from wsss_nb.engine.parameters import STAGES, notebook_parameters, parameters_of, stage_notebook
 from wsss_nb.engine.recipes import stage_parameters
@@ -192,7 +192,7 @@ def gated(monkeypatch, tmp_path):
     (tmp_path / 'stages').mkdir()
     for s in STAGES: shutil.copy(stage_notebook(s), tmp_path / 'stages')
     (tmp_path / 'stages/segment.ipynb').write_text(json.dumps(nb))
-    for module in (parameters, stage, key): monkeypatch.setattr(module, 'stage_notebook', lambda s, real=stage_notebook: tmp_path / 'stages' / real(s).name)
+    for module in (parameters, execute, key): monkeypatch.setattr(module, 'stage_notebook', lambda s, real=stage_notebook: tmp_path / 'stages' / real(s).name)
     return tmp_path
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lock_of', 'locked', 'is_locked', 'StageFailed', 'in_threads_of', 'watched', 'hidden', 'running_in', 'put_out',
-           'once_written', 'papermill', 'run_notebook']
+           'once_written', 'papermill', 'run_notebook', 'execute_in']
 
 # %% ../../nbs/engine/execute.ipynb #4e4774bc
 import logging, os, re, sys, time
@@ -17,6 +17,7 @@ from ..base.basics import environment, importing
 from ..base.core import UserError, disk_error, load_json, make_folder, not_installed
 from ..base.tell import at_work, seconds, written
 from ..base.until import TimeUp
+from .parameters import SHARED, stage_notebook
 from .serving import THREADS
 from .warm import own_kernel, private_sockets
 
@@ -141,3 +142,10 @@ def run_notebook(path, out, parameters, what, progress):
     except DeadKernelError: raise StageFailed(f'{what}: its kernel died, most often for lack of memory; lower batch_size or workers and start again, finished work is kept.') from None
     except OSError as e: raise disk_error(e, out) from e
     finally: put_out(running, out)
+
+# %% ../../nbs/engine/execute.ipynb #19bf7674
+def execute_in(folder, stage, params):
+    "Execute a stage's notebook into a folder of its own"
+    make_folder(folder)
+    p = dict(params, **(dict(kind=stage) if stage in SHARED else {}))
+    run_notebook(stage_notebook(stage), folder / f'{stage}.ipynb', p, stage, folder / '.progress')

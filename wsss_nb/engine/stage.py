@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['INPUTS', 'NEUTRAL', 'needed', 'stage_key', 'parameters_in', 'Stage', 'shared', 'same', 'begin', 'make_stage',
-           'execute']
+           'not_recorded', 'execute']
 
 # %% ../../nbs/engine/stage.ipynb #2c32c8cf
 import os, time
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..base.core import UserError, device_name, digest, file_sha256, make_folder, nearest
+from ..base.core import UserError, device_name, digest, file_sha256, nearest
 from ..base.core import pick_device, save_json, versions
 from ..base.rounding import rounding
-from .execute import StageFailed, locked, run_notebook
+from .execute import StageFailed, execute_in, locked
 from .key import code_digest, digest_of, method_code
 from .line import check_together
-from .parameters import SHARED, TWICE, of_kind, parameters_of, stage_notebook, typed
+from .parameters import SHARED, TWICE, of_kind, parameters_of, typed
 from .recipes import check_choices
 from .record import is_made, runs_folder, stage_record
 from .splits import data_fingerprints, given_maps, given_masks, open_split, outlined_split
@@ -178,10 +178,14 @@ def make_stage(stage, params, say=print):
     return s.folder
 
 # %% ../../nbs/engine/stage.ipynb #afc19539
+def not_recorded(folder, stage, params):
+    "The error of a stage whose notebook has ended without a record"
+    changed = f'{stage}-{stage_key(stage, params)[0]}' != folder.name
+    return StageFailed(f'{stage}: ' + ('the code or the data changed while it ran; start the run again.' if changed else
+                       'the notebook ended without recording its stage; its last cell must call finish.'))
+
+
 def execute(s, say=print):
     "Execute a stage's notebook into its folder"
-    make_folder(s.folder)
-    p = dict(s.params, runs=str(s.runs), **(dict(kind=s.stage) if s.stage in SHARED else {}))
-    run_notebook(stage_notebook(s.stage), s.folder / f'{s.stage}.ipynb', p, s.stage, s.folder / '.progress')
-    if not s.made and stage_key(s.stage, s.params)[1] != s.parts: raise StageFailed(f'{s.stage}: the code or the data changed while it ran; start the run again.')
-    if not s.made: raise StageFailed(f'{s.stage}: the notebook ended without recording its stage; its last cell must call finish.')
+    execute_in(s.folder, s.stage, dict(s.params, runs=str(s.runs)))
+    if not s.made: raise not_recorded(s.folder, s.stage, s.params)
