@@ -318,17 +318,19 @@ def test_the_demo_trains_in_bf16_where_the_cpu_is_made_for_it(tiles, gpu, precis
         assert got == own and asked == dict(train=None if name in ('sipe_synthetic', 'svm_synthetic') else precision, segment=precision)
 
 
-@pytest.mark.parametrize('cores, ahead', [(1, ['cam_synthetic']), (4, ['cam_synthetic']), (5, []), (12, [])])
-def test_the_baseline_goes_ahead_where_cores_are_fewer_than_trainings(cores, ahead, tmp_path, monkeypatch):
+@pytest.mark.parametrize('cores, precision, ahead', [(1, 'auto', ['cam_synthetic']), (4, 'auto', ['cam_synthetic']), (5, 'auto', []), (12, 'auto', []), (2, 'bf16', []), (12, 'bf16', [])])
+def test_the_baseline_goes_ahead_where_cores_are_fewer_than_trainings_and_more_threads_help(cores, precision, ahead, tmp_path, monkeypatch):
     from wsss_nb.verbs import demo
     begun = []
+    monkeypatch.setattr(demo, 'precision_here', lambda: precision)
     monkeypatch.setattr(demo, 'cores', lambda: cores)
     monkeypatch.setattr(demo, 'masks_first', lambda name, runs: begun.append(name))
     monkeypatch.setattr(demo, 'run_demo', lambda names, runs: begun.append(names))
     monkeypatch.setattr(demo, 'show_page', lambda path: begun.append('page'))
     monkeypatch.setattr('wsss_nb.results.report.make_report', lambda names, runs: tmp_path)
     demo.make_demo(names := [name for job in reversed(demo.DEMO) for name in job], tmp_path)
-    assert begun[:-2] == ahead and sorted(begun[-2]) == sorted(names) and begun[-2][0] == 'cam_synthetic' and begun[-1] == 'page'
+    assert begun[:-2] == ahead and begun[-1] == 'page'
+    assert begun[-2] == [f'{n}_synthetic' for n in ('cam', 'sipe', 'ecsnet', 'svm', 'icd', 'ccmr')] and sorted(begun[-2]) == sorted(names)
 
 
 def test_what_goes_ahead_has_all_cores_and_makes_no_more_than_the_masks(tmp_path, monkeypatch, capsys):
