@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ..base.core import UserError, load_json, whole_file
 from ..base.page import filled, one_after_the_other, page, table
-from ..engine.execute import StageFailed, run_notebook
+from ..engine.execute import StageFailed, hidden, run_notebook
 from ..engine.parameters import stage_notebook
 from ..engine.record import Run, is_made, report_places, runs_folder, stage_record, worded
 from ..engine.spread import held_against, ranged
@@ -170,7 +170,7 @@ def cell_html(cell, ours=True):
     "A cell of an executed notebook as HTML, its code left out"
     shown = (output_html(o, ours) for o in cell.get('outputs', []))
     if cell['cell_type'] != 'markdown': return one_after_the_other(shown)
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    with hidden('rfc3987_syntax'): from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
     renderer = IPythonRenderer(escape=not ours, allow_harmful_protocols=ours)
     text = MarkdownWithMath(renderer).render(''.join(cell['source']))
     return Markup(re.sub(r'<a class="anchor-link".*?</a>', '', text))
