@@ -271,3 +271,24 @@ def test_images_are_shared_by_a_cluster(image_cluster, tmp_path, monkeypatch):
 def test_no_scheduler_for_images_is_told(monkeypatch):
     monkeypatch.setenv('WSSS_SCHEDULER', 'tcp://127.0.0.1:1')
     with pytest.raises(UserError, match='WSSS_SCHEDULER=tcp://127.0.0.1:1: no Dask scheduler answers there'): list(workers.parallel(abs, range(20)))
+
+
+@pytest.mark.parametrize('ours, name, text', [(True, 'train-000000000000', 'train: the code or the data changed while it ran; start the run again.'),
+                                              (True, '', 'train: the notebook ended without recording its stage; its last cell must call finish.'),
+                                              (False, 'train-000000000000', r'has other code or other data than this machine \(it calls the stage train-\w{12}, here it is train-0{12}\)')])
+def test_a_worker_looks_at_a_name_that_it_was_told_and_at_a_stage_that_was_not_made(ours, name, text, tmp_path, monkeypatch):
+    from wsss_nb.engine import worker
+    from wsss_nb.engine.stage import Stage, parameters_in
+    done, params = [], parameters_in(dict(runs=str(tmp_path), limit=4), 'train')
+    monkeypatch.setattr(worker, 'wrong_ground', lambda runs, token: None)
+    monkeypatch.setattr(worker, 'execute_in', lambda folder, stage, p: done.append((folder.name, p['runs'])))
+    monkeypatch.setattr(worker.os, 'environ', dict(os.environ))
+    name = name or Stage('train', params).folder.name
+    with pytest.raises(UserError, match=text): worker.make_node('train', params, name, 'token', {}, ours)
+    assert done == ([(name, str(tmp_path))] if ours else [])
+
+
+def test_a_worker_imports_nothing_that_computes():
+    import subprocess
+    code = 'import sys, wsss_nb.engine.worker; print(*[m for m in ("torch", "numpy", "matplotlib", "papermill") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
