@@ -220,13 +220,20 @@ processes.train_job(sys.argv[-1])""")
 def interrupted(work, first, second):
     "A run in a fork of this process that is sent SIGINT after so many seconds, and again; returns whether it was still there"
     from faults import run
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the fork is where it ends by itself, and not as a second pytest
     pid = os.fork()
     if pid == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(1, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try: run(work, TINY)
-        except BaseException: os._exit(3)
-        os._exit(0)
+        try:
+            try:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1), os.dup2(1, 2)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                run(work, TINY)
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                os._exit(0)
+            finally: os._exit(3)
+        finally: os._exit(3)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for sent, seconds in enumerate((first, second)):
         time.sleep(seconds)
         if os.waitpid(pid, os.WNOHANG)[0]: return sent > 0  # the first was enough, or it had ended before
