@@ -105,6 +105,24 @@ def test_a_command_with_a_thread_with_cuda_with_workers_or_with_a_setting_of_its
     assert eval(said) == [0, 0, 0, 0, 0, 0, 1, 1]
 
 
+ENDS = """
+import os, sys, tempfile
+sys.path.insert(1, {tests!r})
+from test_warm import answer, gone, warm; del sys.path[1]
+import torch
+ours = tempfile.TemporaryDirectory()
+warm.begin_server()
+pid, theirs = answer("import os, tempfile; folder = tempfile.TemporaryDirectory(); [os.getpid(), folder.name]", WSSS_WARM='1')
+print([len(warm.SERVERS), gone(pid), os.path.exists(ours.name), os.path.exists(theirs)])
+"""
+
+
+def test_a_kernel_takes_its_own_folders_down_and_none_of_the_command(tmp_path):
+    (tmp_path / 'command.py').write_text(ENDS.format(tests=str(Path(__file__).parent)))
+    said = subprocess.run([sys.executable, tmp_path / 'command.py'], env=bare(), check=True, capture_output=True, text=True).stdout
+    assert eval(said) == [1, True, True, False]
+
+
 def test_a_figure_is_shown(tmp_path):
     nb = cells('import matplotlib.pyplot as plt\nplt.plot([1, 2]);')
     with warm.own_kernel() as name: NotebookClient(nb, kernel_name=name).execute()

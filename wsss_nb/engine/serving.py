@@ -6,7 +6,7 @@
 __all__ = ['MODULES', 'SOME', 'THREADS', 'serve', 'threads_asked', 'serve_in_fork']
 
 # %% ../../nbs/engine/serving.ipynb #1e076f48
-import atexit, importlib, json, os, shutil, signal, socket, sys, threading
+import atexit, importlib, json, os, shutil, signal, socket, sys, threading, weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,10 +27,16 @@ def _import(modules):
             with suppress(ImportError): importlib.import_module(m)
 
 # %% ../../nbs/engine/serving.ipynb #6a5ffe10
+def _take_nothing_down():
+    "What was imported needs no farewell (torch has hundreds), what was inherited is another's: no fork ends with it"
+    for f in list(weakref.finalize._registry): f.atexit = False
+
+
 def serve(listener, pipe):
     "Import what kernels need, then fork one for each client until the pipe ends; what it names is imported too"
     import select
     _import(MODULES)
+    _take_nothing_down()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # minders need nobody to wait for them
     while True:
         ready = select.select([listener, pipe], [], [])[0]
@@ -38,6 +44,7 @@ def serve(listener, pipe):
             said = os.read(pipe, 1 << 12)
             if not said: break
             _import(said.decode().split())
+            _take_nothing_down()
         elif (connection := listener.accept()[0]) and os.fork() == 0: return _mind(connection, listener)
         else: connection.close()
     shutil.rmtree(Path(listener.getsockname()).parent, ignore_errors=True)

@@ -93,7 +93,9 @@ def _close_servers():
 # Torch gives large blocks back to the system after each operation and asks for them again in the next:
 # on a CPU half of a training step went into that. glibc is told to keep them.
 KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_='4294967296', MALLOC_TRIM_THRESHOLD_='8589934592')
-COLD = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=CRITICAL', '-f', '{connection_file}']
+# nobody goes back in the history of a stage, and a folder that machines share has one database of it
+COLD = [sys.executable, '-m', 'ipykernel_launcher', '--log-level=CRITICAL', '--HistoryManager.enabled=False',
+        '-f', '{connection_file}']
 
 
 def kernel_env():
