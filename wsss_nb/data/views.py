@@ -79,11 +79,12 @@ def finish_views(
     "The batch with `image` float [B,3,crop,crop] and `valid` bool [B,crop,crop] instead, masks as int64"
     batch = dict(batch)
     pixels, window = batch.pop('pixels'), batch.pop('window')
-    image = pixels.permute(0, 3, 1, 2).float()
+    image = torch.empty(len(pixels), 3, *pixels.shape[1:3], device=pixels.device)
+    image.copy_(pixels.permute(0, 3, 1, 2))  # turned and made floats in one pass
     image /= torch.full((), 255., device=image.device)  # by a plain number a GPU would multiply with 1/255
     colour = torch.tensor(fill, dtype=torch.float32).view(3, 1, 1).to(image.device, non_blocking=True)
     whole = {k: batch[k].long() for k in ('mask', 'regions') if k in batch}
-    image, valid = (padded if image.device.type == 'cpu' else padded_at_once)(image.contiguous(), window, colour)
+    image, valid = (padded if image.device.type == 'cpu' else padded_at_once)(image, window, colour)
     return dict(batch, image=image, valid=valid, **whole)
 
 # %% ../../nbs/data/views.ipynb #0f47bd15
