@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .basics import environment
 from .core import UserError, load_json, save_json, whole_file
+from .rounding import at_least_float32
 
 # %% ../../nbs/base/processes.ipynb #acf2ebed
 def processes():
@@ -59,7 +60,7 @@ class SharedNorm(_BatchNorm):
         at, over = lambda v: v.view(1, -1, *[1] * (x.ndim - 2)), [d for d in range(x.ndim) if d != 1]
         n = x.numel() // x.shape[1] * processes()
         with torch.autocast(x.device.type, enabled=False):
-            y = x.to(torch.promote_types(x.dtype, torch.float32))
+            y = at_least_float32(x)
             mean = AllSum.apply(y.sum(over)) / n
             y = y - at(mean)
             var = AllSum.apply((y * y).sum(over)) / n

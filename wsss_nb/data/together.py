@@ -7,6 +7,7 @@ __all__ = ['AT_ONCE', 'NEAR', 'batches_of_one_size', 'near_sizes', 'Shown', 'AsS
            'batches_to_show', 'device_of', 'shown_on']
 
 # %% ../../nbs/data/together.ipynb #aa86063c
+import functools
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -94,8 +95,9 @@ def batches_to_show(
     near=True,  # together with what has nearly its size, but on a CPU
 ):
     "Yield (samples, images of one size), read ahead; then, one by one, what is taken in tiles"
-    there, in_tiles = torch.device(device).type != 'cpu', lambda i: tile and tile_side(data.size(i), tile, max_side)
-    whole = [data.size(i) for i in range(len(data)) if not in_tiles(i)] if there and near else []
+    size = functools.cache(data.size)
+    there, in_tiles = torch.device(device).type != 'cpu', lambda i: tile and tile_side(size(i), tile, max_side)
+    whole = [size(i) for i in range(len(data)) if not in_tiles(i)] if there and near else []
     sizes, large = near_sizes(whole), {i: None for i in todo if in_tiles(i)}
     small = [i for i in todo if i not in large]
     items = ReadAhead(AsShown(data, sizes), small)

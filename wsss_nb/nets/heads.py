@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from ..base.core import UserError
+from ..base.rounding import at_least_float32
 
 # %% ../../nbs/nets/heads.ipynb #6f9d1482
 class GroupNorm(nn.GroupNorm):
     "In float32 at least: a CPU takes eight times as long in bfloat16, channels last in memory"
-    def forward(self, x): return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+    def forward(self, x): return super().forward(at_least_float32(x))
 
 
 def norm_layer(

@@ -19,6 +19,7 @@ from ..data.views import multi_scale
 from .stretch import stretched
 from .zoo import BACKBONES
 from ..base.processes import count
+from ..base.rounding import at_least_float32
 
 # %% ../../nbs/nets/segmenter.ipynb #9049171d
 def mean_over(loss, where):
@@ -33,7 +34,7 @@ def mask_loss(
 ):
     "Cross-entropy over the labelled pixels"
     check_name(kind, ('plain', 'balanced'), 'loss')
-    logits, known = logits.to(torch.promote_types(logits.dtype, torch.float32)), mask != 255
+    logits, known = at_least_float32(logits), mask != 255
     loss = F.cross_entropy(logits, mask, ignore_index=255, reduction='none')
     if kind == 'plain': return mean_over(loss, known)
     return (mean_over(loss, mask == 0) + mean_over(loss, known & (mask > 0))) / 2

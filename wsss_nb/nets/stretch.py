@@ -8,6 +8,8 @@ __all__ = ['stretch_weights', 'stretched']
 # %% ../../nbs/nets/stretch.ipynb #2ca07ce8
 import torch
 
+from ..base.rounding import at_least_float32
+
 # %% ../../nbs/nets/stretch.ipynb #66c8d10a
 def stretch_weights(
     n,  # cells
@@ -28,7 +30,7 @@ def stretched(
 ):
     "The maps at another size, bilinear, by two products: [B,C,H,W], in float32 at least"
     with torch.autocast(x.device.type, enabled=False):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = at_least_float32(x)
         if x.shape[2:] == tuple(size): return x
         rows, columns = (stretch_weights(n, m, corners, x.device).to(x) for n, m in zip(x.shape[2:], size))
         return rows @ (x @ columns.mT)

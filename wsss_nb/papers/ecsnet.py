@@ -6,8 +6,8 @@ Kunyang Sun, Haoqing Shi, Zhengming Zhang, Yongming Huang, *ECS-Net: Improving W
 
 # %% auto #0
 __all__ = ['minmax_cam', 'erased_region', 'reflected_indices', 'blur_weights', 'blur_erase', 'reliable_labels',
-           'segmentation_loss', 'multi_dilated_overlay', 'Passes', 'at_least_float32', 'check_options', 'EcsNet',
-           'maps', 'shrunk', 'channels_of', 'passes', 'class_loss', 'forward', 'raw_maps']
+           'segmentation_loss', 'multi_dilated_overlay', 'Passes', 'check_options', 'EcsNet', 'maps', 'shrunk',
+           'channels_of', 'passes', 'class_loss', 'forward', 'raw_maps']
 
 # %% ../../nbs/papers/ecsnet.ipynb #782e2e72
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from torch import nn
 from ..cams import Localiser, multilabel_loss
 from ..base.core import UserError, check_name, check_shapes
 from ..base.processes import count
+from ..base.rounding import at_least_float32
 from ..nets.stretch import stretched
 from ..refine.correlation import PixelCorrelation, at_pixels
 
@@ -124,11 +125,6 @@ class Passes(NamedTuple):
     target: torch.Tensor  # reliable labels, int64 [B,H,W]
 
 # %% ../../nbs/papers/ecsnet.ipynb #30d13858
-def at_least_float32(x):
-    "At least float32, where mixed precision has less"
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def check_options(o):
     "Raise at a setting that makes no sense"
     check_name(o['labels_from'], ('cam', 'refined'), 'labels_from')

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..cams import Localiser, multilabel_loss
 from ..base.core import UserError, check_name
+from ..base.rounding import at_least_float32
 from ..refine.correlation import PixelCorrelation, fit_size
 
 # %% ../../nbs/papers/seam.ipynb #365d5579
@@ -85,8 +86,7 @@ class Seam(Localiser):
     def maps(self, image):
         "The raw map H and the refined map E, both [B,K+1,h,w], in at least float32"
         stages = self.backbone(image)
-        heat = self.head(self.dropout(stages[-1]))
-        heat = heat.to(torch.promote_types(heat.dtype, torch.float32))
+        heat = at_least_float32(self.head(self.dropout(stages[-1])))
         return heat, self.correlation(strongest(rescaled(heat)), image, stages).to(heat)
 
 # %% ../../nbs/papers/seam.ipynb #9e368367

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..cams import Localiser, any_form, multilabel_loss, normalize, with_background
 from ..base.core import UserError, check_name, check_shapes
+from ..base.rounding import at_least_float32
 from ..data.sample import ScoreMaps
 from ..data.tiles import of_the_whole
 from ..data.views import merge_pairs, multi_scale
@@ -188,9 +189,8 @@ Sipe.stage_features, Sipe.specific = stage_features, specific
 # %% ../../nbs/papers/sipe.ipynb #6f4f5eae
 def sipe_losses(self: Sipe, batch, outlined=False):
     "The losses of a batch of training views, in float32 at least; `outlined`: with given seeds"
-    stages, o = self.backbone(batch['image'])[-4:], self.options
+    stages, o = [at_least_float32(x) for x in self.backbone(batch['image'])[-4:]], self.options
     with torch.autocast(stages[-1].device.type, enabled=False):
-        stages = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in stages]
         raw = self.head(stages[-1])
         labels, classification = batch['labels'].to(raw), multilabel_loss(raw.mean((2, 3)), batch['labels'])  # Eq. 9
         if not self.gsc: return dict(loss=classification)
