@@ -15,6 +15,7 @@ from wsss_nb.data.catalog import open_data
 from wsss_nb.base.core import rng
 from wsss_nb.data.resize import resize_mask
 from wsss_nb.data.sample import ScoreMaps
+from wsss_nb.data.together import at_own_size, batches_to_show, near_sizes
 from wsss_nb.data.views import as_tensor, resize_image
 from wsss_nb.engine.evaluate import areas_of, ids_over
 from wsss_nb.engine.methods import load_localiser
@@ -464,7 +465,30 @@ def measure_frozen(a):
     return dict(images=len(data), rows=[dict(row=r, miou=c.miou(ids_of(data)), **(beside_seeds(each[r], each['CAM 0.25'], ids_of(data)) if r != 'CAM 0.25' else {})) for r, c in counts.items()])
 
 
-MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, seam=measure_seam, svm=measure_svm, frozen=measure_frozen)
+# A GPU is shown photographs of near sizes together
+
+def measure_near(a):
+    "Masks of a CAM network whose photographs it is shown at their own sizes, as a CPU is, and at near ones, as a GPU is, compared image by image"
+    data, net, labels = opened(a), load_localiser(a.localiser)[0].eval(), {}
+    if a.images: data = data.subset(range(a.images))
+    as_on, shown, each = dict(own='cpu', near='cuda'), {}, {}
+    for way, device in as_on.items():
+        each[way], labels[way], shown[way] = {}, {}, 0
+        for samples, images in batches_to_show(data, range(len(data)), 8, device=device):
+            shown[way] += 1
+            for s, m in zip(samples, net.score_maps(images, torch.stack([data.labels[data.names.index(s.name)] for s in samples]), scales=(.5, 1., 1.5))):
+                maps, keys = at_own_size(m.maps, s.mask.shape), np.append(0, m.keys)
+                labels[way][s.name], one = keys[np.concatenate([np.full_like(maps[:1], .25), maps]).argmax(0)], Confusion(21)
+                one.matrix += pairs_of(labels[way][s.name], s.mask)
+                each[way][s.name] = areas_of(one)
+    sizes = [data.size(i) for i in range(len(data))]
+    other = [n for n, size in zip(data.names, sizes) if near_sizes(sizes)[size] != size]
+    unlike = [float((labels['own'][n] != labels['near'][n]).mean()) for n in other]
+    gain = beside_seeds(*({n: each[way][n] for n in data.names} for way in ('near', 'own')), ids_of(data))
+    return dict(images=len(data), resized=len(other), batches=shown, threshold=.25, scales=[.5, 1., 1.5], unlike=float(np.mean(unlike)), miou={w: miou_of(e, ids_of(data)) for w, e in each.items()}, **gain)
+
+
+MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, seam=measure_seam, svm=measure_svm, frozen=measure_frozen, near=measure_near)
 
 
 def main():

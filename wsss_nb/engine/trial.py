@@ -9,6 +9,7 @@ __all__ = ['given_by', 'two_images', 'check_localiser', 'method_behind', 'check_
 import warnings
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from ..base.core import UserError
 from ..cams import Localiser
@@ -40,7 +41,7 @@ def check_localiser(method, options=None):
     if method in METHODS: return
     for name, others in dict(forward=(), raw_maps=('score_maps',)).items():
         if all(getattr(cls, k) is getattr(Localiser, k) for k in (name, *others)): raise UserError(f'method: {method} has no {name}; expected forward(batch) -> dict(loss=...) and raw_maps(images) -> a tensor [B,K,h,w].')
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), threadpool_limits(1, 'openmp'):
         try: net = build_localiser(method, 3, options=options)
         except Exception: return
         losses, maps = given_by(net, two_images()), given_by(net.eval().raw_maps, two_images()['image'])
@@ -81,4 +82,4 @@ def check_weights(p):
     with on_paper(): net = build(p['backbone'], stride=p['stride'] or None)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # what begins at random is told when they are loaded
-        check_fit(net, net.convert(read_weights(path)), path)
+        with threadpool_limits(1, 'openmp'): check_fit(net, net.convert(read_weights(path)), path)

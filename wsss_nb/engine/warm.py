@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLIENT', 'AT_START', 'BY_LIBRARIES', 'SERVERS', 'KEEP_MEMORY', 'COLD', 'setting', 'server', 'kernel_env',
-           'with_server', 'own_kernel', 'cuda_begun', 'helpers_begun', 'begin_server', 'prompt_manager',
-           'private_sockets', 'Engine']
+           'with_server', 'own_kernel', 'cuda_begun', 'threads_begun', 'helpers_begun', 'begin_server',
+           'prompt_manager', 'private_sockets', 'Engine']
 
 # %% ../../nbs/engine/warm.ipynb #bf655ec4
 import atexit, functools, json, os, socket, subprocess, sys, tempfile, threading, time
@@ -145,6 +145,13 @@ def cuda_begun():
     return torch.cuda.is_initialized() or any(f.startswith('/dev/nvidia') for f in opened)
 
 
+def threads_begun():
+    "Whether a library has a thread here that a fork would wait for: any beside Python's and those of OpenBLAS"
+    from threadpoolctl import threadpool_info
+    anew = [p['num_threads'] - 1 for p in threadpool_info() if p.get('threading_layer') == 'pthreads']
+    return len(os.listdir('/proc/self/task')) > threading.active_count() + sum(anew)
+
+
 def helpers_begun():
     "Whether multiprocessing keeps processes of its own for this one: a fork would call for them in vain"
     tracker = sys.modules.get('multiprocessing.resource_tracker')
@@ -156,7 +163,7 @@ def begin_server():
     env, own = {**os.environ, **kernel_env()}, {'WSSS_WARM', *KEEP_MEMORY} & os.environ.keys()
     if sys.platform != 'linux' or own or cuda_begun() or helpers_begun(): return
     with LINE.resting():
-        if threading.active_count() > 1 or (key := setting(env)) in SERVERS: return
+        if threading.active_count() > 1 or threads_begun() or (key := setting(env)) in SERVERS: return
         listener, (read, write) = _listening(key), os.pipe()
         sys.stdout.flush(), sys.stderr.flush()
         pid = os.fork()
