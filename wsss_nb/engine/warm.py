@@ -149,7 +149,9 @@ def threads_begun():
     "Whether a library has a thread here that a fork would wait for: any beside Python's and those of OpenBLAS"
     from threadpoolctl import threadpool_info
     anew = [p['num_threads'] - 1 for p in threadpool_info() if p.get('threading_layer') == 'pthreads']
-    return len(os.listdir('/proc/self/task')) > threading.active_count() + sum(anew)
+    more, end = lambda: len(os.listdir('/proc/self/task')) > threading.active_count() + sum(anew), time.monotonic() + .05
+    while more() and time.monotonic() < end: time.sleep(.001)  # a thread that was joined is gone a moment later
+    return more()
 
 
 def helpers_begun():
