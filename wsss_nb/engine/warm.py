@@ -149,7 +149,8 @@ def threads_begun():
     "Whether a library has a thread here that a fork would wait for: any beside Python's and those of OpenBLAS"
     from threadpoolctl import threadpool_info
     anew = [p['num_threads'] - 1 for p in threadpool_info() if p.get('threading_layer') == 'pthreads']
-    more, end = lambda: len(os.listdir('/proc/self/task')) > threading.active_count() + sum(anew), time.monotonic() + .05
+    known, end = threading.active_count() + sum(anew), time.monotonic() + .05
+    more = lambda: len(os.listdir('/proc/self/task')) > known
     while more() and time.monotonic() < end: time.sleep(.001)  # a thread that was joined is gone a moment later
     return more()
 
