@@ -157,7 +157,8 @@ def advice(views, bare, end_to_end, workers,
         said += (f'The step is the limit (workers={min(wanted, workers)} is enough); '
                  f'it is quicker with a smaller crop, a larger stride{better and ", "}{better}.')
     elif wanted > available:
-        said += (f'The views are the limit: {wanted} cores would feed it, {available} are free; '
+        free = f'{available} {"is" if available == 1 else "are"} free'
+        said += (f'The views are the limit: {wanted} core{"s" * (wanted > 1)} would feed it, {free}; '
                  'store the photographs smaller (long side about twice the crop).')
     elif wanted > workers: said += f'The views are the limit: set workers={wanted}.'
     else:
@@ -188,7 +189,7 @@ def share_of(data, make, p, device, workers, steps):
 def measured(data, make, p, device, workers, quick, kept):
     "All measures of this machine"
     gpu, rounds = device.type == 'cuda', 3 if quick else 15
-    in_memory = data, make, p['crop'], p['size'], device
+    in_memory, photos = (data, make, p['crop'], p['size'], device), 8 if gpu else 2 if quick else 4
     settings = ({} if gpu else SETTINGS) | ({} if quick else {'compile=true': dict(compile=True)})
     side, steps = p.get('side', 161 if quick and not gpu else 321), (40 if gpu else 4) * (1 if quick else 3)
     large = [] if quick or gpu else views_of(data, 449, kept, 10 * rounds)  # of the papers
@@ -196,7 +197,7 @@ def measured(data, make, p, device, workers, quick, kept):
             *step_measures(*in_memory, workers, kept, steps, rounds),
             *(m for said, how in settings.items() for m in steps_with(said, how, *in_memory, 2 if quick else rounds)),
             *([share_of(data, make, p, device, workers, steps)] if gpu else []),
-            maps_of(make().to(device).eval(), data.subset(range(8 if gpu else 4)), device, 1 if quick else 3),
+            maps_of(make().to(device).eval(), data.subset(range(photos)), device, 1 if quick else 3),
             evaluation_of(data), *refiner_measures(data, side, device, rounds=1 if quick else 5)]
 
 
