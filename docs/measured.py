@@ -484,8 +484,9 @@ def measure_near(a):
     sizes = [data.size(i) for i in range(len(data))]
     other = [n for n, size in zip(data.names, sizes) if near_sizes(sizes)[size] != size]
     unlike = [float((labels['own'][n] != labels['near'][n]).mean()) for n in other]
-    gain = beside_seeds(*({n: each[way][n] for n in data.names} for way in ('near', 'own')), ids_of(data))
-    return dict(gain, resized=len(other), batches=shown, threshold=.25, scales=[.5, 1., 1.5], unlike=float(np.mean(unlike)), miou={w: miou_of(e, ids_of(data)) for w, e in each.items()})
+    rows = {w: dict(shown=f'at {"their own" if w == "own" else w} sizes', batches=shown[w], miou=miou_of(each[w], ids_of(data))) for w in as_on}
+    rows['near'] |= beside_seeds(*({n: each[way][n] for n in data.names} for way in ('near', 'own')), ids_of(data))
+    return dict(images=len(data), resized=len(other), unlike=float(np.mean(unlike or [0])), threshold=.25, scales=[.5, 1., 1.5], rows=[*rows.values()])
 
 
 MEASURES = dict(agreement=measure_agreement, ccmr=measure_ccmr, icd=measure_icd, icd_white=lambda a: measure_icd(a, True), sipe=measure_sipe, ecsnet=measure_ecsnet, seam=measure_seam, svm=measure_svm, frozen=measure_frozen, near=measure_near)

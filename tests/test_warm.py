@@ -16,6 +16,7 @@ from inside import kernel_of_one_server
 from wsss_nb.engine import warm
 from wsss_nb.base.basics import environment
 from wsss_nb.engine.execute import StageFailed, run_notebook
+from wsss_nb.engine.serving import THREADS
 from wsss_nb.nets.zoo import build
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='forks are used on Linux alone')
@@ -132,8 +133,8 @@ from test_warm import answer, warm; del sys.path[1]
 import torch
 before = warm.threads_begun()
 from contextlib import nullcontext
-from threadpoolctl import threadpool_limits
-with threadpool_limits(1, 'openmp') if {alone} else nullcontext(): torch.ones(10 ** 6).abs()
+from wsss_nb.engine.trial import in_one_thread
+with in_one_thread() if {alone} else nullcontext(): torch.ones(10 ** 6).abs()
 begun, _ = warm.threads_begun(), warm.begin_server()
 print([before, begun, len(warm.SERVERS), answer("import torch; torch.ones(10 ** 6).abs().sum().item()", WSSS_WARM='1')])
 """
@@ -142,14 +143,14 @@ print([before, begun, len(warm.SERVERS), answer("import torch; torch.ones(10 ** 
 @pytest.mark.parametrize('alone', [False, True])
 def test_a_command_that_has_computed_in_two_threads_is_not_forked(tmp_path, alone):
     (tmp_path / 'command.py').write_text(ALREADY.format(tests=str(Path(__file__).parent), alone=alone))
-    said = subprocess.run([sys.executable, tmp_path / 'command.py'], env=dict(bare(), OMP_NUM_THREADS='2'), check=True, capture_output=True, text=True, timeout=120).stdout
+    said = subprocess.run([sys.executable, tmp_path / 'command.py'], env=dict(bare(), **dict.fromkeys(THREADS, '2')), check=True, capture_output=True, text=True, timeout=120).stdout
     assert eval(said) == [False, not alone, int(alone), 10 ** 6]
 
 
 def test_a_file_of_weights_is_tried_in_one_thread(tmp_path):
     torch.save(build('mobilenet_v2').state_dict(), tmp_path / 'weights.pth')
     code = "import torch; from wsss_nb.engine import warm; from wsss_nb.engine.trial import check_weights; check_weights(dict(backbone='mobilenet_v2', stride=16, weights='weights.pth')); print([warm.threads_begun(), torch.get_num_threads()])"
-    said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=dict(bare(), OMP_NUM_THREADS='2'), check=True, capture_output=True, text=True).stdout
+    said = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=dict(bare(), **dict.fromkeys(THREADS, '2')), check=True, capture_output=True, text=True).stdout
     assert eval(said) == [False, 2]
 
 
