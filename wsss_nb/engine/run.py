@@ -118,7 +118,9 @@ def check_inputs(s, line):
 def check_stage(s):
     "Raise where a stage could not be made: its network, its weights, what it names of its data"
     p = s.params
-    check_weights(p), check_network(s.stage, p, 20)
+    try: check_weights(p)
+    except UserError as e: raise UserError(f'{s.name}.{e}') from None  # a recipe may have several networks
+    check_network(s.stage, p, 20)
     if p.get('log'): check_loggers(p['log'])
     if p.get('validate'): Validation(s.data(p['validate']), p['validate_every'], p['keep'])
     for c in p.get('measure', ()): check_name(c, ('background', *s.data(p['splits'][0]).classes), f'{s.name}.measure')
